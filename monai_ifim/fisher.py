@@ -1,0 +1,467 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The input-dependent Fisher information matrix (iFIM) of a classifier.
+
+For an image ``x`` with D numbers, logits ``z = f(x)`` and Jacobian ``J = dz/dx``, the iFIM is ``F(x) = J^T M J``, where
+``M = S S^T`` is the Fisher information of the predictive distribution with respect to its logits. With ``G = J^T S``,
+``F = G G^T`` (D x D, never formed) has the non-zero eigenvalues of the small Gram matrix ``K = G^T G``.
+
+Source: S. Sengupta, M. A. Anastasio, "Input-Dependent Fisher Information for Local Sensitivity Analysis of Medical Image
+Classifiers", arXiv:2606.16362 (2026).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
+from monai_ifim.predictive import Predictive, PredictiveLike, resolve_predictive
+
+__all__ = ["DEFAULT_CUTOFF", "DEFAULT_ENERGY", "InputFisher", "input_fisher"]
+
+DEFAULT_ENERGY = 0.95
+# Eigenvalues below this share of the greatest are numerical zeros: the square of float32's rounding, with room.
+DEFAULT_CUTOFF = 1e-12
+# Numbers that are turned into float64 at a time, so that a float32 factor is never copied whole.
+_CHUNK_NUMBERS = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class InputFisher:
+    """Spectrum and leading eigenvectors of the iFIM of B images; made by :func:`input_fisher`.
+
+    Attributes:
+        eigenvalues: (B, R) float64, descending, per squared unit of the network's input; all R of them, NaN for an
+            image that was left out.
+        eigenvectors: (B, max rank, C_in, *spatial) in the dtype of the images, orthonormal, zero beyond ``rank[b]``. The
+            entry of largest magnitude is positive.
+        rank: (B,) int64, how many eigenvectors the image has here (the k of the split).
+        numerical_rank: (B,) int64, how many eigenvalues exceed the cut-off.
+        logits: (B, outputs), as the network gave them.
+        skipped: index of each image that was left out, with the cause.
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    rank: Tensor
+    numerical_rank: Tensor
+    logits: Tensor
+    skipped: Mapping[int, str] = field(default_factory=dict)
+    # The columns of G are scale[b, r] * factor[b, r]; kept apart so that no column underflows in float32.
+    _factor: Tensor | None = field(default=None, repr=False)
+    _scale: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def trace(self) -> Tensor:
+        """(B,) float64, the sum of the eigenvalues: the squared Frobenius norm of G."""
+        return self.eigenvalues.sum(dim=1)
+
+    @property
+    def effective_rank(self) -> Tensor:
+        """(B,) float64, ``trace^2 / sum of squared eigenvalues``, from 1 to R; zero for an all-zero spectrum."""
+        relative = self.eigenvalues / self.eigenvalues[:, :1].clamp(min=torch.finfo(torch.float64).tiny)
+        return relative.sum(dim=1).square() / relative.square().sum(dim=1).clamp(min=1.0)
+
+    def __len__(self) -> int:
+        return self.eigenvalues.shape[0]
+
+    def quadratic(self, directions: Tensor) -> Tensor:
+        """The quadratic form ``d^T F d``, float64, (B,).
+
+        Half of it is the Kullback-Leibler divergence that a small change ``d`` causes, up to ``O(|d|^3)``.
+
+        Args:
+            directions: (B, C_in, *spatial), one change an image.
+
+        Raises:
+            ValueError: When the directions have another shape.
+            RuntimeError: When the factor was dropped and the eigenvectors kept do not span the whole spectrum.
+        """
+        if directions.shape != self.eigenvectors[:, :1].squeeze(1).shape and self.eigenvectors.shape[1] > 0:
+            raise ValueError(
+                f"directions must have the shape of the images, {(len(self), *self.eigenvectors.shape[2:])}, "
+                f"got {tuple(directions.shape)}."
+            )
+        flat = _plain(directions).flatten(1).unsqueeze(1)
+        if self._factor is not None and self._scale is not None:
+            products = _products(self._factor, flat).squeeze(-1) * self._scale
+            return products.square().sum(dim=1)
+        if not self.can_quadratic:
+            raise RuntimeError(
+                "d^T F d needs the factor G, which was dropped, and the kept eigenvectors do not span the spectrum. "
+                "Call input_fisher with keep_factor=True or energy=1."
+            )
+        products = _products(self.eigenvectors.flatten(2), flat).squeeze(-1)
+        return (self.eigenvalues[:, : products.shape[1]] * products.square()).nan_to_num().sum(dim=1)
+
+    @property
+    def can_quadratic(self) -> bool:
+        """Whether G was kept, or eigenvectors to all eigenvalues above the cut-off, so that ``d^T F d`` can be had."""
+        return self._factor is not None or bool((self.rank >= self.numerical_rank).all())
+
+    def split(
+        self, images: Tensor, rank: int | None = None, energy: float | None = None, reference: float | Tensor = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Split images into their part in the leading eigenspace and the rest.
+
+        ``high = U_k U_k^T (x - x0)`` and ``low = (x - x0) - high``, so that ``x = x0 + high + low``.
+
+        Args:
+            images: (B, C_in, *spatial), the images that the spectrum was computed for.
+            rank: k for every image; default the ``rank`` of this object.
+            energy: k as the least number of eigenvalues that hold this share of the trace.
+            reference: ``x0``, a constant or an image (C_in, *spatial).
+
+        Returns:
+            ``high`` and ``low``, each (B, C_in, *spatial) in the dtype of the images.
+
+        Raises:
+            ValueError: When the images have another shape, or both rank and energy are given.
+            RuntimeError: When more eigenvectors are asked for than are kept, and the factor was dropped.
+
+        Example:
+            >>> network = torch.nn.Linear(4, 2, dtype=torch.float64)
+            >>> images = torch.randn(3, 4, dtype=torch.float64)
+            >>> high, low = input_fisher(network, images).split(images)
+            >>> torch.allclose(high + low, images), bool(((high * low).sum(1).abs() < 1e-12).all())
+            (True, True)
+        """
+        images = _plain(images)
+        if len(images) != len(self) or images.shape[1:] != self.eigenvectors.shape[2:]:
+            raise ValueError(
+                f"images must be those of the spectrum, of shape {(len(self), *self.eigenvectors.shape[2:])}, "
+                f"got {tuple(images.shape)}."
+            )
+        vectors = self.leading_eigenvectors(rank, energy).flatten(2)
+        difference = images - reference
+        flat = difference.flatten(1)
+        coefficients = _products(vectors, flat.unsqueeze(1)).squeeze(-1)
+        high = torch.einsum("bk,bkd->bd", coefficients.to(vectors.dtype), vectors).view_as(images)
+        return high, difference - high
+
+    def leading_eigenvectors(self, rank: int | None = None, energy: float | None = None) -> Tensor:
+        """The leading eigenvectors (B, max k, C_in, *spatial), zero beyond each image's k; by default those kept.
+
+        Args:
+            rank: k for every image, at most its numerical rank.
+            energy: k as the least number of eigenvalues that hold this share of the trace.
+
+        Raises:
+            ValueError: When both are given or out of range.
+            RuntimeError: When more are asked for than are kept, and the factor was dropped.
+        """
+        if rank is None and energy is None:
+            return self.eigenvectors
+        _check_rank_and_energy(rank, energy)
+        ranks = _choose_rank(self.eigenvalues, self.numerical_rank, rank, energy)
+        if (ranks <= self.rank).all():
+            keep = torch.arange(self.eigenvectors.shape[1], device=ranks.device) < ranks.unsqueeze(1)
+            shape = (*keep.shape, *[1] * (self.eigenvectors.ndim - 2))
+            return (self.eigenvectors * keep.view(shape).to(self.eigenvectors))[:, : int(ranks.max())]
+        if self._factor is None or self._scale is None:
+            raise RuntimeError(
+                f"{int(ranks.max())} eigenvectors are asked for and {self.eigenvectors.shape[1]} are kept, and the factor "
+                "G was dropped. Call input_fisher with a higher rank or energy, or with keep_factor=True."
+            )
+        _, basis = _solve_gram(self._factor, self._scale)
+        vectors = _eigenvectors(self._factor, self._scale, basis, ranks)
+        return vectors.view(*vectors.shape[:2], *self.eigenvectors.shape[2:])
+
+    def without_factor(self) -> InputFisher:
+        """The same without G, which holds B x R x D numbers."""
+        return replace(self, _factor=None, _scale=None)
+
+    def to(self, device: torch.device | str) -> InputFisher:
+        """The same on another device."""
+        tensors = {
+            name: value.to(device) for name, value in self.__dict__.items() if isinstance(value, Tensor)
+        }  # fmt: skip
+        return replace(self, **tensors)
+
+    @staticmethod
+    def concatenate(parts: Sequence[InputFisher]) -> InputFisher:
+        """Join the results of several batches of equally shaped images.
+
+        Raises:
+            ValueError: When there is nothing to join.
+        """
+        if not parts:
+            raise ValueError("InputFisher.concatenate needs at least one part.")
+        if len(parts) == 1:
+            return parts[0]
+        most = max(part.eigenvectors.shape[1] for part in parts)
+        starts = [sum(len(part) for part in parts[:index]) for index in range(len(parts))]
+        keep_factor = all(part._factor is not None for part in parts)
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        return InputFisher(
+            eigenvalues=joined("eigenvalues"),
+            eigenvectors=torch.cat([_pad_axis_1(part.eigenvectors, most) for part in parts]),
+            rank=joined("rank"),
+            numerical_rank=joined("numerical_rank"),
+            logits=joined("logits"),
+            skipped={
+                start + index: cause for start, part in zip(starts, parts) for index, cause in part.skipped.items()
+            },
+            _factor=joined("_factor") if keep_factor else None,
+            _scale=joined("_scale") if keep_factor else None,
+        )
+
+
+def input_fisher(
+    network: Callable,
+    images: Tensor,
+    predictive: PredictiveLike = "softmax",
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    temperature: float = 1.0,
+    micro_batch_size: int | None = None,
+    cutoff: float = DEFAULT_CUTOFF,
+    keep_factor: bool = True,
+    output_key: int | str | None = None,
+    arguments: Sequence[Any] = (),
+    keyword_arguments: Mapping[str, Any] | None = None,
+) -> InputFisher:
+    """Compute spectrum and leading eigenvectors of the input-dependent Fisher information matrix of each image.
+
+    One gradient-enabled forward pass and R input-only backward passes, R being C-1 for a softmax over C classes and the
+    number of outputs for sigmoids (Sengupta and Anastasio 2026; ``F = J^T M J``, from the Gram matrix ``K = G^T G``).
+
+    Args:
+        network: any callable from (B, C_in, *spatial) to logits (B, outputs), in evaluation mode. It is left untouched.
+        images: (B, C_in, *spatial), a floating dtype, in the units that the network reads.
+        predictive: ``"softmax"``, ``"sigmoid"`` or an object of :mod:`monai_ifim.predictive`.
+        rank: number k of leading eigenvectors, at most the numerical rank of each image.
+        energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
+        temperature: divides the logits (for ``"softmax"`` and ``"sigmoid"``; an object brings its own).
+        micro_batch_size: images that pass the network at a time; default from the size of an image.
+        cutoff: eigenvalues at or below this share of the greatest count as numerical zeros.
+        keep_factor: keep G (B x R x D numbers) for :meth:`InputFisher.quadratic` and splits beyond the stored rank.
+        output_key: which output of a network that returns a tuple, list or dictionary.
+        arguments: further positional inputs of the network; tensors with B rows are cut along with the images.
+        keyword_arguments: further inputs by name, likewise.
+
+    Returns:
+        The :class:`InputFisher` of the batch, on the device of the images. An image that is not finite, or that gives
+        logits or gradients that are not, is left out with a warning; see ``skipped``.
+
+    Raises:
+        TypeError: When the images cannot carry gradients, or the network returns no tensor.
+        ValueError: When an option is out of range, the batch is empty, the outputs are not logits (B, outputs), the network
+            is in training mode or does not depend differentiably on its input.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+        >>> fisher = input_fisher(network, torch.randn(5, 1, 4, 4), rank=1)
+        >>> fisher.eigenvalues.shape, fisher.eigenvectors.shape
+        (torch.Size([5, 2]), torch.Size([5, 1, 1, 4, 4]))
+    """
+    images = _checked_images(images)
+    distribution = resolve_predictive(predictive, temperature)
+    _check_rank_and_energy(rank, energy)
+    if not 0 < cutoff < 1:
+        raise ValueError(f"cutoff must lie between 0 and 1, got {cutoff}.")
+    if micro_batch_size is None:
+        micro_batch_size = default_micro_batch_size(images[0].numel())
+    if micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
+    call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
+    parts = []
+    for rows in torch.arange(len(images), device=images.device).split(micro_batch_size):
+        part = _micro_batch(call.rows(rows, len(images)), images[rows], distribution, rank, energy, cutoff)
+        parts.append(part if keep_factor else part.without_factor())
+    fisher = InputFisher.concatenate(parts)
+    if fisher.skipped:
+        listed = "; ".join(f"image {index}: {cause}" for index, cause in fisher.skipped.items())
+        warnings.warn(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).", stacklevel=2)
+    return fisher
+
+
+def _micro_batch(
+    call: NetworkCall,
+    images: Tensor,
+    predictive: Predictive,
+    rank: int | None,
+    energy: float | None,
+    cutoff: float,
+) -> InputFisher:
+    logits, factor, scale = _fisher_factor(call, images, predictive)
+    eigenvalues, basis = _solve_gram(factor, scale)
+    causes = [
+        (~torch.isfinite(images).flatten(1).all(dim=1), "the image has NaN or infinite values"),
+        (~torch.isfinite(logits).all(dim=1), "the logits are NaN or infinite"),
+        (torch.isnan(eigenvalues).any(dim=1), "the gradient is NaN or infinite"),
+    ]
+    skipped: dict[int, str] = {}
+    for mask, cause in causes:
+        for index in mask.nonzero().flatten().tolist():
+            skipped.setdefault(index, cause)
+    if skipped:
+        left_out = torch.tensor(sorted(skipped), device=images.device)
+        eigenvalues[left_out] = torch.nan
+        factor[left_out] = 0
+    numerical_rank = (eigenvalues > cutoff * eigenvalues[:, :1]).sum(dim=1)
+    ranks = _choose_rank(eigenvalues, numerical_rank, rank, energy)
+    vectors = _eigenvectors(factor, scale, basis, ranks)
+    return InputFisher(
+        eigenvalues=eigenvalues,
+        eigenvectors=vectors.view(*vectors.shape[:2], *images.shape[1:]),
+        rank=ranks,
+        numerical_rank=numerical_rank,
+        logits=logits,
+        skipped=skipped,
+        _factor=factor,
+        _scale=scale,
+    )
+
+
+def _fisher_factor(call: NetworkCall, images: Tensor, predictive: Predictive) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B, outputs), and G = J^T S as columns (B, R, D) in the dtype of the images and their scales (B, R)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = images.clone().requires_grad_()
+        outputs = call.logits(inputs, differentiable=True)
+        if not outputs.requires_grad:
+            raise ValueError(_NO_GRADIENT)
+        logits = outputs.detach()
+        predictive.check_logits(logits)
+        columns = predictive.factor_columns(logits.shape[1])
+        factor = torch.empty(len(images), columns, images[0].numel(), dtype=images.dtype, device=images.device)
+        scale = torch.empty(len(images), columns, dtype=torch.float64, device=images.device)
+        for column in range(columns):
+            cotangent = predictive.factor_column(logits, column).nan_to_num()
+            scale[:, column] = cotangent.abs().amax(dim=1)
+            cotangent = cotangent / scale[:, column, None].clamp(min=torch.finfo(torch.float64).tiny)
+            (gradient,) = torch.autograd.grad(
+                outputs, inputs, cotangent.to(outputs.dtype), retain_graph=column < columns - 1, allow_unused=True
+            )
+            if gradient is None:
+                raise ValueError(_NO_GRADIENT)
+            factor[:, column] = gradient.flatten(1)
+    return logits, factor, scale
+
+
+_NO_GRADIENT = (
+    "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
+    "rounding, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."
+)
+
+
+def _solve_gram(factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (B, R), descending, and eigenvectors (B, R, R) of K = G^T G, in float64; NaN where K is not finite."""
+    inner = _products(factor, factor)
+    finite = torch.isfinite(inner).flatten(1).all(dim=1)
+    greatest = scale.amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+    relative = scale / greatest.unsqueeze(1)
+    gram = inner * relative.unsqueeze(1) * relative.unsqueeze(2)
+    gram = torch.where(finite.view(-1, 1, 1), gram, torch.zeros_like(gram))
+    eigenvalues, basis = torch.linalg.eigh(gram)
+    eigenvalues = eigenvalues.flip(-1).clamp(min=0) * greatest.square().unsqueeze(1)
+    eigenvalues[~finite] = torch.nan
+    return eigenvalues, basis.flip(-1)
+
+
+def _eigenvectors(factor: Tensor, scale: Tensor, basis: Tensor, ranks: Tensor) -> Tensor:
+    """U = G V diag(lambda)^(-1/2) for the leading ``ranks``: (B, max rank, D) in the dtype of the factor, zero beyond."""
+    most = int(ranks.max())
+    vectors = torch.zeros(len(factor), most, factor.shape[2], dtype=factor.dtype, device=factor.device)
+    relative = scale / scale.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    for index, rank in enumerate(ranks.tolist()):
+        if rank:
+            combination = (relative[index].unsqueeze(1) * basis[index, :, :rank]).T
+            vectors[index, :rank] = _orthonormal(_combine(combination, factor[index])).to(factor.dtype)
+    return vectors
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    """Orthonormalise nearly orthogonal float64 rows (k, D), in order, with the entry of largest magnitude positive."""
+    vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    if len(vectors) > 1:
+        # Two rounds: the first leaves the error squared, which is not nothing where K is nearly singular.
+        for _ in range(2):
+            lower = torch.linalg.cholesky(vectors @ vectors.T)
+            vectors = torch.linalg.solve_triangular(lower, vectors, upper=False)
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return vectors * torch.where(largest < 0, -1.0, 1.0)
+
+
+def _combine(weights: Tensor, rows: Tensor) -> Tensor:
+    """``weights @ rows`` in float64, (k, D), from weights (k, R) and rows (R, D) of any dtype."""
+    return torch.cat([weights @ chunk.double() for chunk in _chunks(rows)], dim=-1)
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right^T`` summed in float64, (B, m, n), from (B, m, D) and (B, n, D) of any dtype."""
+    total = torch.zeros(left.shape[0], left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
+    for left_chunk, right_chunk in zip(_chunks(left), _chunks(right, len(left) * left.shape[1])):
+        doubled = left_chunk.double()
+        total += doubled @ (doubled if left is right else right_chunk.double()).transpose(1, 2)
+    return total
+
+
+def _chunks(values: Tensor, rows: int | None = None) -> Iterator[Tensor]:
+    """Pieces of the last axis with about ``_CHUNK_NUMBERS`` numbers in all ``rows`` together."""
+    rows = rows or values.numel() // max(1, values.shape[-1])
+    return iter(values.split(max(1, _CHUNK_NUMBERS // max(1, rows)), dim=-1))
+
+
+def _choose_rank(eigenvalues: Tensor, numerical_rank: Tensor, rank: int | None, energy: float | None) -> Tensor:
+    """k of each image (B,), never above its numerical rank."""
+    if rank is not None:
+        return numerical_rank.clamp(max=rank)
+    share = DEFAULT_ENERGY if energy is None else energy
+    sums = eigenvalues.nan_to_num().cumsum(dim=1)
+    # The least bit of slack: with energy=1 the last sum must count as the whole, whatever its rounding.
+    needed = (sums < share * sums[:, -1:] * (1 - 1e-12)).sum(dim=1) + 1
+    return torch.minimum(needed, numerical_rank)
+
+
+def _pad_axis_1(values: Tensor, length: int) -> Tensor:
+    missing = length - values.shape[1]
+    return torch.cat([values, values.new_zeros(len(values), missing, *values.shape[2:])], dim=1) if missing else values
+
+
+def _checked_images(images: Tensor) -> Tensor:
+    """The images as a plain tensor.
+
+    Raises:
+        TypeError: When they are no tensor of a floating dtype.
+        ValueError: When there is no batch axis, or nothing in it.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch tensor (B, C_in, *spatial), got {type(images).__name__}.")
+    if not images.dtype.is_floating_point:
+        raise TypeError(
+            f"images of dtype {images.dtype} cannot carry gradients. Convert them as for the network: images.float()."
+        )
+    if images.ndim < 2:
+        raise ValueError(f"images must have shape (B, C_in, *spatial), got {tuple(images.shape)}.")
+    if images.numel() == 0:
+        raise ValueError(f"The batch of images is empty: shape {tuple(images.shape)}.")
+    return _plain(images).detach()
+
+
+def _check_rank_and_energy(rank: int | None, energy: float | None) -> None:
+    if rank is not None and energy is not None:
+        raise ValueError(f"Give rank or energy, not both (rank={rank}, energy={energy}).")
+    if rank is not None and (rank < 1 or rank != int(rank)):
+        raise ValueError(f"rank must be a whole number of 1 or more, got {rank}.")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy must lie in (0, 1], got {energy}.")

@@ -1,0 +1,220 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Calling somebody else's network: on plain tensors, with its outputs checked, and leaving it as it was found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from monai_ifim.predictive import strip_trailing_axes
+
+__all__ = ["NetworkCall", "default_micro_batch_size", "left_as_found", "unwrap"]
+
+# Numbers in a micro-batch of images (about a million), and images in it, when the user gives no size.
+_MICRO_BATCH_NUMBERS = 2**20
+_MICRO_BATCH_IMAGES = 64
+# From this many images on, channels_last pays for the copy of the weights (measured on CPU, 2D convolutions).
+_CHANNELS_LAST_FROM = 4
+
+_COUPLING_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+def default_micro_batch_size(image_numbers: int) -> int:
+    """Images in a micro-batch, from the numbers in one image (channels and spatial axes together).
+
+    Example:
+        >>> default_micro_batch_size(28 * 28), default_micro_batch_size(3 * 224 * 224)
+        (64, 6)
+    """
+    return max(1, min(_MICRO_BATCH_IMAGES, _MICRO_BATCH_NUMBERS // max(1, image_numbers)))
+
+
+def unwrap(network: Callable) -> Callable:
+    """The module inside DistributedDataParallel (whose forward communicates) and torch.compile wrappers.
+
+    Example:
+        >>> unwrap(torch.compile(nn.Identity()))
+        Identity()
+    """
+    while True:
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif hasattr(network, "_orig_mod"):
+            network = network._orig_mod
+        else:
+            return network
+
+
+@contextmanager
+def left_as_found(network: Callable) -> Iterator[None]:
+    """Put the network in evaluation mode, and give back its modes and all random states afterwards.
+
+    Training flags are saved sub-module by sub-module; python, numpy and torch random states (CPU, and CUDA where it is
+    in use) are saved whole. Parameters, buffers and gradients are not touched by what this package does inside.
+
+    Args:
+        network: any callable; only an ``nn.Module`` has modes.
+
+    Example:
+        >>> network = nn.Dropout()
+        >>> with left_as_found(network):
+        ...     network.training
+        False
+        >>> network.training
+        True
+    """
+    modules = list(network.modules()) if isinstance(network, nn.Module) else []
+    modes = [module.training for module in modules]
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes):
+            module.training = mode
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextmanager
+def _plain_arithmetic(device: torch.device, differentiable: bool) -> Iterator[None]:
+    """No inference mode, no autocast, and the grad mode that is asked for, whatever the caller runs under."""
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
+        with torch.autocast(device_type=device.type, enabled=False):
+            yield
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """A network with all that is needed to get logits (B, outputs) from images (B, C_in, *spatial).
+
+    Args:
+        network: a callable from images to outputs.
+        output_key: which output of a network that returns a tuple, list or dictionary.
+        arguments: further positional inputs; tensors whose first axis is as long as the batch are cut along with it.
+        keyword_arguments: further inputs by name, likewise.
+    """
+
+    network: Callable
+    output_key: int | str | None = None
+    arguments: Sequence[Any] = ()
+    keyword_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        network = unwrap(self.network)
+        if not callable(network):
+            raise TypeError(f"network must be a callable from images to logits, got {type(self.network).__name__}.")
+        object.__setattr__(self, "network", network)
+        if isinstance(network, nn.Module):
+            self._refuse_unusable_modes(network)
+
+    @staticmethod
+    def _refuse_unusable_modes(network: nn.Module) -> None:
+        for name, module in network.named_modules():
+            if module.training and isinstance(module, _COUPLING_LAYERS):
+                raise ValueError(
+                    f"The network is in training mode: its layer '{name}' ({type(module).__name__}) would mix the images "
+                    "of a batch or draw random numbers. Call network.eval() first."
+                )
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            if tensor.is_inference():
+                raise ValueError(
+                    f"'{name}' of the network was made under torch.inference_mode(), so no gradient can pass it. "
+                    "Build or load the network outside inference_mode (torch.no_grad() is harmless)."
+                )
+
+    def rows(self, rows: Tensor, batch_size: int) -> NetworkCall:
+        """The same call with the further inputs cut to some rows (n,) of the batch."""
+        if not self.arguments and not self.keyword_arguments:
+            return self
+        arguments = tuple(_take_rows(value, rows, batch_size) for value in self.arguments)
+        keyword_arguments = {key: _take_rows(value, rows, batch_size) for key, value in self.keyword_arguments.items()}
+        return NetworkCall(self.network, self.output_key, arguments, keyword_arguments)
+
+    def logits(self, images: Tensor, differentiable: bool = False) -> Tensor:
+        """Outputs (B, outputs) of the network for plain images (B, C_in, *spatial).
+
+        Runs outside inference mode and autocast. The parameters are passed detached, so that no graph is kept for
+        them, and as channels_last copies for 2D convolutions on a CPU, where these are faster.
+
+        Raises:
+            TypeError: When the network returns something else than a tensor (see ``output_key``).
+            ValueError: When the output is not (B, outputs).
+        """
+        with _plain_arithmetic(images.device, differentiable):
+            outputs = self._call(images)
+            outputs = self._select(outputs)
+            logits = strip_trailing_axes(_plain(outputs))
+            if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+                raise ValueError(
+                    f"The network must give outputs of shape (B, outputs) for a batch of B = {images.shape[0]} images, "
+                    f"got {tuple(outputs.shape)}. Dense outputs (segmentation) are not supported; squeezed outputs (B,) "
+                    "need an axis: outputs.unsqueeze(1)."
+                )
+            return logits
+
+    def _call(self, images: Tensor) -> Any:
+        network, arguments, keyword_arguments = self.network, self.arguments, dict(self.keyword_arguments)
+        images = images.clone()  # the first layer may work in place
+        plain_module = isinstance(network, nn.Module) and not isinstance(
+            network, (torch.jit.ScriptModule, nn.DataParallel)
+        )
+        if not plain_module:
+            return network(images, *arguments, **keyword_arguments)
+        parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        convolutions_2d = [name for name, parameter in parameters.items() if parameter.ndim == 4]
+        if images.ndim == 4 and images.shape[0] >= _CHANNELS_LAST_FROM and convolutions_2d and images.device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)
+            for name in convolutions_2d:
+                parameters[name] = parameters[name].contiguous(memory_format=torch.channels_last)
+        return torch.func.functional_call(network, parameters, (images, *arguments), keyword_arguments)
+
+    def _select(self, outputs: Any) -> Tensor:
+        if self.output_key is not None:
+            try:
+                outputs = outputs[self.output_key]
+            except (KeyError, IndexError, TypeError) as error:
+                held = sorted(map(str, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
+                raise TypeError(f"output_key={self.output_key!r} is not in the network's output ({held}).") from error
+        if not isinstance(outputs, Tensor):
+            choices = f"keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else "an index from 0"
+            raise TypeError(
+                f"The network returns a {type(outputs).__name__}, not a tensor. Name the logits with output_key ({choices})."
+            )
+        return outputs
+
+
+def _plain(value: Tensor) -> Tensor:
+    """The tensor without its subclass (MONAI's MetaTensor, for one, slows every operation)."""
+    return value.as_subclass(Tensor) if type(value) is not Tensor else value
+
+
+def _take_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
+    if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch_size:
+        return _plain(value)[rows.to(value.device)]
+    if isinstance(value, (tuple, list)):
+        return type(value)(_take_rows(item, rows, batch_size) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _take_rows(item, rows, batch_size) for key, item in value.items()}
+    return value
