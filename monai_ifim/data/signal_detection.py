@@ -1,0 +1,300 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Signal-known-exactly detection in a random background, where the ideal observer and its sensitivity are known.
+
+A stationary Gaussian random field, or true lumps, with independent noise on top, and one of C-1 known Gaussian signals, or
+none. In the random field the ideal observer is linear, with template ``w = K^-1 s`` for the signal ``s`` and the covariance
+``K`` of the data: its logit is ``w^T g - w^T s / 2``, so for two classes ``F(g) = p (1 - p) w w^T`` exactly.
+
+The covariance of lumps, with or without edges, is a product over the axes, so that nothing of size D x D is formed.
+
+Sources: J. P. Rolland, H. H. Barrett, "Effect of random background inhomogeneity on observer detection performance",
+J. Opt. Soc. Am. A 9, 649 (1992), for the lumpy background; H. H. Barrett, K. J. Myers, "Foundations of Image Science"
+(2004), chapters 8 and 13, for its covariance and the observers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import ImageMetaKey
+from scipy.special import erf, ndtr
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+__all__ = ["IdealObserver", "SignalDetectionDataset", "SignalDetectionTask"]
+
+
+@dataclass(frozen=True)
+class SignalDetectionTask:
+    """The parameters of the task, and what follows from them in closed form. Widths are Gaussian standard deviations.
+
+    Args:
+        spatial_size: pixels along each axis; two or three axes.
+        num_classes: C; class 0 has no signal, each other class its own. Two classes: one signal in the centre. More: the
+            signals stand on a circle around the centre, a quarter of the smallest axis away.
+        background: ``"gaussian"``, the stationary zero-mean random field with the covariance of the lumps far from edges; or
+            ``"lumpy"``, true lumps with centres uniform over the field, whose mean and covariance fall off at the edges.
+        mean_lumps: mean number of lumps over the field (Poisson).
+        lump_amplitude: amplitude of a lump before the blur.
+        lump_width: width of a lump before the blur, in pixels.
+        blur_height: integral of the point-spread function (``h``).
+        blur_width: width of the point-spread function, in pixels.
+        noise_std: standard deviation of the independent noise in each pixel.
+        signal_amplitude: amplitude of the signal before the blur.
+        signal_width: width of the signal before the blur, in pixels.
+
+    Raises:
+        ValueError: When a parameter is out of range.
+
+    Example:
+        >>> task = SignalDetectionTask()
+        >>> f"d' = {task.detectability:.2f}, AUC = {task.ideal_auc:.3f}"
+        "d' = 1.46, AUC = 0.849"
+    """
+
+    spatial_size: Sequence[int] = (40, 40)
+    num_classes: int = 2
+    background: str = "gaussian"
+    mean_lumps: float = 5.0
+    lump_amplitude: float = 1.2
+    lump_width: float = 4.8
+    blur_height: float = 1.5
+    blur_width: float = 0.8
+    noise_std: float = 1.3
+    signal_amplitude: float = 0.6
+    signal_width: float = 2.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spatial_size", tuple(int(size) for size in self.spatial_size))
+        if len(self.spatial_size) not in (2, 3) or min(self.spatial_size) < 2:
+            raise ValueError(f"spatial_size must give two or three axes of 2 pixels or more, got {self.spatial_size}.")
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes must be 2 or more (class 0 has no signal), got {self.num_classes}.")
+        if self.background not in ("gaussian", "lumpy"):
+            raise ValueError(f"background must be 'gaussian' or 'lumpy', got {self.background!r}.")
+        for name in ("mean_lumps", "lump_width", "blur_height", "blur_width", "noise_std", "signal_width"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+
+    def blurred(self, amplitude: float, width: float) -> tuple[float, float]:
+        """Amplitude and width of a Gaussian after the blur.
+
+        Example:
+            >>> amplitude, width = SignalDetectionTask().blurred(1.2, 4.8)
+            >>> round(amplitude, 3), round(width, 3)
+            (1.751, 4.866)
+        """
+        blurred_width = float(np.hypot(width, self.blur_width))
+        return amplitude * self.blur_height * (width / blurred_width) ** len(self.spatial_size), blurred_width
+
+    @cached_property
+    def signals(self) -> Tensor:
+        """The blurred signals, float64, (C-1, *spatial)."""
+        amplitude, width = self.blurred(self.signal_amplitude, self.signal_width)
+        centre = (np.asarray(self.spatial_size) - 1) / 2
+        signals = []
+        for index in range(self.num_classes - 1):
+            position = centre.copy()
+            if self.num_classes > 2:
+                angle = 2 * np.pi * index / (self.num_classes - 1)
+                position[-2:] += min(self.spatial_size) / 4 * np.array([np.sin(angle), np.cos(angle)])
+            axes = [
+                np.exp(-((np.arange(size) - at) ** 2) / (2 * width**2)) for size, at in zip(self.spatial_size, position)
+            ]
+            signals.append(amplitude * _outer(axes))
+        return torch.from_numpy(np.stack(signals))
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean of the data without signal, float64, (*spatial): zero for the random field."""
+        if self.background == "gaussian":
+            return torch.zeros(self.spatial_size, dtype=torch.float64)
+        amplitude, width = self.blurred(self.lump_amplitude, self.lump_width)
+        axes = []
+        for size in self.spatial_size:
+            at = np.arange(size)
+            # the integral of the lump over its centre, which is uniform over the field [-1/2, size - 1/2]
+            edges = erf((size - 0.5 - at) / (np.sqrt(2) * width)) + erf((at + 0.5) / (np.sqrt(2) * width))
+            axes.append(np.sqrt(np.pi / 2) * width * edges)
+        return torch.from_numpy(self._density * amplitude * _outer(axes))
+
+    @property
+    def _density(self) -> float:
+        """Mean number of lumps a pixel."""
+        return self.mean_lumps / float(np.prod(self.spatial_size))
+
+    @cached_property
+    def _axis_covariances(self) -> list[np.ndarray]:
+        """One matrix an axis; the covariance of the background is their Kronecker product."""
+        amplitude, width = self.blurred(self.lump_amplitude, self.lump_width)
+        covariances = []
+        for size in self.spatial_size:
+            at = np.arange(size)
+            covariance = np.sqrt(np.pi) * width * np.exp(-((at[:, None] - at[None]) ** 2) / (4 * width**2))
+            if self.background == "lumpy":
+                middle = (at[:, None] + at[None]) / 2
+                covariance *= (erf((size - 0.5 - middle) / width) + erf((middle + 0.5) / width)) / 2
+            covariances.append(covariance)
+        covariances[0] = covariances[0] * self._density * amplitude**2
+        return covariances
+
+    @cached_property
+    def _axis_spectra(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        spectra = [np.linalg.eigh(covariance) for covariance in self._axis_covariances]
+        return [(values.clip(min=0), vectors) for values, vectors in spectra]
+
+    def solve_covariance(self, images: Tensor) -> Tensor:
+        """``K^-1 g`` with the covariance of background and noise together, float64, for images (..., *spatial)."""
+        values = _outer([values for values, _ in self._axis_spectra]) + self.noise_std**2
+        rotated = _along_axes(images.double(), [vectors.T for _, vectors in self._axis_spectra])
+        return _along_axes(rotated / torch.from_numpy(values), [vectors for _, vectors in self._axis_spectra])
+
+    @cached_property
+    def templates(self) -> Tensor:
+        """``w = K^-1 s`` of each signal, float64, (C-1, *spatial): ideal in the random field, Hotelling's with lumps."""
+        return self.solve_covariance(self.signals)
+
+    @property
+    def template(self) -> Tensor:
+        """The template of the first signal, float64, (*spatial)."""
+        return self.templates[0]
+
+    @property
+    def detectability(self) -> float:
+        """``d' = sqrt(s^T K^-1 s)`` of the first signal against none."""
+        return float((self.templates[0] * self.signals[0]).sum().sqrt())
+
+    @property
+    def ideal_auc(self) -> float:
+        """Area under the curve of the linear observer for the first signal against none, ``Phi(d' / sqrt 2)``."""
+        return float(ndtr(self.detectability / np.sqrt(2)))
+
+    @cached_property
+    def _sampling_factors(self) -> list[Tensor]:
+        return [torch.from_numpy((vectors * np.sqrt(values)).astype(np.float32)) for values, vectors in self._axis_spectra]
+
+    def sample(self, label: int, generator: torch.Generator) -> Tensor:
+        """One image, float32, (1, *spatial), of a class."""
+        if self.background == "gaussian":
+            white = torch.randn(self.spatial_size, generator=generator)
+            image = _along_axes(white, self._sampling_factors)
+        else:
+            image = self._lumps(generator)
+        image = image + self.noise_std * torch.randn(self.spatial_size, generator=generator)
+        if label > 0:
+            image = image + self.signals[label - 1].float()
+        return image.unsqueeze(0)
+
+    def _lumps(self, generator: torch.Generator) -> Tensor:
+        amplitude, width = self.blurred(self.lump_amplitude, self.lump_width)
+        count = int(torch.poisson(torch.tensor(self.mean_lumps), generator=generator))
+        axes = []
+        for size in self.spatial_size:
+            centres = torch.rand(count, generator=generator) * size - 0.5
+            axes.append(torch.exp(-((torch.arange(size) - centres[:, None]) ** 2) / (2 * width**2)))
+        letters = "xyz"[: len(axes)]
+        return amplitude * torch.einsum(",".join("n" + letter for letter in letters) + "->" + letters, *axes)
+
+
+class SignalDetectionDataset(Dataset):
+    """A MONAI-style data set of the task, generated on the fly: item ``i`` is the same in every run and process.
+
+    Items are dictionaries with ``image``, a float32 ``MetaTensor`` (1, *spatial), and ``label``, a whole number, both
+    classes equally likely.
+
+    Args:
+        task: the task to sample from.
+        length: number of items.
+        seed: sets with different seeds have nothing in common.
+
+    Raises:
+        ValueError: When the length is below 1.
+
+    Example:
+        >>> item = SignalDetectionDataset(SignalDetectionTask(), length=10, seed=1)[3]
+        >>> item["image"].shape, item["label"] in (0, 1)
+        (torch.Size([1, 40, 40]), True)
+    """
+
+    def __init__(self, task: SignalDetectionTask, length: int, seed: int = 0) -> None:
+        if length < 1:
+            raise ValueError(f"length must be 1 or more, got {length}.")
+        self.task = task
+        self.length = length
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        if not -self.length <= index < self.length:
+            raise IndexError(f"index {index} is out of range for {self.length} items.")
+        index = index % self.length
+        state = np.random.SeedSequence([self.seed, index]).generate_state(2)
+        generator = torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+        label = int(torch.randint(self.task.num_classes, (1,), generator=generator))
+        image = self.task.sample(label, generator)
+        name = f"signal_detection_seed{self.seed}_{index:06d}"
+        return {"image": MetaTensor(image, meta={ImageMetaKey.FILENAME_OR_OBJ: name}), "label": label}
+
+
+class IdealObserver(nn.Module):
+    """The linear observer of a task as a network: logits (B, C) from images (B, 1, *spatial).
+
+    Ideal in the random field; with true lumps it is the Hotelling observer. The logits are ``0`` for no signal and
+    ``w^T (g - mean) - w^T s / 2`` for each signal.
+
+    Args:
+        task: the task to observe.
+        dtype: of the templates.
+
+    Example:
+        >>> task = SignalDetectionTask()
+        >>> IdealObserver(task)(torch.zeros(2, 1, 40, 40)).shape
+        torch.Size([2, 2])
+    """
+
+    templates: Tensor
+    offsets: Tensor
+
+    def __init__(self, task: SignalDetectionTask, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        flat = task.templates.flatten(1)
+        midpoints = task.mean.flatten() + task.signals.flatten(1) / 2
+        self.register_buffer("templates", flat.to(dtype))
+        self.register_buffer("offsets", (flat * midpoints).sum(dim=1).to(dtype))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of images (B, 1, *spatial)."""
+        scores = images.flatten(1) @ self.templates.T - self.offsets
+        return torch.cat([torch.zeros_like(scores[:, :1]), scores], dim=1)
+
+
+def _outer(axes: Sequence[np.ndarray]) -> np.ndarray:
+    """The outer product of one vector an axis."""
+    product = axes[0]
+    for axis in axes[1:]:
+        product = product[..., None] * axis
+    return product
+
+
+def _along_axes(images: Tensor, matrices: Sequence[Tensor | np.ndarray]) -> Tensor:
+    """Multiply the last axes of images (..., *spatial) by one matrix each: a Kronecker product of matrices."""
+    for index, matrix in enumerate(matrices):
+        axis = index - len(matrices)
+        images = torch.movedim(torch.movedim(images, axis, -1) @ torch.as_tensor(matrix).T, -1, axis)
+    return images
