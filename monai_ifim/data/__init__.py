@@ -10,6 +10,15 @@
 # limitations under the License.
 """Data with a known answer, and readers of public formats."""
 
+from monai_ifim.data.medmnist import FirstOutput, MedMNISTDataset, MedMNISTFile, medmnist_spatial_size
 from monai_ifim.data.signal_detection import IdealObserver, SignalDetectionDataset, SignalDetectionTask
 
-__all__ = ["IdealObserver", "SignalDetectionDataset", "SignalDetectionTask"]
+__all__ = [
+    "FirstOutput",
+    "IdealObserver",
+    "MedMNISTDataset",
+    "MedMNISTFile",
+    "SignalDetectionDataset",
+    "SignalDetectionTask",
+    "medmnist_spatial_size",
+]

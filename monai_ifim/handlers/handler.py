@@ -1,0 +1,78 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The iFIM metric for ``val_handlers``, where an overlay can add it to any bundle."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+
+from monai_ifim.handlers.metric import IFIMMetric
+
+__all__ = ["IFIMHandler"]
+
+
+class IFIMHandler:
+    """Attach an :class:`IFIMMetric` from a list of handlers, wherever it stands in it, with or without a key metric.
+
+    The numbers are taken at the last iteration of the epoch, so that every handler of ``EPOCH_COMPLETED`` (StatsHandler,
+    TensorBoardStatsHandler, CheckpointSaver, ...) finds those of the same epoch. Where the length of the loader is not
+    known, that is at ``EPOCH_COMPLETED``, and only handlers further down in the list find them. With several processes this
+    route never communicates: each logs the numbers of its own images. Use :class:`IFIMMetric` there.
+
+    Args:
+        options: those of :class:`IFIMMetric`.
+
+    Example::
+
+        val_handlers:
+        - _target_: monai_ifim.handlers.IFIMHandler
+          predictive: softmax
+          max_images: 64
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.metric = IFIMMetric(**options)
+        self.metric.communicate = False
+        self._finished = False
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a MONAI evaluator.
+
+        Args:
+            engine: a MONAI ``Evaluator``.
+        """
+        if idist.get_world_size() > 1:
+            warnings.warn(
+                "IFIMHandler does not communicate: each process logs the iFIM of its own images. Use IFIMMetric in "
+                "key_val_metric or additional_metrics for the numbers of all processes.",
+                stacklevel=2,
+            )
+        self.metric.watch(engine)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish_at_last_iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self._finished = False
+
+    def _finish_at_last_iteration(self, engine: Engine) -> None:
+        length = engine.state.epoch_length
+        if length is not None and engine.state.iteration % length == 0:
+            self._finish(engine)
+
+    def _finish(self, engine: Engine) -> None:
+        if not self._finished:
+            self._finished = True
+            self.metric.completed(engine, name="ifim")
