@@ -47,8 +47,8 @@ class InputFisher:
     Attributes:
         eigenvalues: (B, R) float64, descending, per squared unit of the network's input; all R of them, NaN for an
             image that was left out.
-        eigenvectors: (B, max rank, C_in, *spatial) in the dtype of the images, orthonormal, zero beyond ``rank[b]``. The
-            entry of largest magnitude is positive.
+        eigenvectors: (B, max rank, C_in, *spatial) in the dtype of the images, orthonormal, zero beyond ``rank[b]``; one row
+            at least. The entry of largest magnitude is positive.
         rank: (B,) int64, how many eigenvectors the image has here (the k of the split).
         numerical_rank: (B,) int64, how many eigenvalues exceed the cut-off.
         logits: (B, outputs), as the network gave them.
@@ -91,7 +91,7 @@ class InputFisher:
             ValueError: When the directions have another shape.
             RuntimeError: When the factor was dropped and the eigenvectors kept do not span the whole spectrum.
         """
-        if directions.shape != self.eigenvectors[:, :1].squeeze(1).shape and self.eigenvectors.shape[1] > 0:
+        if directions.shape != self.eigenvectors[:, 0].shape:
             raise ValueError(
                 f"directions must have the shape of the images, {(len(self), *self.eigenvectors.shape[2:])}, "
                 f"got {tuple(directions.shape)}."
@@ -171,7 +171,7 @@ class InputFisher:
         if (ranks <= self.rank).all():
             keep = torch.arange(self.eigenvectors.shape[1], device=ranks.device) < ranks.unsqueeze(1)
             shape = (*keep.shape, *[1] * (self.eigenvectors.ndim - 2))
-            return (self.eigenvectors * keep.view(shape).to(self.eigenvectors))[:, : int(ranks.max())]
+            return (self.eigenvectors * keep.view(shape).to(self.eigenvectors))[:, : max(1, int(ranks.max()))]
         if self._factor is None or self._scale is None:
             raise RuntimeError(
                 f"{int(ranks.max())} eigenvectors are asked for and {self.eigenvectors.shape[1]} are kept, and the factor "
@@ -380,7 +380,7 @@ def _solve_gram(factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 def _eigenvectors(factor: Tensor, scale: Tensor, basis: Tensor, ranks: Tensor) -> Tensor:
     """U = G V diag(lambda)^(-1/2) for the leading ``ranks``: (B, max rank, D) in the dtype of the factor, zero beyond."""
-    most = int(ranks.max())
+    most = max(1, int(ranks.max()))  # one row at least, so that eigenvectors[:, 0] is always there
     vectors = torch.zeros(len(factor), most, factor.shape[2], dtype=factor.dtype, device=factor.device)
     relative = scale / scale.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     for index, rank in enumerate(ranks.tolist()):

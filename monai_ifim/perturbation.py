@@ -114,8 +114,8 @@ class _High(Arm):
 
     def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
         vectors = inputs.fisher.eigenvectors
-        if vectors.shape[1] <= 1:
-            return vectors.sum(dim=1)
+        if vectors.shape[1] == 1:
+            return vectors[:, 0]
         # One number for each of all R eigenvalues, so that the draw does not depend on the other images' ranks.
         coefficients = inputs.noise(self.name, draw, inputs.fisher.eigenvalues.shape[1:])[:, : vectors.shape[1]]
         inside = torch.arange(vectors.shape[1], device=vectors.device) < inputs.fisher.rank.unsqueeze(1)
@@ -317,10 +317,8 @@ def sensitivity_curves(
     call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
     if micro_batch_size is None:
         micro_batch_size = default_micro_batch_size(numbers)
-    if donors is None and batch > 1 and fisher.eigenvectors.shape[1]:
+    if donors is None and batch > 1:
         donors = fisher.eigenvectors[:, 0].roll(-1, dims=0)
-    elif donors is None and batch > 1:
-        donors = torch.zeros_like(images)
     if donors is not None and donors.shape != images.shape:
         raise ValueError(f"donors must have the shape of the images, {tuple(images.shape)}, got {tuple(donors.shape)}.")
     inputs = ArmInputs(images, fisher, None if donors is None else _plain(donors), positions or range(batch), seed)

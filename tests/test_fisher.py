@@ -61,9 +61,7 @@ def test_linear_softmax_has_the_spectrum_of_w_diag_p_minus_p_p_w(classes, number
         p = torch.softmax(weight @ image + bias, -1)
         dense = weight.T @ (torch.diag(p) - torch.outer(p, p)) @ weight
         truth = spectrum(dense, count)
-        # Eigenvalues far below the greatest are known to eps * lambda_max only, and the dense solver errs there, too.
-        relative = (fisher.eigenvalues[index, :count] - truth).abs() / truth.clamp(min=1e-3 * float(truth[0]))
-        assert relative.max() < TOLERANCE[dtype]
+        assert ((fisher.eigenvalues[index, :count] - truth).abs() / truth).max() < TOLERANCE[dtype]
         assert (fisher.eigenvalues[index, count:] <= 1e-12 * truth[0]).all()
         assert fisher.rank[index] >= 1
         assert truths.residual(dense, fisher, index) < TOLERANCE[dtype]
@@ -80,9 +78,7 @@ def test_two_class_linear_softmax_has_the_eigenvalue_p_1_minus_p_times_the_squar
     truth = p * (1 - p) * difference.square().sum()
     torch.testing.assert_close(fisher.eigenvalues[:, 0], truth, rtol=TOLERANCE[dtype], atol=0)
     unit = difference / difference.norm() * torch.sign(difference[difference.abs().argmax()])
-    torch.testing.assert_close(
-        fisher.eigenvectors[:, 0].double(), unit.expand(5, -1), rtol=0, atol=TOLERANCE[dtype]
-    )
+    torch.testing.assert_close(fisher.eigenvectors[:, 0].double(), unit.expand(5, -1), rtol=0, atol=TOLERANCE[dtype])
 
 
 # ---------------------------------------------------------------- networks: dense matrix
@@ -393,7 +389,7 @@ def test_quadratic_refuses_directions_of_another_shape():
 
 @pytest.mark.parametrize("energy", [0.01, 0.5, 0.8, 0.95, 0.999, 1.0, None])
 def test_energy_keeps_the_least_number_of_eigenvalues_that_hold_its_share_of_the_trace(energy):
-    network, images = truths.mlp(6), truths.flat_images(8, 12)
+    network, images = truths.mlp(6), 3 * truths.flat_images(8, 12)
     fisher = input_fisher(network, images, energy=energy)
     needed = []
     for image in images:
@@ -454,7 +450,7 @@ def test_without_the_factor_quadratic_and_a_split_beyond_the_stored_rank_raise_w
         assert fisher._factor is None
         with pytest.raises(RuntimeError, match="keep_factor=True or energy=1"):
             fisher.quadratic(images)
-        with pytest.raises(RuntimeError, match="3 eigenvectors are asked for and 1 are kept.*keep_factor=True"):
+        with pytest.raises(RuntimeError, match=r"3 eigenvectors are asked for and 1 are kept.*keep_factor=True"):
             fisher.split(images, rank=3)
         torch.testing.assert_close(fisher.split(images, rank=1)[0], kept.split(images, rank=1)[0])
 
@@ -568,7 +564,8 @@ def test_images_without_gradient_have_zero_spectra_no_eigenvectors_and_an_empty_
     fisher = input_fisher(lambda x: 0 * x[:, :3], images)
     assert (fisher.eigenvalues == 0).all()
     assert fisher.rank.tolist() == fisher.numerical_rank.tolist() == [0] * 4
-    assert fisher.eigenvectors.shape == (4, 0, numbers)
+    assert fisher.eigenvectors.shape == (4, 1, numbers)  # one row at least, of zeros
+    assert (fisher.eigenvectors == 0).all()
     assert (fisher.trace == 0).all()
     assert (fisher.effective_rank == 0).all()
     assert not fisher.skipped
@@ -664,10 +661,10 @@ def test_outer_contexts_change_no_number(build, context):
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
 def test_outer_contexts_change_no_split_no_eigenvector_and_no_quadratic_form(context):
     network, images = truths.mlp(dtype=F32), truths.flat_images(5, 12, F32)
-    fisher = input_fisher(network, images, rank=1)
+    fisher = input_fisher(network, images, rank=2)
 
     def results():
-        return [*fisher.split(images), fisher.quadratic(images), fisher.leading_eigenvectors(rank=2)]
+        return [*fisher.split(images), fisher.quadratic(images), fisher.leading_eigenvectors(rank=3)]
 
     truth = results()
     with context():
@@ -753,10 +750,7 @@ def test_a_second_tensor_is_cut_along_with_the_micro_batches(micro_batch_size):
         keyword_arguments={"shift": shift},
     )
     for index, image in enumerate(images):
-        dense = truths.dense_fisher(
-            lambda x, i=index: network.layer(x * mask[i]) + shift[i],  # noqa: B023
-            image,
-        )
+        dense = truths.dense_fisher(lambda x, i=index: network.layer(x * mask[i]) + shift[i], image)
         assert truths.relative_error(truths.rebuilt(fisher, index), dense) < 1e-11
 
 
@@ -856,7 +850,13 @@ BAD_CALLS = {
     ),
     "tuple": (lambda x: (NETWORK(x), x), IMAGES, {}, TypeError, "returns a tuple.*output_key"),
     "dictionary": (lambda x: {"z": NETWORK(x)}, IMAGES, {}, TypeError, r"returns a dict.*output_key.*\['z'\]"),
-    "wrong output_key": (lambda x: {"z": NETWORK(x)}, IMAGES, {"output_key": "y"}, TypeError, r"'y' is not in.*\['z'\]"),
+    "wrong output_key": (
+        lambda x: {"z": NETWORK(x)},
+        IMAGES,
+        {"output_key": "y"},
+        TypeError,
+        r"'y' is not in.*\['z'\]",
+    ),
     "not callable": (3, IMAGES, {}, TypeError, "callable"),
 }
 
@@ -882,7 +882,7 @@ def test_probabilities_under_sigmoid_draw_a_warning_at_every_micro_batch_size(ou
 @pytest.mark.parametrize("options", [{"rank": 1, "energy": 0.5}, {"rank": 0}, {"energy": 2.0}])
 def test_a_split_refuses_the_same_options_as_the_call(options):
     fisher = input_fisher(NETWORK, IMAGES)
-    with pytest.raises(ValueError, match="rank|energy"):
+    with pytest.raises(ValueError, match=r"rank|energy"):
         fisher.split(IMAGES, **options)
 
 
@@ -950,4 +950,4 @@ def test_a_batch_of_nothing_but_nan_gives_nan_eigenvalues_and_no_eigenvector():
     with pytest.warns(UserWarning, match="left out 2 of 2 images"):
         fisher = input_fisher(NETWORK, torch.full((2, 12), float("nan"), dtype=F64))
     assert fisher.eigenvalues.isnan().all()
-    assert fisher.eigenvectors.shape == (2, 0, 12)
+    assert fisher.eigenvectors.equal(torch.zeros(2, 1, 12, dtype=F64))

@@ -177,9 +177,11 @@ def saturation_error(margin: float, position: int, dtype: torch.dtype) -> tuple[
         error = max(
             abs(mpmath.mpf(value) - exact) / exact for value, exact in zip(fisher.eigenvalues[0].tolist(), truth)
         )
-        relative = torch.tensor([[float(matrix[i, j] / truth[0]) for j in range(6)] for i in range(6)]).double()
+        relative = torch.tensor(
+            [[float(matrix[i, j] / truth[0]) for j in range(6)] for i in range(6)], dtype=torch.float64
+        )
         vectors = fisher.eigenvectors[0].double()
-        exact = torch.tensor([float(value / truth[0]) for value in truth]).double()
+        exact = torch.tensor([float(value / truth[0]) for value in truth], dtype=torch.float64)
         difference = vectors @ relative - exact[: len(vectors), None] * vectors
     return float(error), float(torch.linalg.vector_norm(difference, dim=1).max())
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Resize
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -148,7 +148,9 @@ class MedMNISTDataset(Dataset):
             raise IndexError(f"index {index} is out of range for {len(self)} items.")
         index = index % len(self)
         image = torch.from_numpy(np.ascontiguousarray(self.images[index])).float() / 127.5 - 1.0
-        tensor = MetaTensor(image, meta={ImageMetaKey.FILENAME_OR_OBJ: f"{self.name}_{index:06d}"})
+        name = f"{self.name}_{index:06d}"
+        meta = {ImageMetaKey.FILENAME_OR_OBJ: name, MetaKeys.SPATIAL_SHAPE: np.asarray(image.shape[1:])}
+        tensor = MetaTensor(image, meta=meta)
         return {
             "image": tensor if self.resize is None else self.resize(tensor),
             "label": int(self.labels[index]),

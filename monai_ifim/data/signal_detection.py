@@ -30,7 +30,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, MetaKeys
 from scipy.special import erf, ndtr
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -249,7 +249,8 @@ class SignalDetectionDataset(Dataset):
         label = int(torch.randint(self.task.num_classes, (1,), generator=generator))
         image = self.task.sample(label, generator)
         name = f"signal_detection_seed{self.seed}_{index:06d}"
-        return {"image": MetaTensor(image, meta={ImageMetaKey.FILENAME_OR_OBJ: name}), "label": label}
+        meta = {ImageMetaKey.FILENAME_OR_OBJ: name, MetaKeys.SPATIAL_SHAPE: np.asarray(image.shape[1:])}
+        return {"image": MetaTensor(image, meta=meta), "label": label}
 
 
 class IdealObserver(nn.Module):

@@ -385,8 +385,6 @@ class IFIMMetric(Metric):
                 f"{tuple(self.reference.shape)}."
             )
         direction = self.reference.expand(shape).flatten()
-        if fisher.eigenvectors.shape[1] == 0:
-            return torch.full((len(fisher),), torch.nan, dtype=torch.float64)
         cosine = fisher.eigenvectors[:, 0].flatten(1).double() @ direction / torch.linalg.vector_norm(direction)
         return torch.where(fisher.rank > 0, cosine.abs(), torch.nan)
 
