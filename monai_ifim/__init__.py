@@ -10,7 +10,7 @@
 # limitations under the License.
 """Input-dependent Fisher information of image classifiers, for MONAI.
 
-    >>> from monai_ifim import input_fisher, sensitivity_curves
+>>> from monai_ifim import input_fisher, sensitivity_curves
 """
 
 from monai_ifim.fisher import InputFisher, input_fisher

@@ -14,8 +14,8 @@ For an image ``x`` with D numbers, logits ``z = f(x)`` and Jacobian ``J = dz/dx`
 ``M = S S^T`` is the Fisher information of the predictive distribution with respect to its logits. With ``G = J^T S``,
 ``F = G G^T`` (D x D, never formed) has the non-zero eigenvalues of the small Gram matrix ``K = G^T G``.
 
-Source: S. Sengupta, M. A. Anastasio, "Input-Dependent Fisher Information for Local Sensitivity Analysis of Medical Image
-Classifiers", arXiv:2606.16362 (2026).
+Source: S. Sengupta, M. A. Anastasio, "Input-Dependent Fisher Information for Local Sensitivity Analysis of Medical
+Image Classifiers", arXiv:2606.16362 (2026).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class InputFisher:
     Attributes:
         eigenvalues: (B, R) float64, descending, per squared unit of the network's input; all R of them, NaN for an
             image that was left out.
-        eigenvectors: (B, max rank, C_in, *spatial) in the dtype of the images, orthonormal, zero beyond ``rank[b]``; one row
-            at least. The entry of largest magnitude is positive.
+        eigenvectors: (B, max rank, C_in, *spatial) in the dtype of the images, orthonormal, zero beyond ``rank[b]``;
+            one row at least. The entry of largest magnitude is positive.
         rank: (B,) int64, how many eigenvectors the image has here (the k of the split).
         numerical_rank: (B,) int64, how many eigenvalues exceed the cut-off.
         logits: (B, outputs), as the network gave them.
@@ -174,8 +174,8 @@ class InputFisher:
             return (self.eigenvectors * keep.view(shape).to(self.eigenvectors))[:, : max(1, int(ranks.max()))]
         if self._factor is None or self._scale is None:
             raise RuntimeError(
-                f"{int(ranks.max())} eigenvectors are asked for and {self.eigenvectors.shape[1]} are kept, and the factor "
-                "G was dropped. Call input_fisher with a higher rank or energy, or with keep_factor=True."
+                f"{int(ranks.max())} eigenvectors are asked for and {self.eigenvectors.shape[1]} are kept, and the "
+                "factor G was dropped. Call input_fisher with a higher rank or energy, or with keep_factor=True."
             )
         _, basis = _solve_gram(self._factor, self._scale)
         vectors = _eigenvectors(self._factor, self._scale, basis, ranks)
@@ -187,10 +187,10 @@ class InputFisher:
 
     def to(self, device: torch.device | str) -> InputFisher:
         """The same on another device."""
-        tensors = {
-            name: value.to(device) for name, value in self.__dict__.items() if isinstance(value, Tensor)
-        }  # fmt: skip
-        return replace(self, **tensors)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     @staticmethod
     def concatenate(parts: Sequence[InputFisher]) -> InputFisher:
@@ -264,8 +264,8 @@ def input_fisher(
 
     Raises:
         TypeError: When the images cannot carry gradients, or the network returns no tensor.
-        ValueError: When an option is out of range, the batch is empty, the outputs are not logits (B, outputs), the network
-            is in training mode or does not depend differentiably on its input.
+        ValueError: When an option is out of range, the batch is empty, the outputs are not logits (B, outputs), the
+            network is in training mode or does not depend differentiably on its input.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -365,7 +365,7 @@ _NO_GRADIENT = (
 
 
 def _solve_gram(factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (B, R), descending, and eigenvectors (B, R, R) of K = G^T G, in float64; NaN where K is not finite."""
+    """Eigenvalues (B, R), descending, and eigenvectors (B, R, R) of K = G^T G, float64; NaN where K is not finite."""
     inner = _products(factor, factor)
     finite = torch.isfinite(inner).flatten(1).all(dim=1)
     greatest = scale.amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
@@ -379,7 +379,7 @@ def _solve_gram(factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _eigenvectors(factor: Tensor, scale: Tensor, basis: Tensor, ranks: Tensor) -> Tensor:
-    """U = G V diag(lambda)^(-1/2) for the leading ``ranks``: (B, max rank, D) in the dtype of the factor, zero beyond."""
+    """U = G V diag(lambda)^(-1/2) of the leading ``ranks``: (B, max rank, D), in the factor's dtype, zero beyond."""
     most = max(1, int(ranks.max()))  # one row at least, so that eigenvectors[:, 0] is always there
     vectors = torch.zeros(len(factor), most, factor.shape[2], dtype=factor.dtype, device=factor.device)
     relative = scale / scale.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
@@ -423,7 +423,7 @@ def _chunks(values: Tensor, rows: int | None = None) -> Iterator[Tensor]:
 
 
 def _choose_rank(eigenvalues: Tensor, numerical_rank: Tensor, rank: int | None, energy: float | None) -> Tensor:
-    """k of each image (B,), never above its numerical rank."""
+    """K of each image (B,), never above its numerical rank."""
     if rank is not None:
         return numerical_rank.clamp(max=rank)
     share = DEFAULT_ENERGY if energy is None else energy

@@ -81,7 +81,7 @@ def left_as_found(network: Callable) -> Iterator[None]:
     """
     modules = list(network.modules()) if isinstance(network, nn.Module) else []
     modes = [module.training for module in modules]
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         for module in modules:
@@ -91,7 +91,7 @@ def left_as_found(network: Callable) -> Iterator[None]:
         for module, mode in zip(modules, modes):
             module.training = mode
         random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)
@@ -134,8 +134,8 @@ class NetworkCall:
         for name, module in network.named_modules():
             if module.training and isinstance(module, _COUPLING_LAYERS):
                 raise ValueError(
-                    f"The network is in training mode: its layer '{name}' ({type(module).__name__}) would mix the images "
-                    "of a batch or draw random numbers. Call network.eval() first."
+                    f"The network is in training mode: its layer '{name}' ({type(module).__name__}) would mix the "
+                    "images of a batch or draw random numbers. Call network.eval() first."
                 )
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             if tensor.is_inference():
@@ -169,22 +169,24 @@ class NetworkCall:
             if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
                 raise ValueError(
                     f"The network must give outputs of shape (B, outputs) for a batch of B = {images.shape[0]} images, "
-                    f"got {tuple(outputs.shape)}. Dense outputs (segmentation) are not supported; squeezed outputs (B,) "
-                    "need an axis: outputs.unsqueeze(1)."
+                    f"got {tuple(outputs.shape)}. Dense outputs (segmentation) are not supported; squeezed outputs "
+                    "(B,) need an axis: outputs.unsqueeze(1)."
                 )
             return logits
 
     def _call(self, images: Tensor) -> Any:
         network, arguments, keyword_arguments = self.network, self.arguments, dict(self.keyword_arguments)
         images = images.clone()  # the first layer may work in place
-        plain_module = isinstance(network, nn.Module) and not isinstance(
-            network, (torch.jit.ScriptModule, nn.DataParallel)
-        )
-        if not plain_module:
+        if not isinstance(network, nn.Module) or isinstance(network, (torch.jit.ScriptModule, nn.DataParallel)):
             return network(images, *arguments, **keyword_arguments)
         parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
         convolutions_2d = [name for name, parameter in parameters.items() if parameter.ndim == 4]
-        if images.ndim == 4 and images.shape[0] >= _CHANNELS_LAST_FROM and convolutions_2d and images.device.type == "cpu":
+        if (
+            images.ndim == 4
+            and images.shape[0] >= _CHANNELS_LAST_FROM
+            and convolutions_2d
+            and images.device.type == "cpu"
+        ):
             images = images.contiguous(memory_format=torch.channels_last)
             for name in convolutions_2d:
                 parameters[name] = parameters[name].contiguous(memory_format=torch.channels_last)

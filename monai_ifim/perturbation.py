@@ -10,9 +10,9 @@
 # limitations under the License.
 """Sensitivity versus perturbation: what equally large changes along different directions do to the prediction.
 
-A change is ``delta = strength * sigma * sqrt(D) * u`` with ``u`` a unit direction and ``sigma`` the image's own standard
-deviation, so that ``strength`` is the root mean square of the change relative to the image's contrast. An *arm* says which
-direction. Each direction is tried with both signs.
+A change is ``delta = strength * sigma * sqrt(D) * u`` with ``u`` a unit direction and ``sigma`` the image's own
+standard deviation, so that ``strength`` is the root mean square of the change relative to the image's contrast. An
+*arm* says which direction. Each direction is tried with both signs.
 
 At rank one the leading eigenvector beats a random direction by about a factor D by construction, so ``high`` against
 ``low`` or ``random`` is a sanity check; ``transfer`` and ``low_matched`` are the controls.
@@ -199,7 +199,8 @@ class SensitivityCurves:
     """Results of :func:`sensitivity_curves`.
 
     Attributes:
-        unperturbed: one row an image: ``image, confidence, correct, noise_floor`` (the KL that rounding alone can make).
+        unperturbed: one row an image: ``image, confidence, correct, noise_floor`` (the KL that rounding alone can
+            make).
         skipped: for each arm, the images that it left out, with the cause.
         kept_norm: for each arm, (draws, B): the length of its direction before it was made a unit one. For ``low`` and
             ``low_matched`` it is what the projection on the complement left of a unit direction.
@@ -214,8 +215,8 @@ class SensitivityCurves:
         """The long table, one row an image, arm, strength, draw and sign.
 
         Columns: ``image, arm, strength, draw, sign, kl`` (nats), ``kl_quadratic`` (its local prediction, nats),
-        ``fisher_rao`` (radians), ``confidence_drop`` (of the class predicted before), ``flipped, correct`` (0 or 1, a share
-        of the labels for multi-label outputs; ``correct`` is NaN without labels).
+        ``fisher_rao`` (radians), ``confidence_drop`` (of the class predicted before), ``flipped, correct`` (0 or 1, a
+        share of the labels for multi-label outputs; ``correct`` is NaN without labels).
         """
         return self._frame.copy()
 
@@ -308,8 +309,8 @@ def sensitivity_curves(
         raise ValueError(f"draws must be 1 or more, got {draws}.")
     if len(fisher) != batch or fisher.eigenvectors.shape[2:] != images.shape[1:]:
         raise ValueError(
-            f"fisher must be the spectrum of these images, of shape {tuple(images.shape)}; it is of {len(fisher)} images of "
-            f"shape {tuple(fisher.eigenvectors.shape[2:])}."
+            f"fisher must be the spectrum of these images, of shape {tuple(images.shape)}; it is of {len(fisher)} "
+            f"images of shape {tuple(fisher.eigenvectors.shape[2:])}."
         )
     if positions is not None and len(positions) != batch:
         raise ValueError(f"positions must be {batch}, one an image, got {len(positions)}.")
@@ -328,7 +329,9 @@ def sensitivity_curves(
     decision = distribution.decision(logits)
     confidence = distribution.decision_probability(logits, decision)
     truth = None if labels is None else distribution.label_outcomes(_plain(labels).to(logits.device), logits.shape[1])
-    contrast = images.double().flatten(1).std(dim=1, correction=0) if sigma is None else images.new_full((batch,), sigma)
+    contrast = (
+        images.double().flatten(1).std(dim=1, correction=0) if sigma is None else images.new_full((batch,), sigma)
+    )
     rounding = torch.finfo(logits.dtype).eps * logits.double().abs().amax(dim=1)
     unperturbed = pd.DataFrame(
         {

@@ -26,7 +26,15 @@ from typing import Union
 import torch
 from torch import Tensor
 
-__all__ = ["Bernoulli", "Categorical", "Predictive", "PredictiveLike", "agreement", "resolve_predictive", "strip_trailing_axes"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Predictive",
+    "PredictiveLike",
+    "agreement",
+    "resolve_predictive",
+    "strip_trailing_axes",
+]
 
 # Below this size of the log-ratio, exp(t) - 1 - t is taken from its Taylor series (next term: 6e-17 relative).
 _SERIES_BELOW = 1e-2
@@ -281,8 +289,8 @@ class Bernoulli(Predictive):
         in_unit_interval = logits.numel() >= 8 and bool(((logits >= 0) & (logits <= 1)).all())
         if in_unit_interval or (logits.shape[1] > 1 and _are_probabilities(logits)):
             warnings.warn(
-                "All outputs of the network lie between 0 and 1, as probabilities do. If a sigmoid or softmax is already "
-                "in the network, pass the network without it: predictive='sigmoid' expects logits.",
+                "All outputs of the network lie between 0 and 1, as probabilities do. If a sigmoid or softmax is "
+                "already in the network, pass the network without it: predictive='sigmoid' expects logits.",
                 stacklevel=2,
             )
 

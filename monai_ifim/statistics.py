@@ -81,17 +81,17 @@ def summarise(images: pd.DataFrame, frame: pd.DataFrame, arms: Sequence[str], st
     """The numbers over a set of images that are logged for an evaluation epoch.
 
     Args:
-        images: one row an image: ``image, lambda_max, trace, effective_rank, noise_floor, correct, skipped`` (a cause, or
-            an empty string) and, where there is a reference direction, ``reference_cosine``.
+        images: one row an image: ``image, lambda_max, trace, effective_rank, noise_floor, correct, skipped`` (a cause,
+            or an empty string) and, where there is a reference direction, ``reference_cosine``.
         frame: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`.
         arms: names of the arms in it.
         strength: the reference strength.
 
     Returns:
-        ``images`` (used), ``zero`` (of these, with an all-zero spectrum), ``skipped``; the medians ``lambda_max``, ``trace``
-        and ``effective_rank``, and ``log10_lambda_max``, a median without the all-zero spectra; ``accuracy``, where there
-        are labels; ``reference_cosine``, the mean of the absolute cosine; the means ``kl_<arm>``; and the medians
-        ``coupling`` and ``coupling_transfer`` with the share ``coupling_censored``. What no image gives is NaN.
+        ``images`` (used), ``zero`` (of these, with an all-zero spectrum), ``skipped``; the medians ``lambda_max``,
+        ``trace`` and ``effective_rank``, and ``log10_lambda_max``, a median without the all-zero spectra; ``accuracy``,
+        where there are labels; ``reference_cosine``, the mean of the absolute cosine; the means ``kl_<arm>``; and the
+        medians ``coupling`` and ``coupling_transfer`` with the share ``coupling_censored``. What no image gives is NaN.
     """
     used = images[images.skipped == ""]
     nonzero = used[used.lambda_max > 0]

@@ -63,7 +63,8 @@ class MedMNISTFile:
         if missing or not self.splits:
             raise ValueError(
                 f"'{self.path.name}' lacks the array(s) {', '.join(missing) or 'train_images'}; it holds "
-                f"{', '.join(sorted(arrays)) or 'nothing'}. A MedMNIST-format file has <split>_images and <split>_labels."
+                f"{', '.join(sorted(arrays)) or 'nothing'}. A MedMNIST-format file has <split>_images and "
+                "<split>_labels."
             )
         self._images = {split: arrays[f"{split}_images"] for split in self.splits}
         self._labels = {split: self._checked_labels(split, arrays[f"{split}_labels"]) for split in self.splits}
@@ -80,15 +81,17 @@ class MedMNISTFile:
                 return {name: file[name] for name in file.files if name in wanted}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
             raise ValueError(
-                f"'{self.path}' cannot be read as .npz ({error}). It may be truncated or another kind of file: compare its "
-                "size with the source, and fetch it again."
+                f"'{self.path}' cannot be read as .npz ({error}). It may be truncated or another kind of file: compare "
+                "its size with the source, and fetch it again."
             ) from error
 
     def _checked_labels(self, split: str, labels: np.ndarray) -> np.ndarray:
         name = f"{split}_labels in '{self.path.name}'"
         images = self._images[split]
         if labels.ndim == 2 and labels.shape[1] > 1:
-            raise ValueError(f"{name} has shape {labels.shape}: multi-label sets are not supported, only one label an image.")
+            raise ValueError(
+                f"{name} has shape {labels.shape}: multi-label sets are not supported, only one label an image."
+            )
         labels = labels.reshape(-1)
         if len(labels) != len(images) or len(labels) == 0:
             raise ValueError(f"{name} has {len(labels)} labels for {len(images)} images; one each, and one at least.")

@@ -10,9 +10,9 @@
 # limitations under the License.
 """Signal-known-exactly detection in a random background, where the ideal observer and its sensitivity are known.
 
-A stationary Gaussian random field, or true lumps, with independent noise on top, and one of C-1 known Gaussian signals, or
-none. In the random field the ideal observer is linear, with template ``w = K^-1 s`` for the signal ``s`` and the covariance
-``K`` of the data: its logit is ``w^T g - w^T s / 2``, so for two classes ``F(g) = p (1 - p) w w^T`` exactly.
+A stationary Gaussian random field, or true lumps, with independent noise on top, and one of C-1 known Gaussian signals,
+or none. In the random field the ideal observer is linear, with template ``w = K^-1 s`` for the signal ``s`` and the
+covariance ``K`` of the data: its logit is ``w^T g - w^T s / 2``, so for two classes ``F(g) = p (1 - p) w w^T`` exactly.
 
 The covariance of lumps, with or without edges, is a product over the axes, so that nothing of size D x D is formed.
 
@@ -44,10 +44,11 @@ class SignalDetectionTask:
 
     Args:
         spatial_size: pixels along each axis; two or three axes.
-        num_classes: C; class 0 has no signal, each other class its own. Two classes: one signal in the centre. More: the
-            signals stand on a circle around the centre, a quarter of the smallest axis away.
-        background: ``"gaussian"``, the stationary zero-mean random field with the covariance of the lumps far from edges; or
-            ``"lumpy"``, true lumps with centres uniform over the field, whose mean and covariance fall off at the edges.
+        num_classes: C; class 0 has no signal, each other class its own. Two classes: one signal in the centre. More:
+            the signals stand on a circle around the centre, a quarter of the smallest axis away.
+        background: ``"gaussian"``, the stationary zero-mean random field with the covariance of the lumps far from
+            edges; or ``"lumpy"``, true lumps with centres uniform over the field, whose mean and covariance fall off at
+            the edges.
         mean_lumps: mean number of lumps over the field (Poisson).
         lump_amplitude: amplitude of a lump before the blur.
         lump_width: width of a lump before the blur, in pixels.
@@ -165,7 +166,7 @@ class SignalDetectionTask:
 
     @cached_property
     def templates(self) -> Tensor:
-        """``w = K^-1 s`` of each signal, float64, (C-1, *spatial): ideal in the random field, Hotelling's with lumps."""
+        """``w = K^-1 s`` of each signal, float64, (C-1, *spatial): ideal in the random field, Hotelling's for lumps."""
         return self.solve_covariance(self.signals)
 
     @property
@@ -185,7 +186,9 @@ class SignalDetectionTask:
 
     @cached_property
     def _sampling_factors(self) -> list[Tensor]:
-        return [torch.from_numpy((vectors * np.sqrt(values)).astype(np.float32)) for values, vectors in self._axis_spectra]
+        return [
+            torch.from_numpy((vectors * np.sqrt(values)).astype(np.float32)) for values, vectors in self._axis_spectra
+        ]
 
     def sample(self, label: int, generator: torch.Generator) -> Tensor:
         """One image, float32, (1, *spatial), of a class."""

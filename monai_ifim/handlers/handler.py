@@ -16,7 +16,8 @@ import warnings
 from typing import Any
 
 import ignite.distributed as idist
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import Evaluator
 
 from monai_ifim.handlers.metric import IFIMMetric
 
@@ -26,10 +27,11 @@ __all__ = ["IFIMHandler"]
 class IFIMHandler:
     """Attach an :class:`IFIMMetric` from a list of handlers, wherever it stands in it, with or without a key metric.
 
-    The numbers are taken at the last iteration of the epoch, so that every handler of ``EPOCH_COMPLETED`` (StatsHandler,
-    TensorBoardStatsHandler, CheckpointSaver, ...) finds those of the same epoch. Where the length of the loader is not
-    known, that is at ``EPOCH_COMPLETED``, and only handlers further down in the list find them. With several processes this
-    route never communicates: each logs the numbers of its own images. Use :class:`IFIMMetric` there.
+    The numbers are taken at the last iteration of the epoch, so that every handler of ``EPOCH_COMPLETED``
+    (StatsHandler, TensorBoardStatsHandler, CheckpointSaver, ...) finds those of the same epoch. Where the length of the
+    loader is not known, that is at ``EPOCH_COMPLETED``, and only handlers further down in the list find them. With
+    several processes this route never communicates: each logs the numbers of its own images. Use :class:`IFIMMetric`
+    there.
 
     Args:
         options: those of :class:`IFIMMetric`.
@@ -47,7 +49,7 @@ class IFIMHandler:
         self.metric.communicate = False
         self._finished = False
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Evaluator) -> None:
         """Attach to a MONAI evaluator.
 
         Args:
@@ -64,15 +66,15 @@ class IFIMHandler:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish_at_last_iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Evaluator) -> None:
         self._finished = False
 
-    def _finish_at_last_iteration(self, engine: Engine) -> None:
+    def _finish_at_last_iteration(self, engine: Evaluator) -> None:
         length = engine.state.epoch_length
         if length is not None and engine.state.iteration % length == 0:
             self._finish(engine)
 
-    def _finish(self, engine: Engine) -> None:
+    def _finish(self, engine: Evaluator) -> None:
         if not self._finished:
             self._finished = True
             self.metric.completed(engine, name="ifim")

@@ -15,15 +15,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ignite.distributed as idist
 import numpy as np
 import pandas as pd
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from ignite.metrics import Metric
-from monai.engines import EnsembleEvaluator, IterationEvents, default_prepare_batch
+from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents, default_prepare_batch
 from torch import Tensor
 
 from monai_ifim.fisher import InputFisher, input_fisher
@@ -34,6 +34,8 @@ from monai_ifim.predictive import PredictiveLike, resolve_predictive
 from monai_ifim.statistics import per_image, summarise, summary_names
 
 __all__ = ["IFIMMetric"]
+
+_T = TypeVar("_T")
 
 DEFAULT_ARMS = ("high", "low", "low_matched", "transfer")
 # Per-image values that MetricsSaver can write, beside the KL of each arm.
@@ -57,12 +59,13 @@ class _Part:
 class IFIMMetric(Metric):
     """Input-dependent Fisher information of an evaluator's network, and what perturbations do to its predictions.
 
-    For ``key_val_metric`` or ``additional_metrics`` of a MONAI evaluator (see :class:`IFIMHandler` for ``val_handlers``). Each
-    evaluation epoch it computes, for a fixed choice of images, the spectrum of the iFIM
+    For ``key_val_metric`` or ``additional_metrics`` of a MONAI evaluator (see :class:`IFIMHandler` for
+    ``val_handlers``). Each evaluation epoch it computes, for a fixed choice of images, the spectrum of the iFIM
     (:func:`monai_ifim.input_fisher`) and the effect of equally large changes along several arms
     (:func:`monai_ifim.sensitivity_curves`), and writes scalars into ``engine.state.metrics`` (see
-    :func:`monai_ifim.statistics.summarise`, with ``prefix``) and values of each image into ``engine.state.metric_details``
-    (NaN for images that were not chosen). The network, its modes and all random states are left as they were found.
+    :func:`monai_ifim.statistics.summarise`, with ``prefix``) and values of each image into
+    ``engine.state.metric_details`` (NaN for images that were not chosen). The network, its modes and all random states
+    are left as they were found.
 
     Args:
         network: the classifier; default the evaluator's.
@@ -139,25 +142,27 @@ class IFIMMetric(Metric):
     def update(self, output: Any) -> None:
         """Not used: the images are seen at ``FORWARD_COMPLETED``, when they are still a batch (see :meth:`observe`)."""
 
-    def attach(self, engine: Engine, name: str) -> None:  # type: ignore[override]
+    def attach(self, engine: Evaluator, name: str) -> None:  # type: ignore[override]
         """Attach to a MONAI evaluator, under any name; the metrics have their own names.
 
         Args:
             engine: a MONAI ``Evaluator``.
-            name: as in ``additional_metrics: {name: IFIMMetric()}``. As the key metric it must be one of the metrics' names.
+            name: as in ``additional_metrics: {name: IFIMMetric()}``. As the key metric it must be one of the metrics'
+                names.
 
         Raises:
-            ValueError: When the engine has several networks, or ``name`` is the key metric's and no metric that this one logs.
+            ValueError: When the engine has several networks, or ``name`` is the key metric's and no metric that this
+                one logs.
         """
         if getattr(engine.state, "key_metric_name", None) == name and (self.interval > 1 or not self.logs(name)):
             raise ValueError(
-                f"The key metric is named '{name}'. As the key metric, IFIMMetric needs interval=1 and the name of one of "
-                f"its numbers, for instance '{self.prefix}coupling'; or put it into additional_metrics, under any name."
+                f"The key metric is named '{name}'. As the key metric, IFIMMetric needs interval=1 and the name of one "
+                f"of its numbers, for instance '{self.prefix}coupling'; or put it into additional_metrics."
             )
         self.watch(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.completed, name)
 
-    def detach(self, engine: Engine) -> None:  # type: ignore[override]
+    def detach(self, engine: Evaluator) -> None:  # type: ignore[override]
         """Detach from the evaluator."""
         for handler, event in (
             (self.started, Events.EPOCH_STARTED),
@@ -171,20 +176,22 @@ class IFIMMetric(Metric):
         """Whether a metric of this name can be among those that are logged."""
         return name in {self.prefix + known for known in summary_names(self.arms)}
 
-    def watch(self, engine: Engine) -> None:
+    def watch(self, engine: Evaluator) -> None:
         """Look at the images of an evaluator; the numbers are taken by :meth:`compute`.
 
         Raises:
             ValueError: When the engine has several networks, and none was given.
         """
         if self.network is None and isinstance(engine, EnsembleEvaluator):
-            raise ValueError("EnsembleEvaluator has several networks; name the one to look at: IFIMMetric(network=...).")
+            raise ValueError(
+                "EnsembleEvaluator has several networks; name the one to look at: IFIMMetric(network=...)."
+            )
         if not hasattr(engine.state, "metric_details"):
             engine.state.metric_details = {}
         engine.add_event_handler(Events.EPOCH_STARTED, self.started)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.observe)
 
-    def started(self, engine: Engine) -> None:
+    def started(self, engine: Evaluator) -> None:  # type: ignore[override]
         """Begin an evaluation epoch: drop what the last one left, and choose the images.
 
         Raises:
@@ -205,7 +212,7 @@ class IFIMMetric(Metric):
         if self._active:
             self._selection.start(engine.state.dataloader)
 
-    def observe(self, engine: Engine) -> None:
+    def observe(self, engine: Evaluator) -> None:
         """Compute the spectrum of the chosen images of the batch that just passed the network.
 
         Raises:
@@ -251,7 +258,7 @@ class IFIMMetric(Metric):
             )
         )
 
-    def completed(self, engine: Engine, name: str) -> None:
+    def completed(self, engine: Evaluator, name: str) -> None:  # type: ignore[override]
         """Write the numbers of the epoch into ``engine.state``; ``name`` is not used, the metrics have their own."""
         engine.state.metrics.update(self.compute())
         engine.state.metric_details.update(self.metric_details)
@@ -268,9 +275,7 @@ class IFIMMetric(Metric):
         if not self._active:
             return {}
         images, frame = self._measure()
-        parts = [(images, frame, self._selection.seen)]
-        if self.communicate and idist.get_world_size() > 1:
-            parts = idist.all_gather(parts[0])
+        parts = self._gathered((images, frame, self._selection.seen))
         starts = np.cumsum([0, *[seen for _, _, seen in parts]])
         images = pd.concat([table.assign(seen=table.seen + start) for (table, _, _), start in zip(parts, starts)])
         frame = pd.concat([table for _, table, _ in parts], ignore_index=True)
@@ -280,36 +285,38 @@ class IFIMMetric(Metric):
         self._parts = []
         return {self.prefix + name: value for name, value in summary.items()}
 
-    def _network_inputs(self, engine: Engine) -> tuple[Tensor, tuple, dict[str, Any]]:
+    def _network_inputs(self, engine: Evaluator) -> tuple[Tensor, tuple, dict[str, Any]]:
         """Images (B, C_in, *spatial) and the further inputs of the network, as the evaluator passed them."""
         images = self._find(engine, self.image_key)
         if images is None:
             raise KeyError(
-                f"image_key='{self.image_key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor in its "
-                f"batch ({_keys(engine.state.batch)}). Set image_key to the key of the network's input."
+                f"image_key='{self.image_key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor "
+                f"in its batch ({_keys(engine.state.batch)}). Set image_key to the key of the network's input."
             )
         prepare_batch = getattr(engine, "prepare_batch", default_prepare_batch)
         if prepare_batch is default_prepare_batch:
             return _plain_tensor(images), (), {}
         # the evaluator keeps the image and label that prepare_batch gave, but not the further inputs
         with left_as_found(self.network):  # type: ignore[arg-type]
-            prepared = prepare_batch(engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+            prepared: Sequence[Any] = prepare_batch(
+                engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
+            )
         arguments, keyword_arguments = prepared[2:] if len(prepared) == 4 else ((), {})
         return _plain_tensor(images), arguments, keyword_arguments
 
-    def _labels(self, engine: Engine) -> Tensor | None:
+    def _labels(self, engine: Evaluator) -> Tensor | None:
         if self.label_key is None:
             return None
         labels = self._find(engine, self.label_key)
         if labels is None and self.label_key != "label":
             raise KeyError(
-                f"label_key='{self.label_key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor in its "
-                f"batch ({_keys(engine.state.batch)}). Set label_key to the key of the labels, or to null for none."
+                f"label_key='{self.label_key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor "
+                f"in its batch ({_keys(engine.state.batch)}). Set label_key to the labels' key, or null for none."
             )
         return None if labels is None else _plain_tensor(labels)
 
     @staticmethod
-    def _find(engine: Engine, key: str) -> Any:
+    def _find(engine: Evaluator, key: str) -> Any:
         for held in (engine.state.output, engine.state.batch):
             if isinstance(held, Mapping) and held.get(key) is not None:
                 return held[key]
@@ -352,7 +359,8 @@ class IFIMMetric(Metric):
                     keyword_arguments=part.keyword_arguments,
                 )
             images.append(table.join(curves.unperturbed.drop(columns="image")))
-            frames.append(curves.to_frame().assign(image=lambda rows, part=part: np.take(part.positions, rows.image)))
+            rows = curves.to_frame()
+            frames.append(rows.assign(image=np.take(part.positions, rows.image)))
         frames = frames or [pd.DataFrame({name: pd.Series(dtype=float) for name in ("image", "arm", "strength", "kl")})]
         return pd.concat(images, ignore_index=True), pd.concat(frames, ignore_index=True)
 
@@ -365,15 +373,19 @@ class IFIMMetric(Metric):
             if part.fisher.rank[row] > 0
         }
         positions = [position for part in self._parts for position in part.positions]
-        if self.communicate and idist.get_world_size() > 1:
-            gathered = idist.all_gather((positions, vectors))
-            positions = [position for theirs, _ in gathered for position in theirs]
-            vectors = {position: vector for _, theirs in gathered for position, vector in theirs.items()}
-        ring = sorted(positions)
+        gathered = self._gathered((positions, vectors))
+        ring = sorted(position for theirs, _ in gathered for position in theirs)
+        vectors = {position: vector for _, theirs in gathered for position, vector in theirs.items()}
         following = dict(zip(ring, ring[1:] + ring[:1]))
         return {
             position: vectors[donor] for position, donor in following.items() if donor in vectors and donor != position
         }
+
+    def _gathered(self, mine: _T) -> list[_T]:
+        """What each process has, in the order of ranks: only on the metric route, where every process comes by."""
+        if not self.communicate or idist.get_world_size() == 1:
+            return [mine]
+        return cast("list[_T]", idist.all_gather(mine))
 
     def _reference_cosine(self, fisher: InputFisher) -> Tensor:
         """Absolute cosine (B,) between the leading eigenvector and the reference; NaN where there is no eigenvector."""
@@ -389,7 +401,7 @@ class IFIMMetric(Metric):
         return torch.where(fisher.rank > 0, cosine.abs(), torch.nan)
 
     def _details(self, images: pd.DataFrame, frame: pd.DataFrame, seen: int) -> dict[str, np.ndarray]:
-        """Values of each image (images seen, 1), NaN for those not chosen, in the order of MetricsSaver's file names."""
+        """Values of each image (images seen, 1), NaN for those not chosen, in the order that they were seen."""
         table = images.set_index("image")
         table["log10_lambda_max"] = np.log10(table.lambda_max.where(table.lambda_max > 0))
         for arm in self.arms:
@@ -444,7 +456,7 @@ def _joined_by_shape(parts: Sequence[_Part]) -> list[_Part]:
 
 
 def _donor(donors: Mapping[int, Tensor], position: int, image: Tensor) -> Tensor:
-    """The donor's eigenvector, or zero where there is none of this shape (the arm then counts the image as left out)."""
+    """The donor's eigenvector, or zero where there is none of this shape; the arm then leaves the image out."""
     donor = donors.get(position)
     return donor if donor is not None and donor.shape == image.shape else torch.zeros_like(image)
 

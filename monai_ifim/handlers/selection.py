@@ -25,9 +25,9 @@ __all__ = ["ImageSelection"]
 class ImageSelection:
     """A fixed, seeded choice of at most ``max_images`` positions of the data set behind a loader.
 
-    Behind a sequential or an unshuffled distributed sampler the choice is ``randperm(N, seed)[:max_images]``, and the padding
-    copies of a distributed sampler are dropped. Any other loader gives the first ``max_images`` that are seen, with one
-    warning.
+    Behind a sequential or an unshuffled distributed sampler the choice is ``randperm(N, seed)[:max_images]``, and the
+    padding copies of a distributed sampler are dropped. Any other loader gives the first ``max_images`` that are seen,
+    with one warning.
 
     Args:
         max_images: how many images at most, over all processes together; 1 or more.

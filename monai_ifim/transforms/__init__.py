@@ -11,6 +11,6 @@
 """MONAI transforms over the Fisher spectrum."""
 
 from monai_ifim.transforms.array import IFIMSplit
-from monai_ifim.transforms.dictionary import IFIMSplitd, IFIMSplitD, IFIMSplitDict
+from monai_ifim.transforms.dictionary import IFIMSplitD, IFIMSplitd, IFIMSplitDict
 
 __all__ = ["IFIMSplit", "IFIMSplitD", "IFIMSplitDict", "IFIMSplitd"]

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import torch
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import Transform
@@ -29,13 +28,13 @@ __all__ = ["IFIMSplit"]
 class IFIMSplit(Transform):
     """Split an image into its high-sensitivity component and the rest, by the Fisher information of a classifier.
 
-    ``image = reference + high + low`` with ``high`` the projection on the leading eigenspace of the input-dependent Fisher
-    information matrix, see :func:`monai_ifim.input_fisher`. Both components are as the network saw the image: a
+    ``image = reference + high + low`` with ``high`` the projection on the leading eigenspace of the input-dependent
+    Fisher information matrix, see :func:`monai_ifim.input_fisher`. Both components are as the network saw the image: a
     ``MetaTensor`` gives ``MetaTensor`` components with the same affine and applied operations.
 
     Args:
-        network: the classifier, from (1, C_in, *spatial) to logits (1, outputs). It is used in evaluation mode and left as
-            it was found; the image is moved to its device.
+        network: the classifier, from (1, C_in, *spatial) to logits (1, outputs). It is used in evaluation mode and left
+            as it was found; the image is moved to its device.
         predictive: ``"softmax"``, ``"sigmoid"`` or an object of :mod:`monai_ifim.predictive`.
         rank: number of leading eigenvectors.
         energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
@@ -54,7 +53,7 @@ class IFIMSplit(Transform):
         (True, torch.Size([2]))
     """
 
-    backend = [TransformBackends.TORCH]
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
 
     def __init__(
         self,

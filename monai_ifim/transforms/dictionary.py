@@ -28,9 +28,9 @@ __all__ = ["IFIMSplitD", "IFIMSplitDict", "IFIMSplitd"]
 class IFIMSplitd(MapTransform):
     """Dictionary version of :class:`IFIMSplit`.
 
-    Adds ``<key>_ifim_high``, ``<key>_ifim_low`` and ``<key>_ifim_eigenvalues`` for each key, and leaves the image as it is. In
-    a bundle it stands in ``postprocessing``, before ``SaveImaged``; ``Invertd`` with ``orig_keys`` brings a component back to
-    the grid of the source.
+    Adds ``<key>_ifim_high``, ``<key>_ifim_low`` and ``<key>_ifim_eigenvalues`` for each key, and leaves the image as it
+    is. In a bundle it stands in ``postprocessing``, before ``SaveImaged``; ``Invertd`` with ``orig_keys`` brings a
+    component back to the grid of the source.
 
     Args:
         keys: keys of the images, as the network reads them.
