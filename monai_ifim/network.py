@@ -202,7 +202,8 @@ class NetworkCall:
         if not isinstance(outputs, Tensor):
             choices = f"keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else "an index from 0"
             raise TypeError(
-                f"The network returns a {type(outputs).__name__}, not a tensor. Name the logits with output_key ({choices})."
+                f"The network returns a {type(outputs).__name__}, not a tensor. Name the logits with "
+                f"output_key ({choices})."
             )
         return outputs
 

@@ -53,7 +53,7 @@ _SIGNS = (1, -1)
 
 @dataclass(frozen=True, eq=False)
 class ArmInputs:
-    """What an arm may look at: B images (B, C_in, *spatial), their Fisher spectrum, and where its random numbers come from.
+    """What an arm may look at: images, their Fisher spectrum, and where its random numbers come from.
 
     Attributes:
         images: (B, C_in, *spatial), plain tensors.

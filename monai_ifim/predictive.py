@@ -249,9 +249,7 @@ class Categorical(Predictive):
                 raise ValueError(f"Labels of shape (B, {outputs}) must be one-hot; some rows are not.")
             return labels.argmax(dim=1, keepdim=True)
         if labels.shape[1] != 1:
-            raise ValueError(
-                f"Labels must be (B,), (B, 1) or one-hot (B, {outputs}), got {tuple(labels.shape)} for {outputs} classes."
-            )
+            raise ValueError(f"Labels must be (B,), (B, 1) or one-hot (B, {outputs}), got {tuple(labels.shape)}.")
         return _integers(labels, 0, outputs - 1)
 
 
@@ -348,7 +346,8 @@ def resolve_predictive(predictive: PredictiveLike, temperature: float = 1.0) -> 
     if isinstance(predictive, Predictive):
         if temperature != 1.0:
             raise ValueError(
-                f"Give the temperature in the object, {type(predictive).__name__}(temperature={temperature}), not beside it."
+                f"Give the temperature in the object, {type(predictive).__name__}(temperature={temperature}), not "
+                "beside it."
             )
         return predictive
     if predictive == "softmax":

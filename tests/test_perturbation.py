@@ -333,6 +333,20 @@ def test_low_matched_has_the_power_spectrum_of_its_draw_of_high_up_to_the_projec
     assert ((other - power[1]).flatten(1).norm(dim=1) > (power[0] - power[1]).flatten(1).norm(dim=1)).all()
 
 
+def test_low_matched_turns_the_phases_of_all_channels_alike():
+    body, images = truths.mlp(3, 64), truths.images(4)
+
+    def network(x):
+        return body(x.sum(1))
+
+    # The eigenvectors have equal channels, and so has what equal phases and the projection make of them.
+    fisher = input_fisher(network, images, rank=2)
+    torch.testing.assert_close(fisher.eigenvectors[:, :, 0], fisher.eigenvectors[:, :, 1], rtol=0, atol=1e-12)
+    directions = ARMS["low_matched"].directions(inputs_of(images, fisher), 0)
+    torch.testing.assert_close(directions[:, 0], directions[:, 1], rtol=0, atol=1e-12)
+    assert directions.abs().amax((1, 2, 3)).min() > 0.01
+
+
 def test_low_matched_of_images_without_spatial_axes_is_refused():
     network, images = truths.mlp(), truths.flat_images(3, 12)
     with pytest.raises(ValueError, match=r"'low_matched'.*spatial axes"):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from monai_ifim.predictive import (
     Bernoulli,
     Categorical,
+    _expm1_minus,
     agreement,
     resolve_predictive,
     strip_trailing_axes,
@@ -148,6 +149,16 @@ def test_sigmoid_kl_sums_both_outcomes_of_all_labels(logit, change):
             for a, b, t in [(logits, other, truth), (logits[:, :1], other[:, :1], first)]
         ]
     assert max(errors) <= 1e-13 + 8 * torch.finfo(torch.float64).eps * (abs(logit) + 2) / abs(change)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("size", [1e-300, 1e-150, 1e-12, 1e-6, 1e-3, 0.00999, 0.01, 0.01001, 0.1, 1.0])
+def test_exp_t_minus_1_minus_t_has_no_cancellation_at_any_size(size, sign):
+    with mpmath.workdps(truths.DIGITS * 6):
+        t = mpmath.mpf(sign * size)
+        truth = float(mpmath.expm1(t) - t)
+    # Above 0.01 the difference of two numbers of size t is left, with a rounding of eps / t.
+    assert _expm1_minus(rows(sign * size)).item() == pytest.approx(truth, rel=1e-13 if size >= 0.01 else 2e-15, abs=0)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -317,7 +328,7 @@ def test_sigmoid_labels_name_one_outcome_for_each_output(labels, outputs, outcom
         (Categorical(), torch.tensor([float("nan"), 1.0]), 3, "whole numbers"),
         (Categorical(), torch.tensor([[1, 1, 0]]), 3, "one-hot"),
         (Categorical(), torch.tensor([[0.2, 0.8, 0.0]]), 3, "one-hot"),
-        (Categorical(), torch.zeros(2, 4), 3, r"\(2, 4\) for 3 classes"),
+        (Categorical(), torch.zeros(2, 4), 3, r"one-hot \(B, 3\), got \(2, 4\)"),
         (Categorical(), torch.zeros(2, 3, 4), 3, r"\(2, 3, 4\)"),
         (Bernoulli(), torch.tensor([0, 2]), 1, "from 0 to 1"),
         (Bernoulli(), torch.tensor([0, 1]), 3, "each of the 3 outputs"),

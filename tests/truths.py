@@ -167,11 +167,11 @@ def saturated(margin: float, position: int, dtype: torch.dtype) -> tuple[nn.Sequ
     return network.to(dtype).eval(), image.to(dtype)
 
 
-def saturation_error(margin: float, position: int, dtype: torch.dtype) -> tuple[float, float]:
+def saturation_error(margin: float, position: int, dtype: torch.dtype, digits: int = DIGITS) -> tuple[float, float]:
     """Greatest relative error of the three eigenvalues, and greatest ``|F u - lambda u| / lambda_max``."""
     network, image = saturated(margin, position, dtype)
     fisher = input_fisher(network, image, energy=1.0)
-    with mpmath.workdps(DIGITS):
+    with mpmath.workdps(digits):
         matrix = mp_fisher(network, image[0])
         truth = sorted(mpmath.eigsy(matrix, eigvals_only=True), reverse=True)[:3]
         error = max(

@@ -298,7 +298,7 @@ class IFIMMetric(Metric):
             return _plain_tensor(images), (), {}
         # the evaluator keeps the image and label that prepare_batch gave, but not the further inputs
         with left_as_found(self.network):  # type: ignore[arg-type]
-            prepared: Sequence[Any] = prepare_batch(
+            prepared: Any = prepare_batch(
                 engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
             )
         arguments, keyword_arguments = prepared[2:] if len(prepared) == 4 else ((), {})

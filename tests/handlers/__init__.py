@@ -1,0 +1,175 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Small networks, data and evaluators for the tests of the handlers, and the numbers they must log, without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.metrics import Accuracy, Average
+from monai.data import DataLoader, MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.handlers import from_engine
+from monai.transforms import AsDiscreted
+from torch import Tensor, nn
+
+from monai_ifim import input_fisher, sensitivity_curves
+from monai_ifim.data import SignalDetectionDataset, SignalDetectionTask
+from monai_ifim.handlers import IFIMHandler, IFIMMetric
+
+torch.set_num_threads(1)  # the networks are tiny; more threads only wait for each other
+
+CPU = torch.device("cpu")
+TASK = SignalDetectionTask(spatial_size=(12, 12), signal_amplitude=1.5)
+ROUTES = ("metric", "handler")
+SCALARS = {"images", "zero", "skipped", "lambda_max", "log10_lambda_max", "trace", "effective_rank"}
+KLS = {"kl_high", "kl_low", "kl_low_matched", "kl_transfer"}
+COUPLINGS = {"coupling", "coupling_transfer", "coupling_censored"}
+
+
+class CNN(nn.Sequential):
+    """A smooth network of images (1, 12, 12), with batch normalisation and dropout; as made, in training mode."""
+
+    def __init__(self, outputs: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        super().__init__(
+            nn.Conv2d(1, 4, 3, stride=2),
+            nn.BatchNorm2d(4),
+            nn.Tanh(),
+            nn.Dropout(0.3),
+            nn.Flatten(),
+            nn.Linear(4 * 5 * 5, outputs),
+        )
+        with torch.no_grad():
+            self[1].running_mean.normal_(std=0.1)
+            self[1].running_var.uniform_(0.5, 1.5)
+            self[5].weight.mul_(3)
+        self.to(dtype)
+
+
+def pictures(count: int = 7, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Images (count, 1, 12, 12) of the task, the first of a fixed series."""
+    data = SignalDetectionDataset(TASK, count, seed=3)
+    return torch.stack([data[index]["image"].as_tensor() for index in range(count)]).to(dtype)
+
+
+def items(images: Sequence[Tensor], labels: Sequence[Any] | None = None, **extra: Sequence[Any]) -> list[dict]:
+    """A MONAI-style data set with a file name for each image."""
+    further = dict(extra) if labels is None else {"label": labels, **extra}
+    return [
+        {"image": MetaTensor(image, meta={"filename_or_obj": f"case_{index:02d}"})}
+        | {key: values[index] for key, values in further.items()}
+        for index, image in enumerate(images)
+    ]
+
+
+def key_metric() -> dict:
+    """A key metric that needs no labels, so that MONAI attaches the additional ones."""
+    return {"unit": Average(output_transform=lambda output: 1.0)}
+
+
+def accuracy() -> dict:
+    """The validation accuracy as bundles have it."""
+    return {"val_accuracy": Accuracy(output_transform=from_engine(["pred", "label"]))}
+
+
+def one_hot(classes: int = 3) -> AsDiscreted:
+    """The postprocessing that bundles have before the validation accuracy."""
+    return AsDiscreted(keys=["pred", "label"], argmax=(True, False), to_onehot=classes)
+
+
+def evaluator(network: nn.Module, data: Any, route: str | None = None, batch_size: int = 4, **options: Any) -> Any:
+    """An evaluator; those options that it does not know go to the metric, or to the handler."""
+    known = {
+        name: options.pop(name)
+        for name in (
+            "key_val_metric",
+            "additional_metrics",
+            "val_handlers",
+            "postprocessing",
+            "decollate",
+            "prepare_batch",
+            "epoch_length",
+            "mode",
+            "inferer",
+        )
+        if name in options
+    }
+    if route == "metric":
+        known.setdefault("key_val_metric", key_metric())
+        known["additional_metrics"] = {**known.get("additional_metrics", {}), "ifim": IFIMMetric(**options)}
+    elif route == "handler":
+        known["val_handlers"] = [*known.get("val_handlers", ()), IFIMHandler(**options)]
+    else:
+        assert not options
+    loader = DataLoader(data, batch_size=batch_size, num_workers=0) if isinstance(data, list) else data
+    return SupervisedEvaluator(device=CPU, val_data_loader=loader, network=network, **known)
+
+
+def logged(engine: Any, prefix: str = "ifim_") -> dict[str, float]:
+    """The metrics of the last run, without the prefix."""
+    return {name.removeprefix(prefix): value for name, value in engine.state.metrics.items() if name.startswith(prefix)}
+
+
+def details(engine: Any, name: str) -> np.ndarray:
+    """One value for each image that was seen."""
+    return engine.state.metric_details[f"ifim_{name}"][:, 0]
+
+
+def chosen(count: int, max_images: int, seed: int = 0) -> list[int]:
+    """The positions that DESIGN.md promises, in ascending order."""
+    return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:max_images].tolist())
+
+
+def direct(network: nn.Module, images: Tensor, positions: Sequence[int] | None = None, **options: Any) -> dict[str, Any]:
+    """The numbers of these images from direct calls of the package's functions, in one batch.
+
+    KL divergences are averaged, and compared between arms, here.
+    """
+    positions = list(range(len(images))) if positions is None else list(positions)
+    call = {name: options.pop(name) for name in ("predictive", "temperature", "output_key") if name in options}
+    modes = [module.training for module in network.modules()]
+    network.eval()
+    picked = images[positions]
+    fisher = input_fisher(network, picked, **call, **options)
+    arms = ("high", "low", "low_matched", "transfer")
+    curves = sensitivity_curves(network, picked, fisher, arms, [0.03], positions=positions, **call)
+    for module, mode in zip(network.modules(), modes):
+        module.training = mode
+    frame = curves.to_frame()
+    kl = {arm: frame[frame.arm == arm].groupby("image").kl.mean().to_numpy() for arm in arms}
+    floor = curves.unperturbed.noise_floor.to_numpy()
+    ratios = {arm: np.log10((kl["high"] + floor) / (kl[arm] + floor)) for arm in arms}
+    below = np.minimum(kl["high"], kl["low_matched"]) <= floor
+    values = fisher.eigenvalues
+    return {
+        "images": len(picked),
+        "zero": 0,
+        "skipped": 0,
+        "lambda_max": np.median(values[:, 0]),
+        "log10_lambda_max": np.median(np.log10(values[:, 0])),
+        "trace": np.median(values.sum(1)),
+        "effective_rank": np.median(values.sum(1) ** 2 / (values**2).sum(1)),
+        **{f"kl_{arm}": kl[arm].mean() for arm in arms},
+        "coupling": np.median(ratios["low_matched"]),
+        "coupling_transfer": np.median(ratios["transfer"]),
+        "coupling_censored": below.mean(),
+    }
+
+
+def same(found: dict[str, float], truth: dict[str, float], tolerance: float = 1e-10) -> None:
+    """Both have the same names, and the same values to rounding."""
+    assert set(found) == set(truth)
+    for name, value in truth.items():
+        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance * 1e-6, err_msg=name)

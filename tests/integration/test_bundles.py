@@ -1,0 +1,255 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The command lines of the repository, run as a user runs them, with short settings; and what they leave behind read back."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from monai_ifim.statistics import summary_names
+
+ROOT = Path(__file__).parents[2]
+ARMS = ("high", "low", "low_matched", "transfer")
+IFIM_NAMES = {f"ifim_{name}" for name in summary_names(ARMS)}
+SHORT = {"train_samples": 256, "val_samples": 64, "num_epochs": 2, "batch_size": 32}
+
+
+def run_bundle(bundle: str, configs: list[str], tmp_path: Path, **overrides: object) -> str:
+    """Run ``python -m monai.bundle run`` in a bundle, with everything it writes under ``tmp_path``; its output."""
+    files = str([f"configs/{name}.yaml" for name in configs])
+    overrides = {"output_dir": tmp_path / "eval", "ckpt_dir": tmp_path / "models", **overrides}
+    options = [part for name, value in overrides.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files]
+    command += ["--logging_file", "configs/logging.conf", *options]
+    done = subprocess.run(command, cwd=ROOT / "bundles" / bundle, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def logged_metrics(output: str) -> list[dict[str, float]]:
+    """The metrics of each epoch, from StatsHandler's lines."""
+    lines = re.findall(r"Epoch\[\d+\] Metrics -- (.*)", output)
+    return [{name: float(value) for name, value in re.findall(r"(\w+): (\S+)", line)} for line in lines]
+
+
+def event_scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """Tag -> step -> value, from all event files of a folder."""
+    scalars: dict[str, dict[int, float]] = {}
+    for file in folder.glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars[tag] = {event.step: event.value for event in events.Scalars(tag)}
+    return scalars
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A short training of the signal-detection bundle with the overlay."""
+    folder = tmp_path_factory.mktemp("with_overlay")
+    return folder, run_bundle("signal_detection", ["train", "ifim"], folder, **SHORT)
+
+
+def test_ifim_metrics_stand_in_the_same_log_line_as_the_validation_accuracy(trained: tuple[Path, str]):
+    epochs = logged_metrics(trained[1])
+    assert len(epochs) == SHORT["num_epochs"]
+    for metrics in epochs:
+        assert IFIM_NAMES | {"val_accuracy", "val_auc"} == set(metrics)
+        assert metrics["ifim_images"] == SHORT["val_samples"]
+        assert metrics["ifim_skipped"] == 0
+    assert epochs[0]["ifim_log10_lambda_max"] != epochs[1]["ifim_log10_lambda_max"]
+
+
+def test_ifim_metrics_have_the_same_tensorboard_steps_as_the_validation_accuracy(trained: tuple[Path, str]):
+    scalars = event_scalars(trained[0] / "eval")
+    epochs = logged_metrics(trained[1])
+    for name in IFIM_NAMES | {"val_accuracy"}:
+        assert list(scalars[name]) == [1, 2]
+        for epoch, metrics in enumerate(epochs, start=1):
+            assert scalars[name][epoch] == pytest.approx(metrics[name], abs=6e-5)
+
+
+def test_training_with_the_overlay_gives_bit_identical_weights_and_the_same_other_metrics(
+    trained: tuple[Path, str], tmp_path: Path
+):
+    output = run_bundle("signal_detection", ["train"], tmp_path, **SHORT)
+    with_overlay = torch.load(trained[0] / "models" / "model.pt")
+    without = torch.load(tmp_path / "models" / "model.pt")
+    assert with_overlay.keys() == without.keys()
+    assert all(torch.equal(with_overlay[name], without[name]) for name in without)
+    others = [{name: value for name, value in epoch.items() if name not in IFIM_NAMES} for epoch in logged_metrics(trained[1])]
+    assert logged_metrics(output) == others
+    plain, watched = event_scalars(tmp_path / "eval"), event_scalars(trained[0] / "eval")
+    assert plain["train_loss"] == watched["train_loss"]
+
+
+def test_evaluation_writes_the_metrics_and_the_values_of_each_image_with_its_name(
+    trained: tuple[Path, str], tmp_path: Path
+):
+    run_bundle(
+        "signal_detection",
+        ["train", "evaluate", "ifim"],
+        tmp_path,
+        ckpt_dir=trained[0] / "models",
+        test_samples=96,
+    )
+    metrics = {name: float(value) for name, value in csv.reader((tmp_path / "eval" / "metrics.csv").open())}
+    assert set(metrics) >= IFIM_NAMES
+    with (tmp_path / "eval" / "ifim_lambda_max_raw.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["filename"] for row in rows] == [f"signal_detection_seed1000001_{index:06d}" for index in range(96)]
+    values = np.array([float(row["class0"]) for row in rows])
+    chosen = torch.randperm(96, generator=torch.Generator().manual_seed(0))[:64].sort().values.numpy()
+    np.testing.assert_array_equal(np.flatnonzero(~np.isnan(values)), chosen)
+    assert metrics["ifim_lambda_max"] == pytest.approx(float(np.nanmedian(values)), rel=1e-6)
+
+
+def test_inference_without_labels_takes_the_overlay_and_writes_components_that_add_up(
+    trained: tuple[Path, str], tmp_path: Path
+):
+    output = run_bundle(
+        "signal_detection",
+        ["inference", "ifim", "ifim_components"],
+        tmp_path,
+        ckpt_dir=trained[0] / "models",
+        samples=3,
+    )
+    (metrics,) = logged_metrics(output)
+    assert set(metrics) == IFIM_NAMES - {"ifim_accuracy"}
+    from monai_ifim.data import SignalDetectionDataset, SignalDetectionTask
+
+    data = SignalDetectionDataset(SignalDetectionTask(), 3, seed=2000002)
+    for index in range(3):
+        name = f"signal_detection_seed2000002_{index:06d}"
+        high, low = (
+            np.asarray(nibabel.load(tmp_path / "eval" / f"{name}_ifim_{part}.nii.gz").dataobj)
+            for part in ("high", "low")
+        )
+        np.testing.assert_allclose((high + low).squeeze(), data[index]["image"][0].numpy(), atol=1e-5)
+        assert np.abs(high).max() > 0
+    with (tmp_path / "eval" / "predictions.csv").open() as file:
+        predictions = list(csv.reader(file))
+    assert len(predictions) == 3
+    assert all(float(row[1]) + float(row[2]) == pytest.approx(1.0, abs=1e-6) for row in predictions)
+
+
+@pytest.fixture(scope="module")
+def made_up_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """MedMNIST-format files of noise, in which the class sets the brightness."""
+    folder = tmp_path_factory.mktemp("sets")
+    generator = np.random.default_rng(0)
+    shapes = {"grey": ((28, 28), 2), "rgb": ((32, 32, 3), 4), "volume": ((16, 16, 16), 2)}
+    files = {}
+    for kind, (shape, classes) in shapes.items():
+        arrays = {}
+        for split, count in (("train", 64), ("val", 16), ("test", 16)):
+            labels = np.arange(count) % classes
+            noise = generator.integers(0, 128, (count, *shape))
+            brightness = (100 * labels / (classes - 1)).astype(int).reshape(-1, *[1] * len(shape))
+            arrays[f"{split}_images"] = (noise + brightness).astype(np.uint8)
+            arrays[f"{split}_labels"] = labels.astype(np.uint8).reshape(-1, 1)
+        files[kind] = folder / f"{kind}.npz"
+        np.savez(files[kind], **arrays)
+    return files
+
+
+@pytest.mark.parametrize("kind", ["grey", "rgb", "volume"])
+def test_medmnist_bundle_reads_classes_channels_and_axes_from_the_file(
+    kind: str, made_up_sets: dict[str, Path], tmp_path: Path
+):
+    output = run_bundle(
+        "medmnist_classification", ["train", "ifim"], tmp_path, dataset_file=made_up_sets[kind], num_epochs=1
+    )
+    (metrics,) = logged_metrics(output)
+    assert set(metrics) == (IFIM_NAMES - {"ifim_reference_cosine"}) | {"val_accuracy", "val_auc"}
+    assert metrics["ifim_images"] == 16
+    assert 1 <= metrics["ifim_effective_rank"] <= (3 if kind == "rgb" else 1) + 1e-3
+
+
+NETWORKS = {
+    "DenseNet121": {"_target_": "DenseNet121", "out_channels": "@num_classes", "in_channels": "@in_channels"},
+    "EfficientNetBN": {
+        "_target_": "EfficientNetBN",
+        "model_name": "efficientnet-b0",
+        "pretrained": False,
+        "in_channels": "@in_channels",
+        "num_classes": "@num_classes",
+    },
+    "SEResNet50": {"_target_": "SEResNet50", "in_channels": "@in_channels", "num_classes": "@num_classes"},
+    "ViT": {
+        "_target_": "ViT",
+        "in_channels": "@in_channels",
+        "img_size": "@spatial_size",
+        "patch_size": 7,
+        "hidden_size": 48,
+        "mlp_dim": 96,
+        "num_layers": 2,
+        "num_heads": 4,
+        "classification": True,
+        "num_classes": "@num_classes",
+        "post_activation": "none",
+    },
+}
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_medmnist_bundle_takes_other_monai_networks_at_28_pixels(
+    name: str, made_up_sets: dict[str, Path], tmp_path: Path
+):
+    output = run_bundle(
+        "medmnist_classification",
+        ["train", "ifim"],
+        tmp_path,
+        dataset_file=made_up_sets["grey"],
+        num_epochs=1,
+        network_def={**NETWORKS[name], "spatial_dims": "@spatial_dims"},
+        **{"validate#dataloader#batch_size": 4},
+    )
+    (metrics,) = logged_metrics(output)
+    assert metrics["ifim_images"] == 16
+    assert math.isfinite(metrics["ifim_log10_lambda_max"])
+
+
+def test_medmnist_bundle_evaluates_and_predicts_with_the_same_overlay(made_up_sets: dict[str, Path], tmp_path: Path):
+    options = {"dataset_file": made_up_sets["grey"], "num_epochs": 1}
+    run_bundle("medmnist_classification", ["train"], tmp_path, **options)
+    evaluated = run_bundle("medmnist_classification", ["train", "evaluate", "ifim"], tmp_path, **options)
+    predicted = run_bundle("medmnist_classification", ["train", "inference", "ifim"], tmp_path, **options)
+    (with_labels,), (without_labels,) = logged_metrics(evaluated), logged_metrics(predicted)
+    assert set(with_labels) - set(without_labels) == {"val_auc", "val_accuracy", "ifim_accuracy"}
+    assert without_labels["ifim_lambda_max"] == with_labels["ifim_lambda_max"]
+    with (tmp_path / "eval" / "predictions.csv").open() as file:
+        assert [row[0] for row in csv.reader(file)] == [f"grey_test_{index:06d}" for index in range(16)]
+
+
+def test_a_missing_dataset_file_is_named_with_the_remedy(tmp_path: Path):
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train.yaml"]
+    done = subprocess.run(
+        [*command, "--dataset_file", str(tmp_path / "absent.npz")],
+        cwd=ROOT / "bundles" / "medmnist_classification",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "absent.npz" in done.stderr
+    assert "--dataset_file" in done.stderr
