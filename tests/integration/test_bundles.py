@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command lines of the repository, run as a user runs them, with short settings; and what they leave behind read back."""
+"""The command lines of the repository, run as a user runs them in a short setting, and what they leave read back."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_training_with_the_overlay_gives_bit_identical_weights_and_the_same_othe
     without = torch.load(tmp_path / "models" / "model.pt")
     assert with_overlay.keys() == without.keys()
     assert all(torch.equal(with_overlay[name], without[name]) for name in without)
-    others = [{name: value for name, value in epoch.items() if name not in IFIM_NAMES} for epoch in logged_metrics(trained[1])]
+    others = [
+        {name: value for name, value in epoch.items() if name not in IFIM_NAMES} for epoch in logged_metrics(trained[1])
+    ]
     assert logged_metrics(output) == others
     plain, watched = event_scalars(tmp_path / "eval"), event_scalars(trained[0] / "eval")
     assert plain["train_loss"] == watched["train_loss"]
