@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
+from monai_ifim.network import NetworkCall, _plain, _plain_arithmetic, default_micro_batch_size
 from monai_ifim.predictive import Predictive, PredictiveLike, resolve_predictive
 
 __all__ = ["DEFAULT_CUTOFF", "DEFAULT_ENERGY", "InputFisher", "input_fisher"]
@@ -99,14 +99,14 @@ class InputFisher:
         flat = _plain(directions).flatten(1).unsqueeze(1)
         if self._factor is not None and self._scale is not None:
             products = _products(self._factor, flat).squeeze(-1) * self._scale
-            return products.square().sum(dim=1)
+            return products.square().sum(dim=1).where(~torch.isnan(self.trace), torch.nan)
         if not self.can_quadratic:
             raise RuntimeError(
                 "d^T F d needs the factor G, which was dropped, and the kept eigenvectors do not span the spectrum. "
                 "Call input_fisher with keep_factor=True or energy=1."
             )
         products = _products(self.eigenvectors.flatten(2), flat).squeeze(-1)
-        return (self.eigenvalues[:, : products.shape[1]] * products.square()).nan_to_num().sum(dim=1)
+        return (self.eigenvalues[:, : products.shape[1]] * products.square()).sum(dim=1)
 
     @property
     def can_quadratic(self) -> bool:
@@ -147,10 +147,10 @@ class InputFisher:
                 f"got {tuple(images.shape)}."
             )
         vectors = self.leading_eigenvectors(rank, energy).flatten(2)
-        difference = images - reference
+        difference = images - (_plain(reference) if isinstance(reference, Tensor) else reference)
         flat = difference.flatten(1)
         coefficients = _products(vectors, flat.unsqueeze(1)).squeeze(-1)
-        high = torch.einsum("bk,bkd->bd", coefficients.to(vectors.dtype), vectors).view_as(images)
+        high = _weighted_sum(coefficients, vectors).view_as(images)
         return high, difference - high
 
     def leading_eigenvectors(self, rank: int | None = None, energy: float | None = None) -> Tensor:
@@ -289,6 +289,7 @@ def input_fisher(
         part = _micro_batch(call.rows(rows, len(images)), images[rows], distribution, rank, energy, cutoff)
         parts.append(part if keep_factor else part.without_factor())
     fisher = InputFisher.concatenate(parts)
+    distribution.check_logits(fisher.logits)
     if fisher.skipped:
         listed = "; ".join(f"image {index}: {cause}" for index, cause in fisher.skipped.items())
         warnings.warn(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).", stacklevel=2)
@@ -335,13 +336,12 @@ def _micro_batch(
 
 def _fisher_factor(call: NetworkCall, images: Tensor, predictive: Predictive) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (B, outputs), and G = J^T S as columns (B, R, D) in the dtype of the images and their scales (B, R)."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with _plain_arithmetic(images.device, True):  # the backward passes, too: autocast reaches into them
         inputs = images.clone().requires_grad_()
         outputs = call.logits(inputs, differentiable=True)
         if not outputs.requires_grad:
             raise ValueError(_NO_GRADIENT)
         logits = outputs.detach()
-        predictive.check_logits(logits)
         columns = predictive.factor_columns(logits.shape[1])
         factor = torch.empty(len(images), columns, images[0].numel(), dtype=images.dtype, device=images.device)
         scale = torch.empty(len(images), columns, dtype=torch.float64, device=images.device)
@@ -407,6 +407,12 @@ def _combine(weights: Tensor, rows: Tensor) -> Tensor:
     return torch.cat([weights @ chunk.double() for chunk in _chunks(rows)], dim=-1)
 
 
+def _weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
+    """``sum_k weights_k vectors_k`` (B, D) in the dtype of the vectors (B, k, D), under autocast too."""
+    with torch.autocast(device_type=vectors.device.type, enabled=False):
+        return torch.einsum("bk,bkd->bd", weights.to(vectors.dtype), vectors)
+
+
 def _products(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right^T`` summed in float64, (B, m, n), from (B, m, D) and (B, n, D) of any dtype."""
     total = torch.zeros(left.shape[0], left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
@@ -425,7 +431,7 @@ def _chunks(values: Tensor, rows: int | None = None) -> Iterator[Tensor]:
 def _choose_rank(eigenvalues: Tensor, numerical_rank: Tensor, rank: int | None, energy: float | None) -> Tensor:
     """K of each image (B,), never above its numerical rank."""
     if rank is not None:
-        return numerical_rank.clamp(max=rank)
+        return numerical_rank.clamp(max=int(rank))
     share = DEFAULT_ENERGY if energy is None else energy
     sums = eigenvalues.nan_to_num().cumsum(dim=1)
     # The least bit of slack: with energy=1 the last sum must count as the whole, whatever its rounding.

@@ -33,6 +33,12 @@ _MICRO_BATCH_IMAGES = 64
 _CHANNELS_LAST_FROM = 4
 
 _COUPLING_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+# The same inside TorchScript, where a layer has only the name of its class left.
+_COUPLING_NAMES = {
+    kind.__name__
+    for kind in (*nn.modules.batchnorm.__dict__.values(), *nn.modules.dropout.__dict__.values())
+    if isinstance(kind, type) and issubclass(kind, _COUPLING_LAYERS)
+}
 
 
 def default_micro_batch_size(image_numbers: int) -> int:
@@ -79,7 +85,8 @@ def left_as_found(network: Callable) -> Iterator[None]:
         >>> network.training
         True
     """
-    modules = list(network.modules()) if isinstance(network, nn.Module) else []
+    # A frozen TorchScript module has no modes.
+    modules = [m for m in network.modules() if hasattr(m, "training")] if isinstance(network, nn.Module) else []
     modes = [module.training for module in modules]
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
@@ -132,10 +139,17 @@ class NetworkCall:
     @staticmethod
     def _refuse_unusable_modes(network: nn.Module) -> None:
         for name, module in network.named_modules():
-            if module.training and isinstance(module, _COUPLING_LAYERS):
+            kind = getattr(module, "original_name", type(module).__name__)
+            coupling = isinstance(module, _COUPLING_LAYERS) or kind in _COUPLING_NAMES
+            if coupling and getattr(module, "training", False):
                 raise ValueError(
-                    f"The network is in training mode: its layer '{name}' ({type(module).__name__}) would mix the "
-                    "images of a batch or draw random numbers. Call network.eval() first."
+                    f"The network is in training mode: its layer '{name}' ({kind}) would mix the images "
+                    "of a batch or draw random numbers. Call network.eval() first."
+                )
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+                raise ValueError(
+                    f"The layer '{name}' ({kind}) has no running statistics, so it mixes the images of a batch even in "
+                    "evaluation mode. Build it with track_running_stats=True, or use instance or group normalisation."
                 )
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             if tensor.is_inference():
@@ -187,9 +201,18 @@ class NetworkCall:
             and convolutions_2d
             and images.device.type == "cpu"
         ):
-            images = images.contiguous(memory_format=torch.channels_last)
-            for name in convolutions_2d:
-                parameters[name] = parameters[name].contiguous(memory_format=torch.channels_last)
+            channels_last = {
+                name: parameters[name].contiguous(memory_format=torch.channels_last) for name in convolutions_2d
+            }
+            faster = images.contiguous(memory_format=torch.channels_last)
+            faster = faster.clone(memory_format=torch.channels_last) if faster is images else faster
+            try:
+                return torch.func.functional_call(
+                    network, {**parameters, **channels_last}, (faster, *arguments), keyword_arguments
+                )
+            except RuntimeError as error:  # a flattening with .view() takes contiguous features only
+                if "view size is not compatible" not in str(error):
+                    raise
         return torch.func.functional_call(network, parameters, (images, *arguments), keyword_arguments)
 
     def _select(self, outputs: Any) -> Tensor:
@@ -214,8 +237,11 @@ def _plain(value: Tensor) -> Tensor:
 
 
 def _take_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
-    if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch_size:
-        return _plain(value)[rows.to(value.device)]
+    if isinstance(value, Tensor):
+        with torch.inference_mode(False):  # a tensor made in inference mode cannot be saved for a backward pass
+            if value.ndim > 0 and value.shape[0] == batch_size:
+                return _plain(value)[rows.to(value.device).clone()]
+            return _plain(value).clone() if value.is_inference() else value
     if isinstance(value, (tuple, list)):
         return type(value)(_take_rows(item, rows, batch_size) for item in value)
     if isinstance(value, Mapping):

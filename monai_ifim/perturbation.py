@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from monai_ifim.fisher import InputFisher, _checked_images, _products
+from monai_ifim.fisher import InputFisher, _checked_images, _products, _weighted_sum
 from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
 from monai_ifim.predictive import PredictiveLike, agreement, resolve_predictive
 
@@ -85,10 +85,11 @@ class ArmInputs:
     def outside_eigenspace(self, directions: Tensor) -> Tensor:
         """The part of the directions (B, C_in, *spatial) that is orthogonal to the leading eigenspace of each image."""
         vectors, flat = self.fisher.eigenvectors.flatten(2), directions.flatten(1)
+        whole = torch.linalg.vector_norm(flat, dim=1)
         for _ in range(2):  # once more, for what rounding left inside
             coefficients = _products(vectors, flat.unsqueeze(1)).squeeze(-1)
-            flat = flat - torch.einsum("bk,bkd->bd", coefficients.to(flat.dtype), vectors)
-        return flat.view_as(directions)
+            flat = flat - _weighted_sum(coefficients, vectors)
+        return _unless_rounding(flat, whole).view_as(directions)
 
 
 class Arm(ABC):
@@ -120,7 +121,7 @@ class _High(Arm):
         coefficients = inputs.noise(self.name, draw, inputs.fisher.eigenvalues.shape[1:])[:, : vectors.shape[1]]
         inside = torch.arange(vectors.shape[1], device=vectors.device) < inputs.fisher.rank.unsqueeze(1)
         coefficients = _unit(torch.where(inputs.fisher.rank.unsqueeze(1) == 1, 1.0, coefficients) * inside)
-        return torch.einsum("bk,bk...->b...", coefficients.to(vectors.dtype), vectors)
+        return _weighted_sum(coefficients, vectors.flatten(2)).view_as(vectors[:, 0])
 
 
 class _Low(Arm):
@@ -134,14 +135,14 @@ class _HighImage(Arm):
     name, cause_of_zero = "high_image", "the high component is zero"
 
     def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        return inputs.fisher.split(inputs.images)[0]
+        return _unless_rounding(inputs.fisher.split(inputs.images)[0], _norm(inputs.images))
 
 
 class _LowImage(Arm):
     name, cause_of_zero = "low_image", "the low component is zero"
 
     def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        return inputs.fisher.split(inputs.images)[1]
+        return _unless_rounding(inputs.fisher.split(inputs.images)[1], _norm(inputs.images))
 
 
 class _LowMatched(Arm):
@@ -303,8 +304,11 @@ def sensitivity_curves(
     images = _checked_images(images)
     batch, numbers = len(images), images[0].numel()
     chosen_arms = resolve_arms(arms)
+    strengths = [float(strength) for strength in strengths]
     if not strengths or not all(np.isfinite(strength) and strength > 0 for strength in strengths):
         raise ValueError(f"strengths must be positive numbers, one at least, got {list(strengths)}.")
+    if sigma is not None and not (np.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma must be a positive number, got {sigma}.")
     if draws < 1:
         raise ValueError(f"draws must be 1 or more, got {draws}.")
     if len(fisher) != batch or fisher.eigenvectors.shape[2:] != images.shape[1:]:
@@ -318,20 +322,29 @@ def sensitivity_curves(
     call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
     if micro_batch_size is None:
         micro_batch_size = default_micro_batch_size(numbers)
+    if micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
     if donors is None and batch > 1:
         donors = fisher.eigenvectors[:, 0].roll(-1, dims=0)
     if donors is not None and donors.shape != images.shape:
         raise ValueError(f"donors must have the shape of the images, {tuple(images.shape)}, got {tuple(donors.shape)}.")
-    inputs = ArmInputs(images, fisher, None if donors is None else _plain(donors), positions or range(batch), seed)
+    places = range(batch) if positions is None else [int(position) for position in positions]
+    inputs = ArmInputs(images, fisher, None if donors is None else _plain(donors), places, seed)
 
     everyone = torch.arange(batch, device=images.device)
     logits = _forward(call, images, everyone, micro_batch_size)
+    distribution.check_logits(logits)
     decision = distribution.decision(logits)
     confidence = distribution.decision_probability(logits, decision)
     truth = None if labels is None else distribution.label_outcomes(_plain(labels).to(logits.device), logits.shape[1])
+    if truth is not None and len(truth) != batch:
+        raise ValueError(f"labels must be {batch}, one an image, got {len(truth)}.")
     contrast = (
         images.double().flatten(1).std(dim=1, correction=0) if sigma is None else images.new_full((batch,), sigma)
     )
+    if sigma is None:  # exactly zero for a constant image, whatever rounding makes of its standard deviation
+        flat = images.flatten(1)
+        contrast = torch.where(flat.amax(dim=1) == flat.amin(dim=1), 0.0, contrast)
     rounding = torch.finfo(logits.dtype).eps * logits.double().abs().amax(dim=1)
     unperturbed = pd.DataFrame(
         {
@@ -423,6 +436,20 @@ def _forward(
 def _column(values: Tensor, like: Tensor) -> Tensor:
     """One value an image (B,), shaped and typed to multiply images."""
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+# A direction shorter than this many roundings of what it is a part of is rounding alone.
+_ROUNDINGS = 32
+
+
+def _norm(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values.flatten(1), dim=1)
+
+
+def _unless_rounding(part: Tensor, whole: Tensor) -> Tensor:
+    """``part`` (B, ...), zero for the images where it is rounding beside the length ``whole`` (B,)."""
+    kept = _norm(part) > _ROUNDINGS * torch.finfo(part.dtype).eps * whole
+    return part * _column(kept, part)
 
 
 def _unit(values: Tensor) -> Tensor:

@@ -219,6 +219,11 @@ class Categorical(Predictive):
         return self.log_probabilities(logits).squeeze(1).exp()
 
     def factor_columns(self, outputs: int) -> int:  # noqa: D102
+        if outputs < 2:
+            raise ValueError(
+                f"softmax needs two or more outputs, but the network gives {outputs}: a single output has "
+                "softmax 1 for every image. Use predictive='sigmoid' for a network with one logit."
+            )
         return outputs - 1
 
     def factor_column(self, logits: Tensor, column: int) -> Tensor:  # noqa: D102
@@ -231,11 +236,7 @@ class Categorical(Predictive):
         return s.gather(-1, index) * (unit + complement) / self.temperature
 
     def check_logits(self, logits: Tensor) -> None:  # noqa: D102
-        if logits.shape[1] < 2:
-            raise ValueError(
-                f"softmax needs two or more outputs, but the network gives {logits.shape[1]}: a single output has "
-                "softmax 1 for every image. Use predictive='sigmoid' for a network with one logit."
-            )
+        self.factor_columns(logits.shape[1])
         if _are_probabilities(logits):
             raise ValueError(
                 "The outputs of the network are non-negative and sum to one in every row, so they are probabilities "
