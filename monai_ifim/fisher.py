@@ -134,6 +134,8 @@ class InputFisher:
             RuntimeError: When more eigenvectors are asked for than are kept, and the factor was dropped.
 
         Example:
+            >>> import torch
+            >>> from monai_ifim import input_fisher
             >>> network = torch.nn.Linear(4, 2, dtype=torch.float64)
             >>> images = torch.randn(3, 4, dtype=torch.float64)
             >>> high, low = input_fisher(network, images).split(images)
@@ -268,6 +270,8 @@ def input_fisher(
             network is in training mode or does not depend differentiably on its input.
 
     Example:
+        >>> import torch
+        >>> from monai_ifim import input_fisher
         >>> _ = torch.manual_seed(0)
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
         >>> fisher = input_fisher(network, torch.randn(5, 1, 4, 4), rank=1)

@@ -292,7 +292,8 @@ def sensitivity_curves(
         ValueError: When an arm is unknown, a strength is not positive, shapes differ, or ``transfer`` has no donor.
 
     Example:
-        >>> from monai_ifim import input_fisher
+        >>> import torch
+        >>> from monai_ifim import input_fisher, sensitivity_curves
         >>> _ = torch.manual_seed(0)
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
         >>> images = torch.randn(3, 1, 4, 4)

@@ -40,7 +40,7 @@ class ImageSelection:
         >>> selection = ImageSelection(max_images=2, seed=0)
         >>> selection.start(DataLoader(list(range(5)), batch_size=3))
         >>> selection.choose(3), selection.choose(2)
-        (([2], [2]), ([1], [4]))
+        (([0], [0]), ([1], [4]))
     """
 
     def __init__(self, max_images: int, seed: int) -> None:

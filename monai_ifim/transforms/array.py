@@ -46,6 +46,9 @@ class IFIMSplit(Transform):
         ValueError: When an option is out of range.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from monai_ifim.transforms import IFIMSplit
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
         >>> image = torch.randn(1, 4, 4)
         >>> high, low, eigenvalues = IFIMSplit(network, rank=1)(image)

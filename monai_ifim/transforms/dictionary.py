@@ -45,6 +45,8 @@ class IFIMSplitd(MapTransform):
 
     Example:
         >>> import torch
+        >>> from torch import nn
+        >>> from monai_ifim.transforms import IFIMSplitd
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
         >>> sorted(IFIMSplitd("image", network)({"image": torch.randn(1, 4, 4)}))
         ['image', 'image_ifim_eigenvalues', 'image_ifim_high', 'image_ifim_low']

@@ -8,23 +8,42 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-import logging
+import copy
 
 import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
-from monai.engines import EnsembleEvaluator, PrepareBatch, PrepareBatchExtraInput, SupervisedEvaluator
+from monai.engines import EnsembleEvaluator, PrepareBatch, PrepareBatchExtraInput, default_prepare_batch
 from torch import nn
 
-from monai_ifim import Bernoulli, input_fisher
-from monai_ifim.data import IdealObserver, SignalDetectionDataset, SignalDetectionTask
+from monai_ifim import Bernoulli
+from monai_ifim.data import IdealObserver, SignalDetectionDataset
 from monai_ifim.handlers import IFIMHandler, IFIMMetric
-from tests import handlers as common
-from tests.handlers import CNN, COUPLINGS, CPU, KLS, ROUTES, SCALARS, TASK, details, direct, evaluator, items, logged
+from tests import truths
+from tests.handlers import (
+    CNN,
+    COUPLINGS,
+    CPU,
+    KLS,
+    ROUTES,
+    SCALARS,
+    TASK,
+    accuracy,
+    chosen,
+    details,
+    direct,
+    evaluator,
+    items,
+    key_metric,
+    logged,
+    one_hot,
+    pictures,
+    same,
+)
 
-pytestmark = pytest.mark.parametrize("route", ROUTES)
-once = pytest.mark.parametrize("route", ["metric"])
+both_routes = pytest.mark.parametrize("route", ROUTES)
+LABELS = [0, 2, 1, 1, 0, 2, 0]
 
 
 def run(*args, **options):
@@ -34,20 +53,691 @@ def run(*args, **options):
     return engine
 
 
-def spectrum(network, images, *arguments, **keyword_arguments):
-    """The greatest eigenvalue of each image, one image at a time, from the definition ``J^T (diag p - p p^T) J``."""
-    network.eval()
+def dense_lambda_max(network, images, **options):
+    """The greatest eigenvalue of each image, from its dense matrix."""
+    network = copy.deepcopy(network).eval()
+    return np.array([float(torch.linalg.eigvalsh(truths.dense_fisher(network, image, **options))[-1]) for image in images])
+
+
+def decisions(network, images):
+    """The predicted classes in evaluation mode."""
+    with torch.no_grad():
+        return copy.deepcopy(network).eval()(images).argmax(1).tolist()
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+@both_routes
+@pytest.mark.parametrize("max_images", [1000, 7, 4])
+def test_numbers_are_those_of_direct_calls_on_the_promised_positions(route, max_images):
+    network, images = CNN(), pictures()
+    engine = run(network, items(images), route, max_images=max_images)
+    same(logged(engine), direct(network, images, chosen(7, max_images)))
+
+
+@both_routes
+def test_another_seed_looks_at_other_images(route):
+    images = pictures()
+    engine = run(CNN(), items(images), route, max_images=3, seed=5)
+    assert chosen(7, 3, seed=5) != chosen(7, 3)
+    assert np.flatnonzero(~np.isnan(details(engine, "lambda_max"))).tolist() == chosen(7, 3, seed=5)
+
+
+@both_routes
+def test_spectrum_is_that_of_the_dense_matrix(route):
+    network, images = CNN(), pictures()
+    engine = run(network, items(images), route)
+    matrices = [truths.dense_fisher(copy.deepcopy(network).eval(), image) for image in images]
+    eigenvalues = torch.stack([torch.linalg.eigvalsh(matrix)[-2:] for matrix in matrices]).numpy()
+    found = logged(engine)
+    assert found["lambda_max"] == pytest.approx(np.median(eigenvalues[:, 1]), rel=1e-10)
+    assert found["log10_lambda_max"] == pytest.approx(np.median(np.log10(eigenvalues[:, 1])), rel=1e-10)
+    assert found["trace"] == pytest.approx(np.median(eigenvalues.sum(1)), rel=1e-10)
+    rank = eigenvalues.sum(1) ** 2 / (eigenvalues**2).sum(1)
+    assert found["effective_rank"] == pytest.approx(np.median(rank), rel=1e-10)
+    np.testing.assert_allclose(details(engine, "lambda_max"), eigenvalues[:, 1], rtol=1e-6)  # kept as float32
+
+
+@both_routes
+def test_kl_of_the_leading_and_of_the_next_images_eigenvector_are_those_of_the_definition(route):
+    network, images = CNN().eval(), pictures()
+    engine = run(network, items(images), route, rank=1, strength=0.1)
+    with torch.no_grad():
+        p = torch.log_softmax(network(images), 1)
+    matrices = [truths.dense_fisher(network, image) for image in images]
+    vectors = torch.stack([torch.linalg.eigh(matrix)[1][:, -1] for matrix in matrices])
+    contrast = images.flatten(1).std(1, correction=0)
+    for arm, directions in (("high", vectors), ("transfer", vectors.roll(-1, 0))):
+        kl = []
+        for sign in (1, -1):
+            change = sign * 0.1 * contrast[:, None] * 12 * directions
+            with torch.no_grad():
+                q = torch.log_softmax(network(images + change.view_as(images)), 1)
+            kl.append((p.exp() * (p - q)).sum(1))
+        kl = torch.stack(kl).mean(0).numpy()
+        assert logged(engine)[f"kl_{arm}"] == pytest.approx(kl.mean(), rel=1e-8)
+        np.testing.assert_allclose(details(engine, f"kl_{arm}"), kl, rtol=1e-6)
+
+
+@both_routes
+def test_ideal_observer_has_the_closed_form_in_every_number(route):
+    data = SignalDetectionDataset(TASK, 6, seed=1)
+    examples = [data[index] for index in range(6)]
+    images = torch.stack([example["image"].as_tensor() for example in examples]).double()
+    labels = np.array([example["label"] for example in examples])
+    engine = run(
+        IdealObserver(TASK, torch.float64), items(images, labels.tolist()), route, reference=TASK.template, strength=0.05
+    )
+    found = logged(engine)
+    w, s = TASK.template.flatten().numpy(), TASK.signals[0].flatten().numpy()
+    g = images.flatten(1).numpy()
+    z = g @ w - w @ s / 2
+    p = 1 / (1 + np.exp(-z))
+    lambdas = p * (1 - p) * (w @ w)
+    step = 0.05 * g.std(axis=1) * 12 * np.sqrt(w @ w)
+    kls = []
+    for shifted in (z + step, z - step):
+        q = 1 / (1 + np.exp(-shifted))
+        kls.append(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+    kl = np.mean(kls)
+    assert found["lambda_max"] == pytest.approx(np.median(lambdas), rel=1e-10)
+    assert found["trace"] == pytest.approx(np.median(lambdas), rel=1e-10)
+    assert found["log10_lambda_max"] == pytest.approx(np.median(np.log10(lambdas)), rel=1e-10)
+    assert found["effective_rank"] == pytest.approx(1, rel=1e-12)
+    assert found["reference_cosine"] == pytest.approx(1, abs=1e-12)
+    assert found["accuracy"] == np.mean((z > 0) == labels)
+    assert 0 < found["accuracy"] < 1  # so that the line above says something
+    assert found["kl_high"] == pytest.approx(kl, rel=1e-9)
+    # a linear observer has one template for all images, so another image's direction is as good
+    assert found["kl_transfer"] == pytest.approx(kl, rel=1e-9)
+    assert found["coupling_transfer"] == pytest.approx(0, abs=1e-9)
+    # and outside of it nothing changes at all, but for rounding
+    assert found["kl_low"] < 1e-24
+    assert found["kl_low_matched"] < 1e-24
+    assert found["coupling_censored"] == 1
+    assert found["coupling"] > 20
+
+
+@both_routes
+def test_exactly_the_documented_names_are_logged(route):
+    engine = run(CNN(), items(pictures(), LABELS), route, reference=torch.ones(12, 12))
+    assert set(logged(engine)) == SCALARS | KLS | COUPLINGS | {"accuracy", "reference_cosine"}
+    assert set(engine.state.metrics) == {f"ifim_{name}" for name in logged(engine)} | (
+        {"unit"} if route == "metric" else set()
+    )
+    assert set(engine.state.metric_details) == {
+        f"ifim_{name}"
+        for name in {"lambda_max", "log10_lambda_max", "trace", "effective_rank", "reference_cosine"} | KLS
+    }
+
+
+@both_routes
+def test_arms_choose_the_names(route):
+    engine = run(CNN(), items(pictures()), route, arms=["high", "random"])
+    assert set(logged(engine)) == SCALARS | {"kl_high", "kl_random"}
+
+
+@both_routes
+@pytest.mark.parametrize("max_images", [7, 4])
+def test_accuracy_is_that_of_the_same_images(route, max_images):
+    network, images = CNN(), pictures()
+    found = logged(run(network, items(images, LABELS), route, max_images=max_images))["accuracy"]
+    predicted, positions = decisions(network, images), chosen(7, max_images)
+    assert found == np.mean([predicted[position] == LABELS[position] for position in positions])
+    assert 0 < found < 1
+
+
+@both_routes
+def test_reference_cosine_is_the_mean_absolute_cosine_with_the_leading_eigenvector(route):
+    network, images = CNN(), pictures()
+    reference = torch.randn(12, 12, generator=torch.Generator().manual_seed(1))
+    matrices = [truths.dense_fisher(copy.deepcopy(network).eval(), image) for image in images]
+    vectors = torch.stack([torch.linalg.eigh(matrix)[1][:, -1] for matrix in matrices])
+    cosines = (vectors @ reference.flatten().double()).abs() / reference.double().norm()
+    for given in (reference, reference.unsqueeze(0), reference.numpy()):
+        engine = run(network, items(images), route, reference=given)
+        assert logged(engine)["reference_cosine"] == pytest.approx(float(cosines.mean()), rel=1e-8)
+
+
+@both_routes
+def test_reference_of_another_shape_is_refused(route):
+    with pytest.raises(ValueError, match=r"\(1, 12, 12\) or \(12, 12\), got \(10, 12\)"):
+        run(CNN(), items(pictures(2)), route, reference=torch.ones(10, 12))
+
+
+@both_routes
+def test_batch_and_micro_batch_sizes_change_no_number(route):
+    network, images = CNN(), pictures()
+    truth = logged(run(network, items(images, LABELS), route, batch_size=7))
+    for batch_size in (1, 3, 4):
+        for micro_batch_size in (1, 2, None):
+            engine = run(
+                network, items(images, LABELS), route, batch_size=batch_size, micro_batch_size=micro_batch_size
+            )
+            same(logged(engine), truth)
+
+
+@both_routes
+def test_float32_networks_have_the_numbers_of_their_float64_copies(route):
+    network, images = CNN(dtype=torch.float32), pictures(dtype=torch.float32)
+    truth = direct(copy.deepcopy(network).double(), images.double())
+    found = logged(run(network, items(images), route))
+    for name in ("lambda_max", "trace", "kl_high", "kl_transfer"):
+        assert found[name] == pytest.approx(truth[name], rel=1e-3)
+
+
+# ---------------------------------------------------------------- labels
+
+
+@both_routes
+def test_without_labels_only_the_accuracy_is_missing(route):
+    network, images = CNN(), pictures()
+    with_labels = logged(run(network, items(images, LABELS), route))
+    without = logged(run(network, items(images), route))
+    same({**without, "accuracy": with_labels["accuracy"]}, with_labels)
+    assert "accuracy" not in without
+
+
+@both_routes
+def test_label_key_none_uses_no_labels(route):
+    found = logged(run(CNN(), items(pictures(), LABELS), route, label_key=None))
+    assert set(found) == SCALARS | KLS | COUPLINGS
+
+
+@both_routes
+def test_labels_may_stand_under_another_key_of_the_batch(route):
+    network, images = CNN(), pictures()
+    found = logged(run(network, items(images, grade=LABELS), route, label_key="grade"))
+    assert found["accuracy"] == np.mean(np.equal(decisions(network, images), LABELS))
+
+
+@both_routes
+@pytest.mark.parametrize("form", ["one_hot", "column", "float"])
+def test_labels_in_other_forms_give_the_same_accuracy(route, form):
+    network, images = CNN(), pictures()
+    rows = torch.tensor(LABELS)
+    labels = {"one_hot": nn.functional.one_hot(rows, 3).float(), "column": rows.unsqueeze(1), "float": rows.float()}
+    found = logged(run(network, items(images, list(labels[form])), route))
+    assert found["accuracy"] == np.mean(np.equal(decisions(network, images), LABELS))
+
+
+@both_routes
+def test_labels_out_of_range_are_refused_with_their_range(route):
+    with pytest.raises(ValueError, match="whole numbers from 0 to 2, got values from 0 to 3"):
+        run(CNN(), items(pictures(3), [0, 3, 1]), route)
+
+
+@both_routes
+@pytest.mark.parametrize(("option", "there"), [("label_key", "label"), ("image_key", "image")])
+def test_wrong_keys_are_refused_naming_the_keys_there_are(route, option, there):
+    with pytest.raises(KeyError, match=f"{option}='scan'.*{there}") as error:
+        run(CNN(), items(pictures(3), [0, 1, 2], grade=[1, 2, 3]), route, **{option: "scan"})
+    for key in ("image", "label", "pred", "grade"):
+        assert key in str(error.value)
+
+
+# ---------------------------------------------------------------- networks
+
+
+class TwoOutputs(CNN):
+    """Gives the logits beside features, as a tuple or a dictionary."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, images):
+        features = self[:5](images)
+        logits = self[5](features)
+        return (features, logits) if self.kind is tuple else {"features": features, "logits": logits}
+
+
+@both_routes
+@pytest.mark.parametrize(("kind", "output_key"), [(tuple, 1), (dict, "logits")])
+def test_output_key_picks_the_logits(route, kind, output_key):
+    network, images = TwoOutputs(kind), pictures()
+    truth = logged(run(CNN(), items(images, LABELS), route))
+    engine = run(network, items(images, LABELS), route, output_key=output_key)
+    same(logged(engine), truth)
+
+
+@both_routes
+def test_without_output_key_several_outputs_are_refused_naming_it(route):
+    with pytest.raises(TypeError, match=r"output_key \(keys \['features', 'logits'\]\)"):
+        run(TwoOutputs(dict), items(pictures(2)), route)
+
+
+@both_routes
+def test_prefix_names_metrics_and_details(route):
+    network, images = CNN(), pictures()
+    engine = run(network, items(images), route, prefix="fim/")
+    same(logged(engine, "fim/"), direct(network, images))
+    assert "fim/kl_high" in engine.state.metric_details
+    assert not logged(engine, "ifim_")
+
+
+@both_routes
+def test_temperature_divides_the_logits(route):
+    network, images = CNN(), pictures()
+    engine = run(network, items(images), route, temperature=3.0)
+    np.testing.assert_allclose(
+        details(engine, "lambda_max"), dense_lambda_max(network, images, temperature=3.0), rtol=1e-6
+    )
+    cooler = copy.deepcopy(network)
+    with torch.no_grad():
+        cooler[5].weight /= 3
+        cooler[5].bias /= 3
+    same(logged(engine) | {"coupling_censored": 0}, direct(cooler, images) | {"coupling_censored": 0}, 1e-8)
+
+
+@both_routes
+@pytest.mark.parametrize("predictive", ["sigmoid", Bernoulli()])
+def test_one_logit_under_sigmoid_has_p_1_minus_p_times_the_squared_gradient(route, predictive):
+    network, images = CNN(outputs=1), pictures()
+    labels = [0, 1, 1, 0, 1, 0, 0]
+    engine = run(network, items(images, labels), route, predictive=predictive)
+    inputs = images.clone().requires_grad_()
+    z = copy.deepcopy(network).eval()(inputs)[:, 0]
+    (gradient,) = torch.autograd.grad(z.sum(), inputs)
+    p = torch.sigmoid(z.detach())
+    truth = (p * (1 - p) * gradient.flatten(1).square().sum(1)).numpy()
+    np.testing.assert_allclose(details(engine, "lambda_max"), truth, rtol=1e-6)
+    assert logged(engine)["lambda_max"] == pytest.approx(np.median(truth), rel=1e-10)
+    assert logged(engine)["accuracy"] == np.mean((z.detach().numpy() > 0) == np.array(labels))
+
+
+@both_routes
+def test_a_given_network_is_the_one_looked_at(route):
+    other, images = CNN(seed=4), pictures()
+    same(logged(run(CNN(), items(images), route, network=other)), direct(other, images))
+
+
+@both_routes
+def test_a_network_that_replaced_the_evaluators_is_the_one_looked_at(route):
+    images, other = pictures(), CNN(seed=4)
+    engine = run(CNN(), items(images), route)
+    engine.network = other
+    engine.run()
+    same(logged(engine), direct(other, images))
+
+
+@both_routes
+def test_probabilities_are_refused(route):
+    with pytest.raises(ValueError, match="probabilities"):
+        run(nn.Sequential(CNN(), nn.Softmax(1)), items(pictures(3)), route)
+
+
+class Grown(CNN):
+    """Reads the image in a way that depends on further inputs: a number of each image, and a table for all."""
+
+    def forward(self, images, age, table=None):
+        images = torch.sin(images * age.view(-1, 1, 1, 1))
+        return super().forward(images) * (1.0 if table is None else table.sum())
+
+
+class AgeAndTable(PrepareBatch):
+    """Further inputs from the batch, one by position and one by name, and not a function of the image."""
+
+    def __call__(self, batchdata, device=None, non_blocking=False, **kwargs):
+        image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+        return image, label, (batchdata["age"],), {"table": torch.tensor([0.5, 0.25, 0.5, 0.25, 0.25])}
+
+
+AGES = torch.tensor([0.2, 1.5, 0.7, 0.4, 1.1, 0.9, 2.0], dtype=torch.float64)
+
+
+def grown_lambda_max(network, images, factor=1.0):
+    """Of each image with its own age."""
+    network = copy.deepcopy(network).eval()
+    matrices = [
+        truths.dense_fisher(lambda x, age=age: factor * network(x, age[None]), image) for image, age in zip(images, AGES)
+    ]
+    return np.array([float(torch.linalg.eigvalsh(matrix)[-1]) for matrix in matrices])
+
+
+@both_routes
+@pytest.mark.parametrize("extra_keys", ["age", {"age": "age"}], ids=["by position", "by name"])
+@pytest.mark.parametrize("micro_batch_size", [1, None])
+def test_further_inputs_of_each_image_go_along_with_it(route, extra_keys, micro_batch_size):
+    network, images = Grown(), pictures()
+    engine = run(
+        network,
+        items(images, age=list(AGES)),
+        route,
+        prepare_batch=PrepareBatchExtraInput(extra_keys),
+        max_images=5,
+        micro_batch_size=micro_batch_size,
+    )
+    positions = chosen(7, 5)
+    truth = grown_lambda_max(network, images)
+    np.testing.assert_allclose(details(engine, "lambda_max")[positions], truth[positions], rtol=1e-6)
+    # the local prediction of the arm 'high' holds only if the perturbed images kept their own further input
+    small = run(
+        network,
+        items(images, age=list(AGES)),
+        route,
+        prepare_batch=PrepareBatchExtraInput(extra_keys),
+        max_images=5,
+        micro_batch_size=micro_batch_size,
+        strength=1e-3,
+        rank=1,
+    )
+    contrast = images.flatten(1).std(1, correction=0).numpy()
+    quadratic = 0.5 * truth * (1e-3 * contrast * 12) ** 2
+    np.testing.assert_allclose(details(small, "kl_high")[positions], quadratic[positions], rtol=1e-3)
+
+
+@both_routes
+def test_further_inputs_that_all_images_share_go_along_whole(route):
+    network, images = Grown(), pictures()
+    engine = run(network, items(images, age=list(AGES)), route, prepare_batch=AgeAndTable(), batch_size=4)
+    np.testing.assert_allclose(details(engine, "lambda_max"), grown_lambda_max(network, images, 1.75), rtol=1e-6)
+    assert np.isfinite(logged(engine)["kl_high"])
+
+
+@both_routes
+def test_further_inputs_work_under_inference_mode(route):
+    network, images = Grown(), pictures()
+    engine = evaluator(network, items(images, age=list(AGES)), route, prepare_batch=PrepareBatchExtraInput("age"))
+    with torch.inference_mode():
+        engine.run()
+    np.testing.assert_allclose(details(engine, "lambda_max"), grown_lambda_max(network, images), rtol=1e-6)
+
+
+def ensemble(network=None):
+    """An EnsembleEvaluator of two networks with both routes' handlers."""
+    images = pictures()
+    return EnsembleEvaluator(
+        device=CPU,
+        val_data_loader=DataLoader(items(images), batch_size=4),
+        networks=[CNN(), CNN(seed=4)],
+        pred_keys=["first", "second"],
+        val_handlers=[IFIMHandler(network=network)],
+        key_val_metric=key_metric(),
+    )
+
+
+def test_ensemble_evaluators_are_refused_unless_a_network_is_given():
+    with pytest.raises(ValueError, match="several networks"):
+        ensemble()
+    with pytest.raises(ValueError, match="several networks"):
+        IFIMMetric().attach(ensemble(CNN()), "ifim")
+    network = CNN(seed=4)
+    engine = ensemble(network)
+    engine.run()
+    same(logged(engine), direct(network, pictures()))
+
+
+# ---------------------------------------------------------------- awkward images
+
+
+@both_routes
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_is_counted_and_left_out_of_every_number(route, value, caplog):
+    network, images = CNN(), pictures(6)
+    spoilt = images.clone()
+    spoilt[5, 0, 3, 4] = value
+    labels = decisions(network, images)[:5] + [0]  # the last is wrong, whatever the network says
+    found = run(network, items(spoilt, labels), route)
+    truth = run(network, items(images[:5], labels[:5]), route)
+    assert logged(found)["images"] == 5
+    assert logged(found)["skipped"] == 1
+    assert logged(found)["zero"] == 0
+    assert logged(found)["accuracy"] == 1
+    for name in (SCALARS | KLS | {"coupling", "coupling_censored"}) - {"skipped", "kl_transfer"}:
+        assert logged(found)[name] == pytest.approx(logged(truth)[name], rel=1e-10), name
+    for name in ("lambda_max", "log10_lambda_max", "trace", "effective_rank", *sorted(KLS)):
+        assert np.isnan(details(found, name)[5]), name
+    # the image before it has no donor
+    transfer = details(found, "kl_transfer")
+    assert np.isnan(transfer[4])
+    np.testing.assert_allclose(transfer[:4], details(truth, "kl_transfer")[:4], rtol=1e-6)
+    assert logged(found)["kl_transfer"] == pytest.approx(transfer[:4].mean(), rel=1e-6)
+    lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert lines == ["iFIM left out image 5 of the data set: the image has NaN or infinite values."]
+
+
+class DeadBelow(nn.Sequential):
+    """A network that gives the same logits, with gradient zero, for all images below zero."""
+
+    def __init__(self):
+        torch.manual_seed(5)
+        super().__init__(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
+        with torch.no_grad():
+            self[1].weight.abs_()
+            self[1].bias.zero_()
+        self.double()
+
+
+@both_routes
+def test_an_image_with_zero_gradient_is_counted_and_has_no_direction(route):
+    images = pictures(5).abs() + 0.1
+    images[2] *= -1
+    engine = run(DeadBelow(), items(images), route)
+    found, lambdas = logged(engine), dense_lambda_max(DeadBelow(), images)
+    assert (found["images"], found["zero"], found["skipped"]) == (5, 1, 0)
+    assert found["lambda_max"] == pytest.approx(np.median(lambdas), rel=1e-10)  # the zero is one of the five
+    others = lambdas[[0, 1, 3, 4]]
+    assert found["log10_lambda_max"] == pytest.approx(np.median(np.log10(others)), rel=1e-10)
+    assert details(engine, "lambda_max")[2] == 0
+    assert np.isnan(details(engine, "log10_lambda_max")[2])
+    assert np.flatnonzero(np.isnan(details(engine, "kl_high"))).tolist() == [2]
+    assert np.flatnonzero(np.isnan(details(engine, "kl_transfer"))).tolist() == [1]  # whose donor it is
+    assert found["kl_high"] == pytest.approx(np.nanmean(details(engine, "kl_high")), rel=1e-6)
+
+
+@both_routes
+def test_a_constant_image_has_a_spectrum_and_no_perturbations(route):
+    network, images = CNN(), pictures(5)
+    images[3] = 0.5
+    engine = run(network, items(images), route)
+    np.testing.assert_allclose(details(engine, "lambda_max"), dense_lambda_max(network, images), rtol=1e-6)
+    assert (logged(engine)["images"], logged(engine)["skipped"]) == (5, 0)
+    for arm in KLS:
+        assert np.flatnonzero(np.isnan(details(engine, arm))).tolist() == [3], arm
+
+
+@both_routes
+def test_images_of_two_shapes_are_looked_at_apart(route):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    network = network.double()
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 12, 12), (1, 10, 14), (1, 10, 14), (1, 12, 12), (1, 12, 12)]
+    images = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    engine = run(network, items(images), route, batch_size=1)
+    np.testing.assert_allclose(details(engine, "lambda_max"), dense_lambda_max(network, images), rtol=1e-6)
+    assert np.flatnonzero(np.isnan(details(engine, "kl_transfer"))).tolist() == [0, 2]  # the next has another shape
+    assert not np.isnan(details(engine, "kl_low_matched")).any()
+    alone = run(network, items(images[3:]), route)  # images 3 and 4; 3 is the donor of 4 only here
+    np.testing.assert_allclose(details(engine, "kl_transfer")[3], details(alone, "kl_transfer")[0], rtol=1e-6)
+
+
+@both_routes
+def test_one_single_image_has_no_transfer_and_all_else(route):
+    network, images = CNN(), pictures(1)
+    found = logged(run(network, items(images, [1]), route))
+    assert set(found) == SCALARS | KLS | COUPLINGS | {"accuracy"}
+    assert {name for name, value in found.items() if np.isnan(value)} == {"kl_transfer", "coupling_transfer"}
+    assert found["lambda_max"] == pytest.approx(dense_lambda_max(network, images)[0], rel=1e-10)
+
+
+@both_routes
+@pytest.mark.parametrize("seed", range(6))
+def test_batches_without_a_chosen_image_change_nothing(route, seed):
+    network, images = CNN(), pictures(6)
+    (position,) = chosen(6, 1, seed)  # in the first, middle or last of three batches
+    engine = run(network, items(images), route, batch_size=2, max_images=1, seed=seed)
+    assert logged(engine)["images"] == 1
+    assert logged(engine)["lambda_max"] == pytest.approx(dense_lambda_max(network, images)[position], rel=1e-10)
+    assert np.flatnonzero(~np.isnan(details(engine, "lambda_max"))).tolist() == [position]
+
+
+# ---------------------------------------------------------------- evaluators
+
+
+@both_routes
+@pytest.mark.parametrize("decollate", [True, False])
+def test_decollation_changes_no_number(route, decollate):
+    network, images = CNN(), pictures()
+    engine = run(network, items(images), route, decollate=decollate)
+    same(logged(engine), direct(network, images))
+
+
+@both_routes
+def test_postprocessing_that_replaces_the_prediction_changes_no_number(route):
+    network, images = CNN(), pictures()
+    engine = run(network, items(images, LABELS), route, postprocessing=one_hot(), key_val_metric=accuracy())
+    found = logged(engine)
+    assert engine.state.output[0]["pred"].tolist() in torch.eye(3).tolist()
+    assert found.pop("accuracy") == engine.state.metrics["val_accuracy"]
+    same(found, direct(network, images))
+
+
+@both_routes
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_evaluators_forward_mode_changes_no_number(route, mode):
+    network, images = CNN(), pictures()
+    truth = direct(network, images)  # before the evaluator, which updates the batch norm in train mode
+    engine = run(network, items(images), route, mode=mode, batch_size=7)
+    if mode == "train":
+        truth = direct(network, images)
+    same(logged(engine), truth)
+
+
+@both_routes
+def test_an_evaluator_under_inference_mode_gives_the_same_numbers(route):
+    network, images = CNN(), pictures()
+    engine = evaluator(network, items(images, LABELS), route)
+    with torch.inference_mode():
+        engine.run()
+    truth = logged(run(network, items(images, LABELS), route))
+    same(logged(engine), truth)
+
+
+@both_routes
+@pytest.mark.parametrize("epoch_length", [1, 4])
+def test_an_epoch_of_another_length_than_the_loader_looks_at_each_chosen_image_once(route, epoch_length):
+    network, images = CNN(), pictures()
+    engine = run(network, items(images), route, epoch_length=epoch_length)
+    seen = images[:4] if epoch_length == 1 else images
+    assert logged(engine)["images"] == len(seen)
+    np.testing.assert_allclose(
+        details(engine, "lambda_max")[: len(seen)], dense_lambda_max(network, seen), rtol=1e-6
+    )
+
+
+# ---------------------------------------------------------------- key metric, interval, what is left over
+
+
+@pytest.mark.parametrize("name", ["ifim_coupling", "ifim_log10_lambda_max"])
+def test_as_the_key_metric_its_number_is_the_best_metric(name):
+    network, images = CNN(), pictures()
+    engine = run(network, items(images), key_val_metric={name: IFIMMetric()})
+    truth = direct(network, images)[name.removeprefix("ifim_")]
+    assert engine.state.key_metric_name == name
+    assert engine.state.best_metric == pytest.approx(truth, rel=1e-10)
+    assert engine.state.best_metric_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ifim", {}),
+        ("ifim_coupling", {"interval": 2}),
+        ("ifim_coupling", {"prefix": "fim_"}),
+        ("ifim_coupling_transfer", {"arms": ["high", "low_matched"]}),
+    ],
+    ids=str,
+)
+def test_a_key_metric_that_would_be_missing_is_refused_at_construction(name, options):
+    with pytest.raises(ValueError, match=f"key metric is named '{name}'.*coupling"):
+        evaluator(CNN(), items(pictures(2)), key_val_metric={name: IFIMMetric(**options)})
+
+
+def test_as_an_additional_metric_any_name_and_interval_will_do():
+    images = pictures(2)
+    engine = run(CNN(), items(images), "metric", interval=2)
+    assert "ifim" not in engine.state.metrics
+    same(logged(engine), direct(CNN(), images))
+
+
+@both_routes
+def test_interval_two_computes_at_evaluations_one_and_three_and_leaves_nothing_in_between(route):
+    network, images = CNN(), pictures()
+    engine = evaluator(network, items(images), route, interval=2)
+    for epoch in (1, 2, 3, 4):
+        with torch.no_grad():
+            network[5].weight.mul_(1.5)
+        engine.run(epoch)
+        if epoch % 2:
+            same(logged(engine), direct(network, images))
+            assert "ifim_lambda_max" in engine.state.metric_details
+        else:
+            assert logged(engine) == {}
+            assert engine.state.metric_details == {}
+    if route == "metric":
+        assert engine.state.metrics == {"unit": 1.0}
+
+
+@both_routes
+def test_numbers_of_an_earlier_run_are_not_left_over_and_those_of_others_are(route):
+    network, images = CNN(), pictures()
+    engine = run(network, items(images, LABELS), route)
+    engine.state.metrics["mine"] = 1.0
+    engine.state.metrics["ifim_mine"] = 2.0
+    assert "accuracy" in logged(engine)
+    engine.data_loader = DataLoader(items(images[:3]), batch_size=4)
+    engine.state.epoch_length = 1
+    engine.run()
+    assert engine.state.metrics.pop("ifim_mine") == 2.0
+    assert engine.state.metrics["mine"] == 1.0
+    same(logged(engine), direct(network, images[:3]))
+    assert len(details(engine, "lambda_max")) == 3
+
+
+@both_routes
+def test_every_evaluation_looks_at_the_same_images(route):
+    engine = evaluator(CNN(), items(pictures()), route, max_images=3)
     found = []
-    for index, image in enumerate(images):
-        further = [value[index : index + 1] for value in arguments]
-        named = {key: value[index : index + 1] for key, value in keyword_arguments.items()}
+    for _ in range(2):
+        engine.run()
+        found.append((logged(engine), details(engine, "kl_low").tolist()))
+    np.testing.assert_equal(found[0], found[1])
 
-        def logits(image, further=further, named=named):
-            return network(image[None], *further, **named)[0]
 
-        p = torch.softmax(logits(image).detach(), -1)
-        jacobian = torch.func.jacrev(logits)(image).detach().flatten(1)
-        eigenvalues = torch.linalg.eigvalsh(jacobian @ jacobian.T @ (torch.diag(p) - torch.outer(p, p)).T)
-        root = torch.linalg.cholesky(jacobian @ jacobian.T + 0 * eigenvalues.sum())
-        found.append(torch.linalg.eigvalsh(root.T @ (torch.diag(p) - torch.outer(p, p)) @ root)[-1])
-    return torch.stack(found).numpy()
+def test_detach_leaves_the_evaluator_without_it():
+    images = pictures(2)
+    metric = IFIMMetric()
+    engine = evaluator(CNN(), items(images), key_val_metric=key_metric(), additional_metrics={"ifim": metric})
+    metric.detach(engine)
+    engine.run()
+    assert engine.state.metrics == {"unit": 1.0}
+
+
+@pytest.mark.parametrize("make", [IFIMMetric, IFIMHandler])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_images": 0}, "max_images must be 1 or more, got 0"),
+        ({"interval": 0}, "interval must be 1 or more, got 0"),
+        ({"strength": 0.0}, "strength must be positive, got 0"),
+        ({"strength": float("nan")}, "strength must be positive, got nan"),
+        ({"arms": ["high", "sideways"]}, "Unknown arm 'sideways'"),
+        ({"predictive": "softplus"}, "predictive must be"),
+        ({"temperature": -1.0}, "temperature must be"),
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_refused_at_construction(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+@both_routes
+def test_an_evaluator_without_a_network_is_refused_naming_the_option(route):
+    engine = evaluator(CNN(), items(pictures(2)), route)
+    del engine.network
+    with pytest.raises(ValueError, match=r"no network.*network="):
+        engine.run()
