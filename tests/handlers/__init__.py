@@ -85,11 +85,11 @@ def accuracy() -> dict:
 
 
 def one_hot(classes: int = 3) -> AsDiscreted:
-    """The postprocessing that bundles have before the validation accuracy."""
-    return AsDiscreted(keys=["pred", "label"], argmax=(True, False), to_onehot=classes)
+    """The postprocessing that bundles have before the validation accuracy: the prediction becomes one-hot."""
+    return AsDiscreted(keys="pred", argmax=True, to_onehot=classes)
 
 
-def evaluator(network: nn.Module, data: Any, route: str | None = None, batch_size: int = 4, **options: Any) -> Any:
+def evaluator(net: nn.Module, data: Any, route: str | None = None, batch_size: int = 4, **options: Any) -> Any:
     """An evaluator; those options that it does not know go to the metric, or to the handler."""
     known = {
         name: options.pop(name)
@@ -114,7 +114,7 @@ def evaluator(network: nn.Module, data: Any, route: str | None = None, batch_siz
     else:
         assert not options
     loader = DataLoader(data, batch_size=batch_size, num_workers=0) if isinstance(data, list) else data
-    return SupervisedEvaluator(device=CPU, val_data_loader=loader, network=network, **known)
+    return SupervisedEvaluator(device=CPU, val_data_loader=loader, network=net, **known)
 
 
 def logged(engine: Any, prefix: str = "ifim_") -> dict[str, float]:
@@ -132,7 +132,9 @@ def chosen(count: int, max_images: int, seed: int = 0) -> list[int]:
     return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:max_images].tolist())
 
 
-def direct(network: nn.Module, images: Tensor, positions: Sequence[int] | None = None, **options: Any) -> dict[str, Any]:
+def direct(
+    network: nn.Module, images: Tensor, positions: Sequence[int] | None = None, **options: Any
+) -> dict[str, Any]:
     """The numbers of these images from direct calls of the package's functions, in one batch.
 
     KL divergences are averaged, and compared between arms, here.
@@ -152,7 +154,7 @@ def direct(network: nn.Module, images: Tensor, positions: Sequence[int] | None =
     floor = curves.unperturbed.noise_floor.to_numpy()
     ratios = {arm: np.log10((kl["high"] + floor) / (kl[arm] + floor)) for arm in arms}
     below = np.minimum(kl["high"], kl["low_matched"]) <= floor
-    values = fisher.eigenvalues
+    values = fisher.eigenvalues.numpy()
     return {
         "images": len(picked),
         "zero": 0,

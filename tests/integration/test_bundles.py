@@ -64,9 +64,27 @@ def event_scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A short training of the signal-detection bundle with the overlay."""
+    """The README's quick start, in a short setting and with this environment in place of a new one."""
     folder = tmp_path_factory.mktemp("with_overlay")
-    return folder, run_bundle("signal_detection", ["train", "ifim"], folder, **SHORT)
+    block = re.search(
+        r"^## Quick start.*?^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert block is not None
+    set_up, command = block[1].strip().split("cd bundles/signal_detection &&")
+    assert "python3 -m venv .venv" in set_up
+    assert "pip install" in set_up
+    command = command.strip().replace("../../.venv/bin/python", sys.executable, 1)
+    options = {**SHORT, "output_dir": folder / "eval", "ckpt_dir": folder / "models"}
+    command += "".join(f" --{name} {value}" for name, value in options.items())
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT / "bundles" / "signal_detection",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder, done.stdout + done.stderr
 
 
 def test_ifim_metrics_stand_in_the_same_log_line_as_the_validation_accuracy(trained: tuple[Path, str]):

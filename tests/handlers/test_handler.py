@@ -1,0 +1,464 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import copy
+import csv
+import logging
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.engines import IterationEvents, SupervisedTrainer
+from monai.handlers import (
+    CheckpointSaver,
+    EarlyStopHandler,
+    MetricsSaver,
+    StatsHandler,
+    TensorBoardStatsHandler,
+    ValidationHandler,
+    from_engine,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from monai_ifim.handlers import IFIMHandler, IFIMMetric
+from tests import truths
+from tests.handlers import (
+    CNN,
+    CPU,
+    ROUTES,
+    accuracy,
+    chosen,
+    details,
+    direct,
+    evaluator,
+    items,
+    key_metric,
+    logged,
+    one_hot,
+    pictures,
+    same,
+)
+
+both_routes = pytest.mark.parametrize("route", ROUTES)
+EPOCHS = 3
+LABELS = [0, 2, 1, 1, 0, 2, 0]
+
+
+def trainer(network, validator, epochs=EPOCHS, learning_rate=0.1):
+    """A trainer with shuffled images, momentum, and an evaluation after each epoch."""
+    data = items(pictures(10, torch.float64), [0, 2, 1, 1, 0, 2, 0, 1, 2, 0])
+    return SupervisedTrainer(
+        device=CPU,
+        max_epochs=epochs,
+        train_data_loader=DataLoader(data, batch_size=4, shuffle=True, num_workers=0),
+        network=network,
+        optimizer=torch.optim.Adam(network.parameters(), learning_rate),
+        loss_function=nn.CrossEntropyLoss(),
+        train_handlers=[ValidationHandler(1, validator)],
+    )
+
+
+class Recorder:
+    """Notes, before each evaluation, the weights and the numbers of direct calls."""
+
+    def __init__(self, network, images, **options):
+        self.network, self.images, self.options = network, images, options
+        self.weights, self.truths = [], []
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.EPOCH_STARTED, self.note)
+
+    def note(self, engine):
+        self.weights.append({name: value.clone() for name, value in self.network.state_dict().items()})
+        self.truths.append(direct(self.network, self.images, **self.options))
+
+    def column(self, name):
+        return [truth[name] for truth in self.truths]
+
+
+@pytest.fixture
+def log_lines():
+    """The lines of the logger 'the_log'."""
+    lines = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger("the_log"), Keep()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+# ---------------------------------------------------------------- the numbers reach the other handlers
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["with key metric", "without"])
+@pytest.mark.parametrize("place", range(6))
+def test_every_handler_gets_the_numbers_of_the_same_epoch_wherever_the_handler_stands(
+    place, keyed, tmp_path, log_lines
+):
+    check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tmp_path, log_lines)
+
+
+@pytest.mark.parametrize("name", ["additional", "key"])
+def test_every_handler_gets_the_numbers_of_the_same_epoch_on_the_metric_route(name, tmp_path, log_lines):
+    check_that_every_handler_gets_the_numbers_of_the_same_epoch(name, True, tmp_path, log_lines)
+
+
+def check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tmp_path, log_lines):
+    network, images = CNN(), pictures()
+    recorder = Recorder(network, images, energy=0.9)
+    scores = []
+
+    def score(engine):
+        scores.append(engine.state.metrics["ifim_coupling"])
+        return scores[-1]
+
+    early = EarlyStopHandler(patience=100, score_function=score)
+    others = [
+        StatsHandler(name="the_log", iteration_log=False, key_var_format="{}={!r} "),
+        TensorBoardStatsHandler(log_dir=str(tmp_path / "events"), iteration_log=False),
+        CheckpointSaver(
+            str(tmp_path / "models"),
+            {"network": network},
+            save_key_metric=True,
+            key_metric_name="ifim_coupling",
+            key_metric_n_saved=100,
+        ),
+        early,
+        MetricsSaver(str(tmp_path / "tables"), metrics="*", metric_details="*", batch_transform=from_engine("image")),
+    ]
+    options = {"energy": 0.9}
+    known = {"key_val_metric": accuracy() if keyed else None, "val_handlers": [recorder, *others]}
+    if place == "key":
+        known["key_val_metric"] = {"ifim_coupling": IFIMMetric(**options)}
+        known["additional_metrics"] = accuracy()
+    elif place == "additional":
+        known["additional_metrics"] = {"ifim": IFIMMetric(**options)}
+    else:
+        known["val_handlers"].insert(place, IFIMHandler(**options))
+    for handler in others[-1:]:  # file names stand in the meta-data of each image
+        handler.batch_transform = lambda batch: [item["image"].meta for item in batch]
+    validator = evaluator(network, items(images, LABELS), postprocessing=one_hot(), **known)
+    engine = trainer(network, validator)
+    early.set_trainer(engine)
+    engine.run()
+
+    truth = recorder.column("coupling")
+    assert len(set(np.round(truth, 4))) == EPOCHS  # otherwise a number of another epoch would pass
+
+    assert scores == pytest.approx(truth, rel=1e-9)
+
+    lines = [line for line in log_lines if "Metrics" in line]
+    assert len(lines) == EPOCHS
+    for epoch, line in enumerate(lines):
+        assert line.startswith(f"Epoch[{epoch + 1}] ")
+        found = {name: float(number) for name, number in re.findall(r"ifim_(\w+)=(?:np.float64\()?([-+.\de]+)", line)}
+        found.pop("accuracy")
+        same(found, recorder.truths[epoch], 1e-9)
+        assert ("val_accuracy=" in line) == keyed
+
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    for name in recorder.truths[0]:
+        scalars = events.Scalars(f"ifim_{name}")
+        assert [scalar.step for scalar in scalars] == [1, 2, 3]
+        np.testing.assert_allclose(
+            [scalar.value for scalar in scalars], recorder.column(name), rtol=1e-6, atol=1e-30, err_msg=name
+        )
+    if keyed:
+        assert [scalar.step for scalar in events.Scalars("val_accuracy")] == [1, 2, 3]
+
+    models = sorted((tmp_path / "models").glob("*.pt"))
+    assert {model.name for model in models} == {f"network_key_metric={value:.4f}.pt" for value in truth}
+    for model in models:
+        saved = torch.load(model, weights_only=True)
+        epoch = [f"{value:.4f}" for value in truth].index(model.stem.split("=")[1])
+        for name, value in recorder.weights[epoch].items():
+            assert torch.equal(saved[name], value)
+
+    with open(tmp_path / "tables" / "metrics.csv") as file:
+        table = dict(csv.reader(file))
+    assert float(table["ifim_coupling"]) == pytest.approx(truth[-1], rel=1e-9)
+    with open(tmp_path / "tables" / "ifim_lambda_max_raw.csv") as file:
+        rows = list(csv.DictReader(file))
+    last = copy.deepcopy(network).eval()
+    lambdas = [float(torch.linalg.eigvalsh(truths.dense_fisher(last, image))[-1]) for image in images]
+    assert [float(row["class0"]) for row in rows] == pytest.approx(lambdas, rel=1e-5)
+
+
+@both_routes
+def test_early_stopping_on_a_number_stops_the_training(route):
+    network = CNN()
+    early = EarlyStopHandler(patience=1, min_delta=1e6, score_function=lambda e: e.state.metrics["ifim_coupling"])
+    validator = evaluator(network, items(pictures()), route, val_handlers=[early])
+    engine = trainer(network, validator, epochs=5)
+    early.set_trainer(engine)
+    engine.run()
+    assert engine.state.epoch == 2
+
+
+@both_routes
+def test_rows_of_the_raw_tables_line_up_with_the_file_names(route, tmp_path):
+    network, images = CNN(), pictures()
+    saver = MetricsSaver(
+        str(tmp_path),
+        metrics="*",
+        metric_details="*",
+        batch_transform=lambda batch: [item["image"].meta for item in batch],
+    )
+    engine = evaluator(network, items(images), route, batch_size=3, max_images=4, val_handlers=[saver])
+    engine.run()
+    network.eval()
+    positions, seen = chosen(7, 4), {}
+    assert positions not in ([0, 1, 2, 3], [3, 4, 5, 6])
+    for name in ("lambda_max", "log10_lambda_max", "trace", "effective_rank", "kl_high", "kl_transfer"):
+        with open(tmp_path / f"ifim_{name}_raw.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["filename"] for row in rows] == [f"case_{index:02d}" for index in range(7)]
+        seen[name] = np.array([float(row["class0"]) for row in rows])
+        assert np.flatnonzero(~np.isnan(seen[name])).tolist() == positions
+    for position in positions:
+        eigenvalues = torch.linalg.eigvalsh(truths.dense_fisher(network, images[position]))[-2:].numpy()
+        assert seen["lambda_max"][position] == pytest.approx(eigenvalues[1], rel=1e-6)
+        assert seen["log10_lambda_max"][position] == pytest.approx(np.log10(eigenvalues[1]), rel=1e-6)
+        assert seen["trace"][position] == pytest.approx(eigenvalues.sum(), rel=1e-6)
+    with open(tmp_path / "metrics.csv") as file:
+        table = dict(csv.reader(file))
+    for name, value in logged(engine).items():
+        assert float(table[f"ifim_{name}"]) == value
+    assert np.nanmean(seen["kl_high"]) == pytest.approx(logged(engine)["kl_high"], rel=1e-6)
+
+
+@both_routes
+def test_summaries_of_the_raw_tables_leave_out_images_that_were_not_chosen(route, tmp_path):
+    saver = MetricsSaver(
+        str(tmp_path),
+        metric_details=["ifim_trace"],
+        summary_ops=["notnans", "median"],
+        batch_transform=lambda batch: [item["image"].meta for item in batch],
+    )
+    engine = evaluator(CNN(), items(pictures()), route, max_images=4, val_handlers=[saver])
+    engine.run()
+    with open(tmp_path / "ifim_trace_summary.csv") as file:
+        (row, *_) = csv.DictReader(file)
+    assert float(row["notnans"]) == 4
+    assert float(row["median"]) == pytest.approx(logged(engine)["trace"], abs=1e-4)
+
+
+def test_where_the_length_is_unknown_the_numbers_are_there_for_handlers_further_down():
+    network, images, lines = CNN(), pictures(), []
+
+    class Look:
+        def attach(self, engine):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: lines.append(logged(engine)))
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(items(images))
+
+    with pytest.warns(UserWarning, match="first 64 images"):
+        engine = evaluator(
+            network, DataLoader(Stream(), batch_size=4), val_handlers=[IFIMHandler(), Look()]
+        )
+        engine.run()
+    same(lines[0], direct(network, images))
+
+
+# ---------------------------------------------------------------- the guest leaves no trace
+
+
+def trained(route, keyed, mixed=False):
+    """All that a training run leaves behind, with the handler on a route, or without it."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    network, modes = CNN(), []
+
+    class Modes:
+        """The modes at each event, and random numbers drawn beside the network."""
+
+        def attach(self, engine):
+            for event in (
+                Events.EPOCH_STARTED,
+                IterationEvents.FORWARD_COMPLETED,
+                IterationEvents.MODEL_COMPLETED,
+                Events.ITERATION_COMPLETED,
+                Events.EPOCH_COMPLETED,
+            ):
+                engine.add_event_handler(event, self.note)
+
+        def note(self, engine):
+            modes.append([module.training for module in network.modules()])
+            modes.append((torch.rand(1).item(), np.random.rand(), random.random()))
+
+    validator = evaluator(
+        network,
+        items(pictures(), LABELS),
+        route,
+        key_val_metric=accuracy() if keyed else None,
+        postprocessing=one_hot(),
+        val_handlers=[Modes()],
+    )
+    engine = trainer(network, validator)
+    engine.run()
+    metrics = {name: value for name, value in validator.state.metrics.items() if not name.startswith("ifim_")}
+    left = {
+        "weights": network.state_dict(),
+        "gradients": [parameter.grad for parameter in network.parameters()],
+        "flags": [parameter.requires_grad for parameter in network.parameters()],
+        "optimizer": engine.optimizer.state_dict(),
+        "metrics": metrics,
+        "best": (validator.state.best_metric, validator.state.best_metric_epoch),
+        "modes": modes,
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+        "hooks": [
+            len(hooks)
+            for module in network.modules()
+            for name, hooks in vars(module).items()
+            if name.endswith("_hooks")
+        ],
+    }
+    return left, len(validator.state.metrics) - len(metrics), network
+
+
+def assert_identical(found, truth, path="left"):
+    """Bit by bit, all the way down."""
+    assert type(found) is type(truth), path
+    if isinstance(truth, dict):
+        assert list(found) == list(truth), path
+        for key in truth:
+            assert_identical(found[key], truth[key], f"{path}[{key!r}]")
+    elif isinstance(truth, (list, tuple)):
+        assert len(found) == len(truth), path
+        for index, value in enumerate(truth):
+            assert_identical(found[index], value, f"{path}[{index}]")
+    elif isinstance(truth, (torch.Tensor, np.ndarray)):
+        assert np.array_equal(np.asarray(found), np.asarray(truth)), path
+    else:
+        assert found == truth, path
+
+
+@pytest.mark.parametrize(("route", "keyed"), [("handler", True), ("handler", False), ("metric", True)])
+def test_a_training_run_ends_bit_by_bit_as_without_the_guest(route, keyed):
+    truth, none, _ = trained(None, keyed)
+    found, some, _ = trained(route, keyed)
+    assert none == 0
+    assert some > 10
+    assert_identical(found, truth)
+    assert not any(found["hooks"])
+    assert all(np.isfinite(value).all() for value in map(np.asarray, found["weights"].values()))
+
+
+def test_the_plain_training_run_depends_on_what_the_guest_could_disturb():
+    """The test above can fail: one random number more, or one forward in train mode, changes its result."""
+    truth = trained(None, True)[0]
+    torch.manual_seed(0)
+    network = CNN()
+    validator = evaluator(network, items(pictures(), LABELS), key_val_metric=accuracy(), postprocessing=one_hot())
+    validator.add_event_handler(IterationEvents.FORWARD_COMPLETED, lambda engine: network(engine.state.output["image"]))
+    trainer(network, validator).run()
+    assert not torch.equal(network.state_dict()["1.running_mean"], truth["weights"]["1.running_mean"])
+    assert not torch.equal(network.state_dict()["0.weight"], truth["weights"]["0.weight"])
+
+
+@both_routes
+def test_mixed_modes_and_frozen_parameters_are_given_back_as_found(route):
+    network = CNN()
+    network[0].weight.requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in network.parameters()]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found, seen = [True, False, True, False, True, False, True], []
+
+    def mix(engine):
+        for module, mode in zip(network.modules(), found):
+            module.training = mode
+
+    def look(engine):
+        seen.append([module.training for module in network.modules()])
+
+    validator = evaluator(network, items(pictures()), route)
+    # the metric attaches when the evaluator is made, so put one handler before and one behind it
+    handlers = validator._event_handlers[IterationEvents.FORWARD_COMPLETED]
+    validator.add_event_handler(IterationEvents.FORWARD_COMPLETED, mix)
+    handlers.insert(0, handlers.pop())
+    validator.add_event_handler(IterationEvents.FORWARD_COMPLETED, look)
+    validator.run()
+    assert seen == [found] * 2
+    assert [module.training for module in network.modules()] == found  # also by the perturbations, at the end
+    assert [parameter.requires_grad for parameter in network.parameters()] == flags
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(parameter.is_contiguous() for parameter in network.parameters())
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@both_routes
+def test_the_evaluators_own_output_is_left_as_it_was(route):
+    network, images = CNN(), pictures(4)
+    plain, guest = evaluator(network, items(images)), evaluator(network, items(images), route)
+    plain.run()
+    guest.run()
+    for mine, theirs in zip(guest.state.output, plain.state.output):
+        assert set(mine) == set(theirs)
+        assert torch.equal(mine["pred"], theirs["pred"])
+        assert torch.equal(mine["image"], theirs["image"])
+        assert mine["image"].meta["filename_or_obj"] == theirs["image"].meta["filename_or_obj"]
+    assert torch.is_grad_enabled()
+
+
+@both_routes
+def test_an_error_in_the_network_gives_the_modes_back(route):
+    network = CNN()
+
+    def fails(engine):
+        network[5].register_forward_pre_hook(lambda module, inputs: (_ for _ in ()).throw(RuntimeError("broken")))
+
+    validator = evaluator(network, items(pictures(2)), route)
+    handlers = validator._event_handlers[IterationEvents.FORWARD_COMPLETED]
+    validator.add_event_handler(IterationEvents.FORWARD_COMPLETED, fails)
+    handlers.insert(0, handlers.pop())
+    with pytest.raises(RuntimeError, match="broken"):
+        validator.run()
+    assert all(module.training for module in network.modules())
+
+
+def test_both_routes_log_the_same_numbers():
+    network, images = CNN(), pictures()
+    engines = [evaluator(network, items(images, LABELS), route, max_images=5) for route in ROUTES]
+    for engine in engines:
+        engine.run()
+    same(*[logged(engine) for engine in engines], 1e-15)
+    np.testing.assert_array_equal(*[details(engine, "kl_low_matched") for engine in engines])
+
+
+def test_two_guests_with_different_prefixes_share_an_evaluator():
+    network, other, images = CNN(), CNN(seed=3), pictures()
+    engine = evaluator(
+        network,
+        items(images),
+        key_val_metric=key_metric(),
+        additional_metrics={"theirs": IFIMMetric(network=other, prefix="theirs_")},
+        val_handlers=[IFIMHandler(prefix="mine_")],
+    )
+    for _ in range(2):
+        engine.run()
+        same(logged(engine, "mine_"), direct(network, images))
+        same(logged(engine, "theirs_"), direct(other, images))

@@ -1,0 +1,88 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import configparser
+import re
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+import monai_ifim
+from monai_ifim.statistics import summary_names
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def first_shell_block(section: str) -> str:
+    block = re.search(rf"^## {section}$.*?^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert block is not None, f"README has no sh block under '## {section}'"
+    return block[1]
+
+
+@pytest.mark.parametrize("section", ["Quick start", "Tests"])
+def test_readme_commands_are_one_command_that_makes_its_own_environment(section: str):
+    block = first_shell_block(section)
+    lines = block.strip().splitlines()
+    assert lines[0].startswith("python3 -m venv .venv &&")
+    assert all(line.endswith("&&") for line in lines[:-1])
+    assert "-c constraints.txt -e" in block
+
+
+def test_readme_example_runs():
+    code = re.search(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert code is not None
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    names = {"network": network, "images": torch.randn(4, 1, 8, 8), "labels": torch.tensor([0, 1, 2, 0])}
+    exec(code[1], names)
+    torch.testing.assert_close(names["high"] + names["low"], names["images"])
+
+
+def test_readme_describes_every_metric_that_is_logged():
+    described = set(re.findall(r"`ifim_(\w+)`", README))
+    arms = ("high", "low", "low_matched", "transfer")
+    logged = summary_names(arms) - {f"kl_{arm}" for arm in arms}
+    assert logged <= described
+    assert "`ifim_kl_<arm>`" in README
+    assert all(f"| `{arm}` |" in README for arm in arms)
+
+
+def test_public_names_are_at_the_top_level():
+    assert set(monai_ifim.__all__) == {
+        "Bernoulli",
+        "Categorical",
+        "InputFisher",
+        "SensitivityCurves",
+        "input_fisher",
+        "sensitivity_curves",
+    }
+    assert (Path(monai_ifim.__file__).parent / "py.typed").is_file()
+
+
+def test_installed_package_declares_what_setup_cfg_declares():
+    declared = configparser.ConfigParser()
+    declared.read(ROOT / "setup.cfg")
+    wanted = {name.lower() for name in declared["options"]["install_requires"].split()}
+    installed = metadata.requires("monai-ifim") or []
+    names = {re.split(r"[^\w.-]", line)[0].lower() for line in installed if "extra ==" not in line}
+    assert names == wanted
+    assert not any(re.search("[<>=]", name) for name in wanted)
+    assert metadata.version("monai-ifim") == monai_ifim.__version__
+
+
+def test_core_knows_neither_monai_nor_ignite_nor_matplotlib():
+    for name in ("predictive", "network", "fisher", "perturbation", "statistics"):
+        source = (ROOT / "monai_ifim" / f"{name}.py").read_text()
+        assert not re.search(r"^\s*(?:from|import) (?:monai|ignite|matplotlib)\b(?!_ifim)", source, re.MULTILINE)
