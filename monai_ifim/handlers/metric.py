@@ -128,6 +128,7 @@ class IFIMMetric(Metric):
         self.seed = seed
         self.communicate = True
         self.metric_details: dict[str, np.ndarray] = {}
+        self._watched: Callable = _no_network
         self._selection = ImageSelection(max_images, seed)
         self._evaluations = 0
         self._active = False
@@ -198,12 +199,13 @@ class IFIMMetric(Metric):
             ValueError: When the engine has no network, and none was given.
         """
         self.reset()
-        if self.network is None:  # an evaluator gets its network only after its handlers were attached
-            self.network = getattr(engine, "network", None)
-        if self.network is None:
+        # an evaluator gets its network only after its handlers were attached, and may get another one later
+        network = getattr(engine, "network", None) if self.network is None else self.network
+        if network is None:
             raise ValueError(
                 f"{type(engine).__name__} has no network (attribute 'network'); give one: IFIMMetric(network=...)."
             )
+        self._watched = network
         for held in (engine.state.metrics, engine.state.metric_details):
             for name in [name for name in held if self.logs(name)]:
                 del held[name]
@@ -224,13 +226,12 @@ class IFIMMetric(Metric):
         rows, positions = self._selection.choose(len(images))
         if not rows:
             return
-        assert self.network is not None
         index = torch.tensor(rows, device=images.device)
-        with left_as_found(self.network), warnings.catch_warnings():
+        with left_as_found(self._watched), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="input_fisher left out")  # logged below, with the position
-            call = NetworkCall(self.network, self.output_key, arguments, keyword_arguments).rows(index, len(images))
+            call = NetworkCall(self._watched, self.output_key, arguments, keyword_arguments).rows(index, len(images))
             fisher = input_fisher(
-                self.network,
+                self._watched,
                 images[index],
                 self.predictive,
                 rank=self.rank,
@@ -293,16 +294,17 @@ class IFIMMetric(Metric):
                 f"image_key='{self.image_key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor "
                 f"in its batch ({_keys(engine.state.batch)}). Set image_key to the key of the network's input."
             )
+        images = _plain_tensor(images).to(engine.state.device)
         prepare_batch = getattr(engine, "prepare_batch", default_prepare_batch)
         if prepare_batch is default_prepare_batch:
-            return _plain_tensor(images), (), {}
+            return images, (), {}
         # the evaluator keeps the image and label that prepare_batch gave, but not the further inputs
-        with left_as_found(self.network):  # type: ignore[arg-type]
+        with left_as_found(self._watched):
             prepared: Any = prepare_batch(
                 engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
             )
         arguments, keyword_arguments = prepared[2:] if len(prepared) == 4 else ((), {})
-        return _plain_tensor(images), arguments, keyword_arguments
+        return images, arguments, keyword_arguments
 
     def _labels(self, engine: Evaluator) -> Tensor | None:
         if self.label_key is None:
@@ -339,9 +341,9 @@ class IFIMMetric(Metric):
             )
             if self.reference is not None:
                 table["reference_cosine"] = self._reference_cosine(part.fisher).numpy()
-            with left_as_found(self.network):  # type: ignore[arg-type]
+            with left_as_found(self._watched):
                 curves = sensitivity_curves(
-                    self.network,  # type: ignore[arg-type]
+                    self._watched,
                     part.images.to(part.device),
                     part.fisher.to(part.device),
                     self.arms,
@@ -453,6 +455,15 @@ def _joined_by_shape(parts: Sequence[_Part]) -> list[_Part]:
         )
         for group in groups.values()
     ]
+
+
+def _no_network(images: Tensor) -> Tensor:
+    """Stands for the network until an evaluation starts.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError("IFIMMetric was not attached to an evaluator, so there is no network to look at.")
 
 
 def _donor(donors: Mapping[int, Tensor], position: int, image: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def _ordered_sampler(loader: Any) -> SequentialSampler | DistributedSampler | No
         return None
     if getattr(loader, "repeats", 1) != 1:  # MONAI's ThreadDataLoader can give each batch several times
         return None
-    sampler = loader.sampler
+    sampler = loader.batch_sampler.sampler  # loader.sampler is not used where the user gives a batch sampler
     if isinstance(sampler, SequentialSampler) or (isinstance(sampler, DistributedSampler) and not sampler.shuffle):
         return sampler
     return None

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import Transform
@@ -88,7 +90,7 @@ class IFIMSplit(Transform):
             ValueError: When the image, its logits or its gradient are not finite.
         """
         image = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
-        plain = image.as_subclass(Tensor) if isinstance(image, MetaTensor) else image
+        plain = image.as_subclass(Tensor).detach()
         first = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
         batch = plain.unsqueeze(0).to(plain.device if first is None else first.device)
         with left_as_found(self.network):
@@ -114,4 +116,9 @@ class IFIMSplit(Transform):
 
 def _like(component: Tensor, image: MetaTensor) -> MetaTensor:
     """The component with a copy of the meta-data and the applied operations of the image."""
-    return MetaTensor(component).copy_meta_from(image, copy_attr=True)
+    return MetaTensor(
+        component,
+        affine=image.affine.clone(),
+        meta=deepcopy(image.meta),
+        applied_operations=deepcopy(image.applied_operations),
+    )

@@ -19,7 +19,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import DataLoader
-from monai.engines import IterationEvents, SupervisedTrainer
+from monai.engines import IterationEvents, PrepareBatch, SupervisedTrainer, default_prepare_batch
 from monai.handlers import (
     CheckpointSaver,
     EarlyStopHandler,
@@ -27,7 +27,6 @@ from monai.handlers import (
     StatsHandler,
     TensorBoardStatsHandler,
     ValidationHandler,
-    from_engine,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -68,6 +67,11 @@ def trainer(network, validator, epochs=EPOCHS, learning_rate=0.1):
         loss_function=nn.CrossEntropyLoss(),
         train_handlers=[ValidationHandler(1, validator)],
     )
+
+
+def meta_data(batch):
+    """The meta-data of each image, with its file name, of a decollated batch."""
+    return [item["image"].meta for item in batch]
 
 
 class Recorder:
@@ -141,7 +145,7 @@ def check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tm
             key_metric_n_saved=100,
         ),
         early,
-        MetricsSaver(str(tmp_path / "tables"), metrics="*", metric_details="*", batch_transform=from_engine("image")),
+        MetricsSaver(str(tmp_path / "tables"), metrics="*", metric_details="*", batch_transform=meta_data),
     ]
     options = {"energy": 0.9}
     known = {"key_val_metric": accuracy() if keyed else None, "val_handlers": [recorder, *others]}
@@ -152,8 +156,6 @@ def check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tm
         known["additional_metrics"] = {"ifim": IFIMMetric(**options)}
     else:
         known["val_handlers"].insert(place, IFIMHandler(**options))
-    for handler in others[-1:]:  # file names stand in the meta-data of each image
-        handler.batch_transform = lambda batch: [item["image"].meta for item in batch]
     validator = evaluator(network, items(images, LABELS), postprocessing=one_hot(), **known)
     engine = trainer(network, validator)
     early.set_trainer(engine)
@@ -220,7 +222,7 @@ def test_rows_of_the_raw_tables_line_up_with_the_file_names(route, tmp_path):
         str(tmp_path),
         metrics="*",
         metric_details="*",
-        batch_transform=lambda batch: [item["image"].meta for item in batch],
+        batch_transform=meta_data,
     )
     engine = evaluator(network, items(images), route, batch_size=3, max_images=4, val_handlers=[saver])
     engine.run()
@@ -251,7 +253,7 @@ def test_summaries_of_the_raw_tables_leave_out_images_that_were_not_chosen(route
         str(tmp_path),
         metric_details=["ifim_trace"],
         summary_ops=["notnans", "median"],
-        batch_transform=lambda batch: [item["image"].meta for item in batch],
+        batch_transform=meta_data,
     )
     engine = evaluator(CNN(), items(pictures()), route, max_images=4, val_handlers=[saver])
     engine.run()
@@ -272,10 +274,8 @@ def test_where_the_length_is_unknown_the_numbers_are_there_for_handlers_further_
         def __iter__(self):
             return iter(items(images))
 
+    engine = evaluator(network, DataLoader(Stream(), batch_size=4), val_handlers=[IFIMHandler(), Look()])
     with pytest.warns(UserWarning, match="first 64 images"):
-        engine = evaluator(
-            network, DataLoader(Stream(), batch_size=4), val_handlers=[IFIMHandler(), Look()]
-        )
         engine.run()
     same(lines[0], direct(network, images))
 
@@ -286,7 +286,7 @@ def test_where_the_length_is_unknown_the_numbers_are_there_for_handlers_further_
 def trained(route, keyed, mixed=False):
     """All that a training run leaves behind, with the handler on a route, or without it."""
     torch.manual_seed(0)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     random.seed(0)
     network, modes = CNN(), []
 
@@ -305,7 +305,7 @@ def trained(route, keyed, mixed=False):
 
         def note(self, engine):
             modes.append([module.training for module in network.modules()])
-            modes.append((torch.rand(1).item(), np.random.rand(), random.random()))
+            modes.append((torch.rand(1).item(), np.random.rand(), random.random()))  # noqa: NPY002
 
     validator = evaluator(
         network,
@@ -327,7 +327,7 @@ def trained(route, keyed, mixed=False):
         "best": (validator.state.best_metric, validator.state.best_metric_epoch),
         "modes": modes,
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
+        "numpy": np.random.get_state(),  # noqa: NPY002
         "python": random.getstate(),
         "hooks": [
             len(hooks)
@@ -408,6 +408,42 @@ def test_mixed_modes_and_frozen_parameters_are_given_back_as_found(route):
     assert all(parameter.is_contiguous() for parameter in network.parameters())
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+class Shaken(PrepareBatch):
+    """Draws random numbers from each of the three generators for a further input."""
+
+    def __call__(self, batchdata, device=None, non_blocking=False, **kwargs):
+        image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+        draw = torch.rand(len(image), 1, 1, 1).double() + np.random.rand() + random.random()  # noqa: NPY002
+        return image, label, (draw,), {}
+
+
+class Shifted(CNN):
+    """Adds a further input to the images, and noise in evaluation mode too."""
+
+    def forward(self, images, shift):
+        return super().forward(images + shift + 1e-3 * torch.rand_like(images))
+
+
+@both_routes
+def test_random_networks_and_inputs_draw_the_same_numbers_as_without_the_guest(route):
+    states = []
+    for there in (None, route):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        random.seed(0)
+        engine = evaluator(Shifted(), items(pictures()), there, prepare_batch=Shaken(), decollate=False)
+        predictions = []
+        engine.add_event_handler(
+            Events.ITERATION_COMPLETED,
+            lambda engine, kept=predictions: kept.append(engine.state.output["pred"].clone()),
+        )
+        engine.run()
+        state = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+        states.append({"predictions": predictions, "random": state})
+    assert_identical(states[1], states[0])
+    assert "ifim_trace" in engine.state.metrics
 
 
 @both_routes

@@ -387,11 +387,14 @@ class Grown(CNN):
 
 
 class AgeAndTable(PrepareBatch):
-    """Further inputs from the batch, one by position and one by name, and not a function of the image."""
+    """Further inputs from the batch, one by position and one by name, which is the same for all images."""
+
+    def __init__(self, rows):
+        self.table = torch.linspace(0.2, 0.6, rows, dtype=torch.float64)
 
     def __call__(self, batchdata, device=None, non_blocking=False, **kwargs):
         image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
-        return image, label, (batchdata["age"],), {"table": torch.tensor([0.5, 0.25, 0.5, 0.25, 0.25])}
+        return image, label, (batchdata["age"],), {"table": self.table}
 
 
 AGES = torch.tensor([0.2, 1.5, 0.7, 0.4, 1.1, 0.9, 2.0], dtype=torch.float64)
@@ -440,11 +443,28 @@ def test_further_inputs_of_each_image_go_along_with_it(route, extra_keys, micro_
 
 
 @both_routes
-def test_further_inputs_that_all_images_share_go_along_whole(route):
-    network, images = Grown(), pictures()
-    engine = run(network, items(images, age=list(AGES)), route, prepare_batch=AgeAndTable(), batch_size=4)
-    np.testing.assert_allclose(details(engine, "lambda_max"), grown_lambda_max(network, images, 1.75), rtol=1e-6)
-    assert np.isfinite(logged(engine)["kl_high"])
+@pytest.mark.parametrize("micro_batch_size", [1, None])
+@pytest.mark.parametrize("rows", [2, 5, 9], ids=lambda rows: f"{rows} rows")
+def test_further_inputs_that_all_images_share_go_along_whole(route, rows, micro_batch_size):
+    """Even where they have as many rows as images were chosen of the batch."""
+    network, images, positions = Grown(), pictures(), chosen(7, 5)
+    prepare_batch = AgeAndTable(rows)
+    engine = run(
+        network,
+        items(images, age=list(AGES)),
+        route,
+        prepare_batch=prepare_batch,
+        batch_size=7,
+        max_images=5,
+        micro_batch_size=micro_batch_size,
+        strength=1e-3,
+        rank=1,
+    )
+    truth = grown_lambda_max(network, images, float(prepare_batch.table.sum()))
+    np.testing.assert_allclose(details(engine, "lambda_max")[positions], truth[positions], rtol=1e-6)
+    contrast = images.flatten(1).std(1, correction=0).numpy()
+    quadratic = 0.5 * truth * (1e-3 * contrast * 12) ** 2
+    np.testing.assert_allclose(details(engine, "kl_high")[positions], quadratic[positions], rtol=1e-3)
 
 
 @both_routes

@@ -1,0 +1,206 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Two processes on one CPU. Both make all the runs below; each test then looks at one of them."""
+
+import csv
+import time
+import traceback
+import warnings
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from monai.data import DataLoader, DistributedSampler
+from monai.handlers import MetricsSaver
+from torch import nn
+
+from monai_ifim.handlers import IFIMHandler, IFIMMetric
+from tests.handlers import CNN, chosen, details, direct, evaluator, items, key_metric, logged, pictures, same
+
+RANKS, TIMEOUT = 2, 120
+LABELS = [0, 2, 1, 1, 0, 2, 0]
+REFERENCE = torch.linspace(-1, 1, 144).view(12, 12)
+
+
+def meta_data(batch):
+    """The meta-data of each image, with its file name, of a decollated batch."""
+    return [item["image"].meta for item in batch]
+
+
+def loader(images, shuffle=False):
+    """This rank's share of the images; of an odd number, rank 1 gets one again."""
+    data = items(images, LABELS[: len(images)])
+    return DataLoader(data, batch_size=2, sampler=DistributedSampler(data, shuffle=shuffle), num_workers=0)
+
+
+def metric_run(net, images, saver=None, shuffle=False, **options):
+    """Metrics and details of one evaluation on the metric route."""
+    engine = evaluator(
+        net, loader(images, shuffle), "metric", val_handlers=[saver] if saver else [], reference=REFERENCE, **options
+    )
+    engine.run()
+    return logged(engine), {name: values[:, 0].tolist() for name, values in engine.state.metric_details.items()}
+
+
+def rank_main(rank, folder):
+    """All the runs of one process; the results go to a file."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), rank=rank, world_size=RANKS
+    )
+    results = {}
+    try:
+        images = pictures()
+        wrapped = nn.parallel.DistributedDataParallel(CNN())
+        saver = MetricsSaver(f"{folder}/tables", metric_details="*", batch_transform=meta_data)
+        results["all"] = metric_run(CNN(), images, saver)
+        results["some"] = metric_run(CNN(), images, max_images=5)
+        results["one"] = metric_run(CNN(), images, max_images=1)
+        results["wrapped"] = metric_run(wrapped, images, max_images=5)
+        spoilt = images.clone()
+        spoilt[3, 0, 0, 0] = torch.nan
+        results["spoilt"] = metric_run(CNN(), spoilt)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results["shuffled"] = metric_run(CNN(), images, max_images=4, shuffle=True)
+            results["key"] = evaluator(CNN(), loader(images), key_val_metric={"ifim_coupling": IFIMMetric()})
+            results["key"].run()
+            results["key"] = results["key"].state.best_metric
+            handlers = [IFIMHandler(max_images=4)] if rank == 0 else None  # as fourteen model-zoo configs have it
+            engine = evaluator(CNN(), loader(images), key_val_metric=key_metric(), val_handlers=handlers)
+            engine.run()
+            results["handler on rank 0"] = logged(engine)
+            engine = evaluator(wrapped, loader(images), "handler", key_val_metric=key_metric())
+            engine.run()
+            results["handler"] = logged(engine), details(engine, "lambda_max").tolist()
+        results["warnings"] = [str(warning.message) for warning in caught]
+        torch.distributed.barrier()
+    except Exception:
+        results["error"] = traceback.format_exc()
+        raise
+    finally:
+        torch.save(results, f"{folder}/rank{rank}.pt")
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the two processes wrote; they are ended when they take too long."""
+    folder = tmp_path_factory.mktemp("dist")
+    context = torch.multiprocessing.spawn(rank_main, (str(folder),), nprocs=RANKS, join=False)
+    end = time.monotonic() + TIMEOUT
+    try:
+        while not context.join(timeout=max(0.1, end - time.monotonic())):
+            if time.monotonic() > end:
+                pytest.fail(f"two processes hung for {TIMEOUT} seconds")
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder):
+    """The results of each rank."""
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+def one_process(images, **options):
+    """Metrics and details of a plain run in this process."""
+    engine = evaluator(CNN(), items(images, LABELS[: len(images)]), "metric", reference=REFERENCE, **options)
+    engine.run()
+    return engine
+
+
+@pytest.mark.parametrize(("run", "max_images"), [("all", 64), ("some", 5), ("one", 1)])
+def test_both_ranks_log_the_numbers_of_one_process(ranks, run, max_images):
+    truth = logged(one_process(pictures(), max_images=max_images))
+    for rank in ranks:
+        same(rank[run][0], truth)
+    assert truth["images"] == min(7, max_images)
+
+
+def test_the_numbers_are_those_of_direct_calls(ranks):
+    for rank in ranks:
+        found = dict(rank["some"][0])
+        del found["accuracy"], found["reference_cosine"]
+        same(found, direct(CNN(), pictures(), chosen(7, 5)))
+
+
+def test_a_network_in_distributed_data_parallel_has_the_same_numbers_on_uneven_shares(ranks):
+    shares = [sum(position % 2 == rank for position in chosen(7, 5)) for rank in range(RANKS)]
+    assert shares[0] != shares[1]  # a forward through the wrapper would wait for the other rank
+    for rank in ranks:
+        same(rank["wrapped"][0], rank["some"][0])
+
+
+def test_an_image_that_is_not_finite_on_one_rank_counts_on_both(ranks):
+    images = pictures()
+    images[3, 0, 0, 0] = torch.nan
+    truth = logged(one_process(images))
+    assert truth["skipped"] == 1
+    for rank in ranks:
+        same(rank["spoilt"][0], truth)
+
+
+def test_as_the_key_metric_both_ranks_have_the_same_best_metric(ranks):
+    truth = direct(CNN(), pictures())["coupling"]
+    for rank in ranks:
+        assert rank["key"] == pytest.approx(truth, rel=1e-10)
+
+
+def test_details_of_both_ranks_stand_one_after_the_other(ranks):
+    engine = one_process(pictures())
+    order = [0, 2, 4, 6, 1, 3, 5]  # the images of rank 0, and those of rank 1, whose last is the padding copy
+    for rank in ranks:
+        for name, values in rank["all"][1].items():
+            assert len(values) == 8
+            assert np.isnan(values[7])
+            np.testing.assert_allclose(values[:7], engine.state.metric_details[name][order, 0], rtol=1e-6)
+
+
+def test_rows_of_the_raw_tables_line_up_with_the_gathered_file_names(folder, ranks):
+    with open(folder / "tables" / "ifim_kl_transfer_raw.csv") as file:
+        rows = [(row["filename"], float(row["class0"])) for row in csv.DictReader(file)]
+    truth = details(one_process(pictures()), "kl_transfer")
+    assert len(rows) == 8
+    assert [name for name, _ in rows] == [f"case_{index:02d}" for index in (0, 2, 4, 6, 1, 3, 5, 0)]
+    for name, value in rows[:7]:
+        assert value == pytest.approx(truth[int(name[-2:])], rel=1e-6)
+    assert np.isnan(rows[7][1])  # the padding copy of image 0
+
+
+def test_a_shuffled_sampler_looks_at_as_many_images_as_asked_for_in_all(ranks):
+    for rank in ranks:
+        assert rank["shuffled"][0]["images"] == 4
+        assert sum("iFIM looks at the first 4" in message for message in rank["warnings"]) == 1
+
+
+def test_the_handler_on_one_rank_alone_does_not_wait_for_the_other(ranks):
+    assert ranks[1]["handler on rank 0"] == {}
+    own = [position for position in chosen(7, 4) if position % 2 == 0]
+    assert ranks[0]["handler on rank 0"]["images"] == len(own)
+    values = details(one_process(pictures()), "lambda_max")[own]
+    assert ranks[0]["handler on rank 0"]["lambda_max"] == pytest.approx(np.median(values), rel=1e-6)
+
+
+def test_the_handler_logs_each_ranks_own_share_and_says_so(ranks):
+    values = details(one_process(pictures()), "lambda_max")
+    for rank, own in enumerate(([0, 2, 4, 6], [1, 3, 5])):
+        found, lambdas = ranks[rank]["handler"]
+        assert found["images"] == len(own)
+        np.testing.assert_allclose(lambdas[: len(own)], values[own], rtol=1e-6)
+        assert found["lambda_max"] == pytest.approx(np.median(values[own]), rel=1e-6)
+        assert any("does not communicate" in message for message in ranks[rank]["warnings"])

@@ -1,0 +1,251 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import warnings
+
+import monai.data
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import ThreadDataLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
+
+from monai_ifim.handlers.selection import ImageSelection
+from tests import truths
+from tests.handlers import CNN, ROUTES, chosen, details, evaluator, items, logged, pictures
+
+both_routes = pytest.mark.parametrize("route", ROUTES)
+
+
+class Numbers(IterableDataset):
+    """A stream of whole numbers, of unknown length."""
+
+    def __iter__(self):
+        return iter(range(9))
+
+
+def picked(selection, loader):
+    """The numbers that are chosen of a loader over ``range(n)``, and the positions that they are said to have."""
+    selection.start(loader)
+    numbers, positions = [], []
+    for batch in loader:
+        rows, there = selection.choose(len(batch))
+        numbers += [int(batch[row]) for row in rows]
+        positions += there
+    return numbers, positions
+
+
+def silent(max_images, loader, seed=0):
+    """As :func:`picked`, and without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return picked(ImageSelection(max_images, seed), loader)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 20])
+@pytest.mark.parametrize("max_images", [1, 5, 9, 100])
+def test_sequential_loaders_give_the_promised_positions(max_images, batch_size):
+    numbers, positions = silent(max_images, DataLoader(range(9), batch_size=batch_size))
+    assert numbers == positions == chosen(9, max_images)
+
+
+@pytest.mark.parametrize("max_images", [0, -3])
+def test_fewer_than_one_image_is_refused(max_images):
+    with pytest.raises(ValueError, match=f"max_images must be 1 or more, got {max_images}"):
+        ImageSelection(max_images, 0)
+
+
+def test_more_images_keep_those_of_a_smaller_choice():
+    sets = [set(silent(count, DataLoader(range(20)))[0]) for count in (3, 8, 15)]
+    assert [len(positions) for positions in sets] == [3, 8, 15]
+    assert sets[0] < sets[1] < sets[2]
+
+
+def test_the_choice_depends_on_the_seed_and_not_on_the_global_random_state():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = silent(5, DataLoader(range(20)), seed=0)
+    torch.manual_seed(2)
+    assert silent(5, DataLoader(range(20)), seed=0) == first
+    assert silent(5, DataLoader(range(20)), seed=1) != first
+    torch.manual_seed(1)
+    selection = ImageSelection(5, 0)
+    selection.start(DataLoader(range(20)))
+    selection.choose(20)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_epoch_gives_the_same_choice():
+    selection, loader = ImageSelection(4, 0), DataLoader(range(9), batch_size=2)
+    assert picked(selection, loader) == picked(selection, loader) == (chosen(9, 4),) * 2
+
+
+def test_seen_counts_all_images_of_the_epoch():
+    selection, loader = ImageSelection(4, 0), DataLoader(range(9), batch_size=2)
+    for _ in range(2):
+        picked(selection, loader)
+        assert selection.seen == 9
+
+
+@pytest.mark.parametrize("length", [8, 9])
+@pytest.mark.parametrize("replicas", [2, 3, 4])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_shares_of_a_distributed_sampler_are_together_the_choice_of_one_process(length, replicas, drop_last):
+    everything = []
+    for rank in range(replicas):
+        sampler = DistributedSampler(range(length), replicas, rank, shuffle=False, drop_last=drop_last)
+        numbers, positions = silent(6, DataLoader(range(length), batch_size=2, sampler=sampler))
+        assert numbers == positions
+        everything += numbers
+    reached = length // replicas * replicas if drop_last else length
+    assert sorted(everything) == [position for position in chosen(length, 6) if position < reached]
+
+
+@pytest.mark.parametrize("even_divisible", [True, False])
+def test_monais_distributed_sampler_likewise(even_divisible):
+    everything = []
+    for rank in range(2):
+        sampler = monai.data.DistributedSampler(
+            range(9), even_divisible=even_divisible, num_replicas=2, rank=rank, shuffle=False
+        )
+        everything += silent(9, DataLoader(range(9), batch_size=2, sampler=sampler))[0]
+    assert sorted(everything) == list(range(9))  # the padding copy is not looked at twice
+
+
+def test_sequential_sampler_and_batch_sampler_given_by_hand_are_known():
+    loader = DataLoader(range(9), sampler=SequentialSampler(range(9)), batch_size=4)
+    assert silent(4, loader)[0] == chosen(9, 4)
+    loader = DataLoader(range(9), batch_sampler=BatchSampler(SequentialSampler(range(9)), 4, drop_last=False))
+    assert silent(4, loader)[0] == chosen(9, 4)
+
+
+def test_a_batch_sampler_in_another_order_is_not_taken_for_sequential():
+    # torch gives such a loader a sequential sampler beside the batch sampler, which it does not use
+    order = BatchSampler([8, 7, 6, 5, 4, 3, 2, 1, 0], 4, drop_last=False)
+    with pytest.warns(UserWarning, match="first 4 images"):
+        numbers, _ = picked(ImageSelection(4, 0), DataLoader(range(9), batch_sampler=order))
+    assert numbers == [8, 7, 6, 5]
+
+
+def unknown_order():
+    """Loaders whose n-th image is not known to be a certain one of the data set."""
+    sampler = DistributedSampler(range(9), 1, 0, shuffle=True)
+    return {
+        "shuffled": DataLoader(range(9), batch_size=4, shuffle=True),
+        "random sampler": DataLoader(range(9), batch_size=4, sampler=RandomSampler(range(9))),
+        "subset": DataLoader(range(9), batch_size=4, sampler=SubsetRandomSampler([1, 5, 7, 3, 2])),
+        "shuffled distributed": DataLoader(range(9), batch_size=4, sampler=sampler),
+        "stream": DataLoader(Numbers(), batch_size=4),
+        "list of batches": [torch.arange(4), torch.arange(4, 8)],
+        "repeating threads": ThreadDataLoader(range(9), batch_size=4, num_workers=0, repeats=2),
+    }
+
+
+@pytest.mark.parametrize("name", unknown_order())
+def test_unknown_orders_give_the_first_images_seen_and_one_warning(name):
+    loader, selection = unknown_order()[name], ImageSelection(3, 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            selection.start(loader)
+            assert selection.choose(2) == ([0, 1], [0, 1])
+            assert selection.choose(2) == ([0], [2])
+            assert selection.choose(2) == ([], [])
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 1
+    assert "first 3 images" in messages[0]
+    assert "shuffle=False" in messages[0]
+
+
+def test_a_stream_gives_its_first_images():
+    with pytest.warns(UserWarning, match="first 5 images"):
+        assert picked(ImageSelection(5, 0), DataLoader(Numbers(), batch_size=2))[0] == [0, 1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------- in an evaluator
+
+
+def lambdas(network, images):
+    """The greatest eigenvalue of each image, from its dense matrix."""
+    return np.array([float(torch.linalg.eigvalsh(truths.dense_fisher(network.eval(), image))[-1]) for image in images])
+
+
+@both_routes
+def test_thread_data_loader_gives_the_promised_positions(route):
+    network, images = CNN(), pictures()
+    engine = evaluator(network, ThreadDataLoader(items(images), batch_size=3, num_workers=0), route, max_images=4)
+    engine.run()
+    positions = chosen(7, 4)
+    assert np.flatnonzero(~np.isnan(details(engine, "lambda_max"))).tolist() == positions
+    np.testing.assert_allclose(details(engine, "lambda_max")[positions], lambdas(network, images[positions]), rtol=1e-6)
+
+
+@both_routes
+def test_each_rank_of_a_distributed_sampler_looks_at_its_own_images_once(route):
+    network, images = CNN(), pictures()
+    truth, together = lambdas(network, images), []
+    for rank, own in ((0, [0, 2, 4, 6]), (1, [1, 3, 5])):
+        sampler = DistributedSampler(items(images), num_replicas=2, rank=rank, shuffle=False)
+        loader = monai.data.DataLoader(items(images), batch_size=3, sampler=sampler, num_workers=0)
+        engine = evaluator(network, loader, route)
+        engine.run()
+        found = details(engine, "lambda_max")
+        assert logged(engine)["images"] == len(own)  # rank 1 sees image 0 again, as padding
+        np.testing.assert_allclose(found[: len(own)], truth[own], rtol=1e-6)
+        assert np.isnan(found[len(own) :]).all()
+        assert len(found) == 4
+        assert logged(engine)["lambda_max"] == pytest.approx(np.median(truth[own]), rel=1e-10)
+        together += found[: len(own)].tolist()
+    assert sorted(together) == pytest.approx(sorted(truth), rel=1e-6)
+
+
+@both_routes
+def test_a_rank_without_a_chosen_image_has_no_numbers_and_does_not_crash(route):
+    (position,) = chosen(7, 1)
+    rank = 1 - position % 2
+    data = items(pictures(), [0, 2, 1, 1, 0, 2, 0])
+    sampler = DistributedSampler(data, num_replicas=2, rank=rank, shuffle=False)
+    engine = evaluator(CNN(), monai.data.DataLoader(data, batch_size=3, sampler=sampler), route, max_images=1)
+    engine.run()
+    found = logged(engine)
+    assert (found["images"], found["zero"], found["skipped"]) == (0, 0, 0)
+    assert all(np.isnan(value) for name, value in found.items() if name not in ("images", "zero", "skipped"))
+    assert np.isnan(details(engine, "lambda_max")).all()
+
+
+@both_routes
+def test_a_shuffled_loader_gives_the_first_images_and_one_warning_for_all_epochs(route):
+    network, images = CNN(), pictures()
+    seen = []
+    engine = evaluator(network, monai.data.DataLoader(items(images), batch_size=3, shuffle=True), route, max_images=4)
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda engine: seen.extend(int(item["image"].meta["filename_or_obj"][-2:]) for item in engine.state.batch),
+    )
+    truth, orders = lambdas(network, images), set()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            seen.clear()
+            engine.run()
+            orders.add(tuple(seen))
+            np.testing.assert_allclose(details(engine, "lambda_max")[:4], truth[seen[:4]], rtol=1e-6)
+            assert np.isnan(details(engine, "lambda_max")[4:]).all()
+    assert len(orders) == 3
+    assert len([warning for warning in caught if "iFIM looks at the first 4" in str(warning.message)]) == 1

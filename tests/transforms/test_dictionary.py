@@ -1,0 +1,269 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import copy
+import pickle
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from monai.data import DataLoader, MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    Invertd,
+    LoadImaged,
+    Orientationd,
+    SaveImaged,
+    ScaleIntensityd,
+    Spacingd,
+)
+from torch import nn
+
+import monai_ifim.transforms
+from monai_ifim import input_fisher
+from monai_ifim.transforms import IFIMSplit, IFIMSplitd
+from tests import truths
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+BREAST = SHARED / "data" / "mri_nifti_pyradiomics" / "breast1_image.nii.gz"
+PARTS = ("high", "low", "eigenvalues")
+
+
+# ---------------------------------------------------------------- the dictionary
+
+
+def test_adds_the_results_of_the_array_transform_under_the_documented_keys():
+    network, image = truths.cnn(), truths.images(1)[0]
+    data = {"image": image, "label": 1}
+    found = IFIMSplitd("image", network, rank=1)(data)
+    assert set(found) == {"image", "label", *(f"image_ifim_{part}" for part in PARTS)}
+    for part, truth in zip(PARTS, IFIMSplit(network, rank=1)(image)):
+        assert torch.equal(found[f"image_ifim_{part}"], truth)
+    assert found["image"] is image
+    assert found["label"] == 1
+    assert set(data) == {"image", "label"}  # the caller's dictionary is not changed
+
+
+@pytest.mark.parametrize("options", [{"energy": 0.3}, {"temperature": 3.0}, {"reference": 0.5}], ids=str)
+def test_options_are_those_of_the_array_transform(options):
+    network, image = truths.cnn(), truths.images(1)[0]
+    found = IFIMSplitd("image", network, **options)({"image": image})
+    plain = IFIMSplitd("image", network)({"image": image})
+    for part, truth in zip(PARTS, IFIMSplit(network, **options)(image)):
+        assert torch.equal(found[f"image_ifim_{part}"], truth)
+    assert any(not torch.equal(found[key], plain[key]) for key in plain)
+
+
+def test_several_keys_are_split_each():
+    network, images = truths.cnn(), truths.images(2)
+    found = IFIMSplitd(["first", "second"], network)({"first": images[0], "second": images[1]})
+    fisher = input_fisher(network, images)
+    for key, high, eigenvalues in zip(("first", "second"), fisher.split(images)[0], fisher.eigenvalues):
+        torch.testing.assert_close(found[f"{key}_ifim_high"], high, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found[f"{key}_ifim_eigenvalues"], eigenvalues, rtol=1e-12, atol=0)
+
+
+def test_missing_keys_raise_unless_allowed():
+    network, image = truths.cnn(), truths.images(1)[0]
+    with pytest.raises(KeyError, match="other"):
+        IFIMSplitd(["image", "other"], network)({"image": image})
+    found = IFIMSplitd(["image", "other"], network, allow_missing_keys=True)({"image": image})
+    assert set(found) == {"image", *(f"image_ifim_{part}" for part in PARTS)}
+
+
+def test_aliases_are_the_same_class():
+    for alias in ("IFIMSplitD", "IFIMSplitDict"):
+        assert getattr(monai_ifim.transforms, alias) is IFIMSplitd
+        assert alias in monai_ifim.transforms.__all__
+
+
+def test_copies_and_pickles_give_the_same_numbers():
+    network, image = truths.cnn(), truths.images(1)[0]
+    transform = IFIMSplitd("image", network, rank=1)
+    truth = transform({"image": image})
+    for other in (copy.deepcopy(Compose([transform])), pickle.loads(pickle.dumps(transform))):
+        assert all(torch.equal(value, truth[key]) for key, value in other({"image": image}).items())
+
+
+def test_in_a_compose_it_sees_what_the_transforms_before_it_made():
+    network, image = truths.cnn(), MetaTensor(truths.images(1)[0])
+    found = Compose([ScaleIntensityd("image", -1, 1, dtype=np.float64), IFIMSplitd("image", network)])({"image": image})
+    scaled = (image - image.min()) / (image.max() - image.min()) * 2 - 1
+    total = found["image_ifim_high"] + found["image_ifim_low"]
+    torch.testing.assert_close(total.as_tensor(), scaled.as_tensor(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_in_an_evaluators_postprocessing_it_splits_each_image(context):
+    network, images = truths.cnn().train(), truths.images(3)
+    data = [{"image": MetaTensor(image)} for image in images]
+    engine = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(data, batch_size=3),
+        network=network,
+        postprocessing=IFIMSplitd("image", network),
+    )
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with context():
+        engine.run()
+    assert all(module.training for module in network.modules())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert len(engine.state.output) == 3
+    fisher = input_fisher(network.eval(), images)
+    highs, lows = fisher.split(images)
+    for output, high, low, eigenvalues in zip(engine.state.output, highs, lows, fisher.eigenvalues):
+        torch.testing.assert_close(output["image_ifim_high"].as_tensor(), high, rtol=0, atol=1e-12)
+        torch.testing.assert_close(output["image_ifim_low"].as_tensor(), low, rtol=0, atol=1e-12)
+        torch.testing.assert_close(output["image_ifim_eigenvalues"], eigenvalues, rtol=1e-12, atol=0)
+
+
+# ---------------------------------------------------------------- volumes
+
+
+def volume_network(outputs=3):
+    """A small network of volumes (1, *spatial) of any size, as found in training."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv3d(1, 3, 3, stride=2),
+        nn.BatchNorm3d(3),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool3d(2),
+        nn.Flatten(),
+        nn.Linear(24, outputs),
+    )
+
+
+def oblique_affine():
+    """Rotated about two axes, with unequal spacing, and axes that point to L, A and I before the rotation."""
+    a, b = np.deg2rad(17), np.deg2rad(-9)
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x @ np.diag([-0.9, 1.3, -2.5])
+    affine[:3, 3] = [31.0, -17.5, 8.25]
+    return affine
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A NIfTI volume of smooth random numbers on an oblique, anisotropic grid."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(14, 12, 8)).cumsum(0).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, oblique_affine()), tmp_path / "source.nii.gz")
+    return tmp_path / "source.nii.gz"
+
+
+def preprocessing(pixdim=(1.5, 1.5, 2.0)):
+    """From the file to what the network sees."""
+    return Compose(
+        [
+            LoadImaged("image"),
+            EnsureChannelFirstd("image"),
+            Spacingd("image", pixdim=pixdim, mode="bilinear"),
+            Orientationd("image", axcodes="RAS", labels=None),
+        ]
+    )
+
+
+def check_saved_component(source, pixdim, folder, part):
+    """Save a component, and open it with nibabel and with SimpleITK."""
+    data = preprocessing(pixdim)({"image": str(source)})
+    data = IFIMSplitd("image", volume_network(), rank=1)(data)
+    key = f"image_ifim_{part}"
+    save = SaveImaged(key, output_dir=folder, output_postfix=part, resample=False, separate_folder=False)
+    save(data)
+    image, component = data["image"], data[key]
+    assert component.as_tensor().abs().max() > 0
+    path = folder / f"{source.name.split('.')[0]}_{part}.nii.gz"
+
+    opened = nibabel.load(path)
+    assert opened.shape == tuple(image.shape[1:])
+    np.testing.assert_allclose(opened.affine, image.affine.numpy(), rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(opened.header.get_zooms(), pixdim, rtol=1e-5)
+    np.testing.assert_array_equal(opened.get_fdata(dtype=np.float32), component[0].numpy())
+
+    read = SimpleITK.ReadImage(str(path))
+    assert read.GetSize() == tuple(image.shape[1:])
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(read).T, component[0].numpy())
+    to_lps = np.diag([-1.0, -1.0, 1.0])  # NIfTI counts to the right and to the front, ITK to the left and to the back
+    affine = image.affine.numpy()
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    np.testing.assert_allclose(read.GetSpacing(), spacing, rtol=1e-5)
+    np.testing.assert_allclose(read.GetSpacing(), pixdim, rtol=1e-5)
+    np.testing.assert_allclose(read.GetOrigin(), to_lps @ affine[:3, 3], rtol=1e-5, atol=1e-4)
+    direction = np.array(read.GetDirection()).reshape(3, 3)
+    np.testing.assert_allclose(direction, to_lps @ affine[:3, :3] / spacing, atol=1e-5)
+    return image, affine
+
+
+@pytest.mark.parametrize("part", ["high", "low"])
+def test_a_saved_component_lies_where_the_network_saw_the_volume(source, tmp_path, part):
+    _, affine = check_saved_component(source, (1.5, 1.5, 2.0), tmp_path / "out", part)
+    assert nibabel.aff2axcodes(affine) == ("R", "A", "S")
+    assert np.abs(affine[:3, :3] - np.diag(np.diag(affine[:3, :3]))).max() > 0.1  # still oblique
+    assert not np.allclose(affine, oblique_affine(), atol=0.1)  # and not the grid of the source
+
+
+def check_inverted_components(source, pixdim):
+    """Components on the grid of the source add up to what the image itself gives there."""
+    before = preprocessing(pixdim)
+    data = before({"image": str(source)})
+    data = IFIMSplitd("image", volume_network(), rank=1)(data)
+    assert data["image"].shape[1:] != nibabel.load(source).shape
+    keys = ["image_ifim_high", "image_ifim_low"]
+    back = Invertd(keys, before, orig_keys="image", nearest_interp=False)(data)
+    image = before.inverse({"image": data["image"]})["image"]
+    origin = nibabel.load(source)
+    for key in keys:
+        assert tuple(back[key].shape) == (1, *origin.shape)
+        np.testing.assert_allclose(back[key].affine.numpy(), origin.affine, rtol=1e-6, atol=1e-5)
+        assert back[key].as_tensor().abs().max() > 0
+    scale = float(image.as_tensor().abs().max())
+    total = back["image_ifim_high"].as_tensor() + back["image_ifim_low"].as_tensor()
+    torch.testing.assert_close(total, image.as_tensor(), rtol=0, atol=1e-5 * scale)
+
+
+def test_invertd_brings_components_back_to_the_grid_of_the_source(source):
+    check_inverted_components(source, (1.5, 1.5, 2.0))
+
+
+def test_save_and_invert_work_one_after_the_other_in_an_evaluators_postprocessing(source, tmp_path):
+    network, before = volume_network(), preprocessing()
+    engine = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader([before({"image": str(source)})], batch_size=1),
+        network=network,
+        postprocessing=Compose(
+            [
+                IFIMSplitd("image", network, rank=1),
+                Invertd("image_ifim_high", before, orig_keys="image", nearest_interp=False),
+                SaveImaged("image_ifim_high", output_dir=tmp_path, output_postfix="high", separate_folder=False),
+            ]
+        ),
+    )
+    engine.run()
+    opened, origin = nibabel.load(tmp_path / "source_high.nii.gz"), nibabel.load(source)
+    assert opened.shape == origin.shape
+    np.testing.assert_allclose(opened.affine, origin.affine, rtol=1e-6, atol=1e-4)
+    np.testing.assert_array_equal(
+        opened.get_fdata(dtype=np.float32), engine.state.output[0]["image_ifim_high"][0].numpy()
+    )
+
+
+@pytest.mark.skipif(not BREAST.is_file(), reason=f"the shared data are not beside the checkout: no {BREAST}")
+def test_components_of_a_real_volume_keep_its_place_in_both_directions(tmp_path):
+    pixdim = tuple(2.5 * zoom for zoom in nibabel.load(BREAST).header.get_zooms()[:3])
+    check_saved_component(BREAST, pixdim, tmp_path / "out", "high")
+    check_inverted_components(BREAST, pixdim)
