@@ -127,7 +127,8 @@ class InputFisher:
             reference: ``x0``, a constant or an image (C_in, *spatial).
 
         Returns:
-            ``high`` and ``low``, each (B, C_in, *spatial) in the dtype of the images.
+            ``high`` and ``low``, each (B, C_in, *spatial) in the dtype of the images; NaN for images that were left
+            out.
 
         Raises:
             ValueError: When the images have another shape, or both rank and energy are given.
@@ -153,6 +154,8 @@ class InputFisher:
         flat = difference.flatten(1)
         coefficients = _products(vectors, flat.unsqueeze(1)).squeeze(-1)
         high = _weighted_sum(coefficients, vectors).view_as(images)
+        if self.skipped:
+            high[sorted(self.skipped)] = torch.nan
         return high, difference - high
 
     def leading_eigenvectors(self, rank: int | None = None, energy: float | None = None) -> Tensor:

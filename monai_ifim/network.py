@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +25,16 @@ from torch import Tensor, nn
 
 from monai_ifim.predictive import strip_trailing_axes
 
-__all__ = ["NetworkCall", "default_micro_batch_size", "left_as_found", "unwrap"]
+__all__ = ["NetworkCall", "default_micro_batch_size", "left_as_found", "parameter_dtype", "unwrap"]
 
 # Numbers in a micro-batch of images (about a million), and images in it, when the user gives no size.
 _MICRO_BATCH_NUMBERS = 2**20
 _MICRO_BATCH_IMAGES = 64
 # From this many images on, channels_last pays for the copy of the weights (measured on CPU, 2D convolutions).
 _CHANNELS_LAST_FROM = 4
+
+# Modes and functional_call change the module in place, so two threads must not do it at once.
+_ONE_AT_A_TIME = threading.RLock()
 
 _COUPLING_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 # The same inside TorchScript, where a layer has only the name of its class left.
@@ -71,8 +75,9 @@ def unwrap(network: Callable) -> Callable:
 def left_as_found(network: Callable) -> Iterator[None]:
     """Put the network in evaluation mode, and give back its modes and all random states afterwards.
 
-    Training flags are saved sub-module by sub-module; python, numpy and torch random states (CPU, and CUDA where it is
-    in use) are saved whole. Parameters, buffers and gradients are not touched by what this package does inside.
+    One thread at a time. Training flags are saved sub-module by sub-module; python, numpy and torch random states (CPU,
+    and CUDA where it is in use) are saved whole. Parameters, buffers and gradients are not touched by what this package
+    does inside.
 
     Args:
         network: any callable; only an ``nn.Module`` has modes.
@@ -85,10 +90,16 @@ def left_as_found(network: Callable) -> Iterator[None]:
         >>> network.training
         True
     """
+    with _ONE_AT_A_TIME:
+        yield from _left_as_found(network)
+
+
+def _left_as_found(network: Callable) -> Iterator[None]:
     # A frozen TorchScript module has no modes.
     modules = [m for m in network.modules() if hasattr(m, "training")] if isinstance(network, nn.Module) else []
     modes = [module.training for module in modules]
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    numpy_state = np.random.get_state()  # noqa: NPY002
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         for module in modules:
@@ -177,7 +188,8 @@ class NetworkCall:
             ValueError: When the output is not (B, outputs).
         """
         with _plain_arithmetic(images.device, differentiable):
-            outputs = self._call(images)
+            with _ONE_AT_A_TIME:
+                outputs = self._call(images)
             outputs = self._select(outputs)
             logits = strip_trailing_axes(_plain(outputs))
             if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
@@ -189,7 +201,8 @@ class NetworkCall:
             return logits
 
     def _call(self, images: Tensor) -> Any:
-        network, arguments, keyword_arguments = self.network, self.arguments, dict(self.keyword_arguments)
+        network, arguments = self.network, _unwrapped(tuple(self.arguments))
+        keyword_arguments = _unwrapped(dict(self.keyword_arguments))
         images = images.clone()  # the first layer may work in place
         if not isinstance(network, nn.Module) or isinstance(network, (torch.jit.ScriptModule, nn.DataParallel)):
             return network(images, *arguments, **keyword_arguments)
@@ -216,6 +229,10 @@ class NetworkCall:
         return torch.func.functional_call(network, parameters, (images, *arguments), keyword_arguments)
 
     def _select(self, outputs: Any) -> Tensor:
+        if self.output_key is not None and isinstance(outputs, Tensor):
+            raise TypeError(
+                f"output_key={self.output_key!r} is given, but the network returns one tensor. Leave output_key out."
+            )
         if self.output_key is not None:
             try:
                 outputs = outputs[self.output_key]
@@ -231,9 +248,38 @@ class NetworkCall:
         return outputs
 
 
+def parameter_dtype(network: Callable, default: torch.dtype) -> torch.dtype:
+    """The dtype of the network's first floating parameter: what it reads outside autocast.
+
+    Example:
+        >>> parameter_dtype(nn.Linear(2, 2).double(), torch.float16)
+        torch.float64
+    """
+    parameters = network.parameters() if isinstance(network, nn.Module) else ()
+    return next((parameter.dtype for parameter in parameters if parameter.dtype.is_floating_point), default)
+
+
 def _plain(value: Tensor) -> Tensor:
     """The tensor without its subclass (MONAI's MetaTensor, for one, slows every operation)."""
     return value.as_subclass(Tensor) if type(value) is not Tensor else value
+
+
+class _Shared:
+    """A further input that all images share: it had not as many rows as the batch, and is never cut again."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _unwrapped(value: Any) -> Any:
+    """A further input as the network expects it."""
+    if isinstance(value, _Shared):
+        return value.tensor
+    if isinstance(value, (tuple, list)):
+        return type(value)(_unwrapped(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _unwrapped(item) for key, item in value.items()}
+    return value
 
 
 def _take_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
@@ -241,7 +287,7 @@ def _take_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
         with torch.inference_mode(False):  # a tensor made in inference mode cannot be saved for a backward pass
             if value.ndim > 0 and value.shape[0] == batch_size:
                 return _plain(value)[rows.to(value.device).clone()]
-            return _plain(value).clone() if value.is_inference() else value
+            return _Shared(_plain(value).clone() if value.is_inference() else value)
     if isinstance(value, (tuple, list)):
         return type(value)(_take_rows(item, rows, batch_size) for item in value)
     if isinstance(value, Mapping):

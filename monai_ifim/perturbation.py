@@ -346,7 +346,7 @@ def sensitivity_curves(
     if sigma is None:  # exactly zero for a constant image, whatever rounding makes of its standard deviation
         flat = images.flatten(1)
         contrast = torch.where(flat.amax(dim=1) == flat.amin(dim=1), 0.0, contrast)
-    rounding = torch.finfo(logits.dtype).eps * logits.double().abs().amax(dim=1)
+    rounding = torch.finfo(logits.dtype).eps * logits.double().abs().amax(dim=1) / distribution.temperature
     unperturbed = pd.DataFrame(
         {
             "image": everyone.cpu().numpy(),
@@ -380,6 +380,8 @@ def sensitivity_curves(
             jobs = torch.cartesian_prod(torch.arange(len(steps)), kept.cpu())
             step, row = steps[jobs[:, 0]].to(images.device), jobs[:, 1].to(images.device)
             perturbed = _forward(call, images, row, micro_batch_size, change, step)
+            for index in row[~torch.isfinite(perturbed).all(dim=1)].tolist():
+                skipped[arm.name].setdefault(index, "the logits of the perturbed image are NaN or infinite")
             after = distribution.decision(perturbed)
             columns = {
                 "kl": distribution.kl_divergence(logits[row], perturbed),
@@ -398,6 +400,9 @@ def sensitivity_curves(
             tables.append(table)
         kept_norm[arm.name] = np.stack(norms)
     frame = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_COLUMNS)
+    # an image that an arm left out at one draw or sign is left out of that arm whole
+    left_out = [image in skipped[arm] for image, arm in zip(frame.image, frame.arm)]
+    frame = frame[~np.array(left_out, dtype=bool)].reset_index(drop=True)
     return SensitivityCurves(unperturbed, skipped, kept_norm, frame)
 
 

@@ -295,6 +295,8 @@ class Bernoulli(Predictive):
 
     def label_outcomes(self, labels: Tensor, outputs: int) -> Tensor:  # noqa: D102
         labels = _label_matrix(labels)
+        if outputs == 1 and labels.shape[1] == 2:
+            return Categorical().label_outcomes(labels, 2)  # one-hot, for one logit
         if labels.shape[1] != outputs:
             raise ValueError(f"Labels must give a 0 or 1 for each of the {outputs} outputs, got {tuple(labels.shape)}.")
         return _integers(labels, 0, 1)

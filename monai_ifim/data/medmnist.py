@@ -12,7 +12,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -29,8 +31,21 @@ from torch.utils.data import Dataset
 __all__ = ["FirstOutput", "MedMNISTDataset", "MedMNISTFile", "medmnist_spatial_size"]
 
 _SPLITS = ("train", "val", "test")
+# What numpy and zipfile raise for bytes that are no .npz, or no longer one.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
 # MONAI networks that halve the image too often for 28 pixels.
-_NEEDS_64_PIXELS = ("DenseNet", "EfficientNet")
+_NEEDS_64_PIXELS = ("densenet", "efficientnet")
 
 
 class MedMNISTFile:
@@ -68,6 +83,12 @@ class MedMNISTFile:
             )
         self._images = {split: arrays[f"{split}_images"] for split in self.splits}
         self._labels = {split: self._checked_labels(split, arrays[f"{split}_labels"]) for split in self.splits}
+        for split, images in self._images.items():
+            if images.dtype != np.uint8:
+                raise ValueError(
+                    f"{split}_images in '{self.path.name}' is {images.dtype}; a MedMNIST-format file has uint8, 0 to "
+                    "255. Rescale the intensities and store them with .astype(np.uint8)."
+                )
         shapes = {images.shape[1:] for images in self._images.values()}
         self.spatial_shape, self.channels = self._layout(shapes)
         self.num_classes = 1 + max(int(labels.max()) for labels in self._labels.values())
@@ -79,7 +100,7 @@ class MedMNISTFile:
             with np.load(self.path, allow_pickle=False) as file:
                 wanted = [f"{split}_{kind}" for split in splits or _SPLITS for kind in ("images", "labels")]
                 return {name: file[name] for name in file.files if name in wanted}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise ValueError(
                 f"'{self.path}' cannot be read as .npz ({error}). It may be truncated or another kind of file: compare "
                 "its size with the source, and fetch it again."
@@ -95,6 +116,8 @@ class MedMNISTFile:
         labels = labels.reshape(-1)
         if len(labels) != len(images) or len(labels) == 0:
             raise ValueError(f"{name} has {len(labels)} labels for {len(images)} images; one each, and one at least.")
+        if labels.dtype.kind not in "iuf" or not np.isfinite(labels).all():
+            raise ValueError(f"{name} must hold whole numbers from 0 to 999, got {labels.dtype} with other values.")
         if not np.array_equal(labels, labels.astype(np.int64)) or labels.min() < 0 or labels.max() > 999:
             raise ValueError(
                 f"{name} must hold whole numbers from 0 to 999, got values from {labels.min()} to {labels.max()}."
@@ -176,7 +199,7 @@ def medmnist_spatial_size(
         ValueError: When the size is below 1.
     """
     if image_size is None:
-        small = min(file.spatial_shape) < 64 and network_name.split(".")[-1].startswith(_NEEDS_64_PIXELS)
+        small = min(file.spatial_shape) < 64 and network_name.split(".")[-1].lower().startswith(_NEEDS_64_PIXELS)
         return (64,) * len(file.spatial_shape) if small else tuple(file.spatial_shape)
     if image_size < 1:
         raise ValueError(f"image_size must be 1 or more, got {image_size}.")

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -26,9 +27,9 @@ from ignite.metrics import Metric
 from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents, default_prepare_batch
 from torch import Tensor
 
-from monai_ifim.fisher import InputFisher, input_fisher
+from monai_ifim.fisher import InputFisher, _check_rank_and_energy, input_fisher
 from monai_ifim.handlers.selection import ImageSelection
-from monai_ifim.network import NetworkCall, left_as_found
+from monai_ifim.network import NetworkCall, default_micro_batch_size, left_as_found, parameter_dtype
 from monai_ifim.perturbation import REFERENCE_STRENGTH, resolve_arms, sensitivity_curves
 from monai_ifim.predictive import PredictiveLike, resolve_predictive
 from monai_ifim.statistics import per_image, summarise, summary_names
@@ -59,10 +60,10 @@ class _Part:
 class IFIMMetric(Metric):
     """Input-dependent Fisher information of an evaluator's network, and what perturbations do to its predictions.
 
-    For ``key_val_metric`` or ``additional_metrics`` of a MONAI evaluator (see :class:`IFIMHandler` for
-    ``val_handlers``). Each evaluation epoch it computes, for a fixed choice of images, the spectrum of the iFIM
-    (:func:`monai_ifim.input_fisher`) and the effect of equally large changes along several arms
-    (:func:`monai_ifim.sensitivity_curves`), and writes scalars into ``engine.state.metrics`` (see
+    For ``key_val_metric`` or ``additional_metrics`` of a MONAI evaluator (which ignores the latter where there is no
+    key metric; see :class:`IFIMHandler` for ``val_handlers``). Each evaluation epoch it computes, for a fixed choice of
+    images, the spectrum of the iFIM (:func:`monai_ifim.input_fisher`) and the effect of equally large changes along
+    several arms (:func:`monai_ifim.sensitivity_curves`), and writes scalars into ``engine.state.metrics`` (see
     :func:`monai_ifim.statistics.summarise`, with ``prefix``) and values of each image into
     ``engine.state.metric_details`` (NaN for images that were not chosen). The network, its modes and all random states
     are left as they were found.
@@ -110,8 +111,13 @@ class IFIMMetric(Metric):
     ) -> None:
         if interval < 1:
             raise ValueError(f"interval must be 1 or more, got {interval}.")
-        if not strength > 0:
+        if not 0 < strength < float("inf"):
             raise ValueError(f"strength must be positive, got {strength}.")
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
+        if not prefix:
+            raise ValueError("prefix must not be empty: names such as 'accuracy' may be the evaluator's own.")
+        _check_rank_and_energy(rank, energy)
         self.network = network
         self.predictive = resolve_predictive(predictive, temperature)
         self.interval = interval
@@ -124,6 +130,8 @@ class IFIMMetric(Metric):
         self.arms = [arm.name for arm in resolve_arms(arms)]
         self.strength = strength
         self.reference = None if reference is None else torch.as_tensor(reference).as_subclass(Tensor).double().cpu()
+        if self.reference is not None and not 0 < float(self.reference.norm()) < float("inf"):
+            raise ValueError("reference must be a finite direction that is not zero everywhere.")
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.communicate = True
@@ -138,6 +146,7 @@ class IFIMMetric(Metric):
     def reset(self) -> None:
         """Forget the images of the last epoch."""
         self._parts = []
+        self._left_out: Counter[tuple[str, str]] = Counter()
         self.metric_details = {}
 
     def update(self, output: Any) -> None:
@@ -212,7 +221,7 @@ class IFIMMetric(Metric):
         self._active = self._evaluations % self.interval == 0
         self._evaluations += 1
         if self._active:
-            self._selection.start(engine.state.dataloader)
+            self._selection.start(engine.state.dataloader, engine.state.epoch_length)
 
     def observe(self, engine: Evaluator) -> None:
         """Compute the spectrum of the chosen images of the batch that just passed the network.
@@ -245,7 +254,7 @@ class IFIMMetric(Metric):
         for row, cause in fisher.skipped.items():
             engine.logger.warning(f"iFIM left out image {positions[row]} of the data set: {cause}.")
         first_seen = self._selection.seen - len(images)
-        labels = self._labels(engine)
+        labels = self._labels(engine, fisher.logits.shape[1])
         self._parts.append(
             _Part(
                 positions=positions,
@@ -261,7 +270,14 @@ class IFIMMetric(Metric):
 
     def completed(self, engine: Evaluator, name: str) -> None:  # type: ignore[override]
         """Write the numbers of the epoch into ``engine.state``; ``name`` is not used, the metrics have their own."""
+        if self._active and self._selection.seen == 0:
+            engine.logger.warning(
+                "iFIM saw no images in this evaluation: nothing fired IterationEvents.FORWARD_COMPLETED (an evaluator with "
+                "its own iteration_update must fire it), or the loader is empty on this process."
+            )
         engine.state.metrics.update(self.compute())
+        for (arm, cause), count in self._left_out.items():
+            engine.logger.warning(f"iFIM left {count} images out of the arm '{arm}': {cause}.")
         engine.state.metric_details.update(self.metric_details)
 
     def compute(self) -> dict[str, float]:
@@ -295,6 +311,8 @@ class IFIMMetric(Metric):
                 f"in its batch ({_keys(engine.state.batch)}). Set image_key to the key of the network's input."
             )
         images = _plain_tensor(images).to(engine.state.device)
+        if images.dtype.is_floating_point:  # autocast would have cast them for the network
+            images = images.to(parameter_dtype(self._watched, images.dtype))
         prepare_batch = getattr(engine, "prepare_batch", default_prepare_batch)
         if prepare_batch is default_prepare_batch:
             return images, (), {}
@@ -306,7 +324,7 @@ class IFIMMetric(Metric):
         arguments, keyword_arguments = prepared[2:] if len(prepared) == 4 else ((), {})
         return images, arguments, keyword_arguments
 
-    def _labels(self, engine: Evaluator) -> Tensor | None:
+    def _labels(self, engine: Evaluator, outputs: int) -> Tensor | None:
         if self.label_key is None:
             return None
         labels = self._find(engine, self.label_key)
@@ -315,7 +333,17 @@ class IFIMMetric(Metric):
                 f"label_key='{self.label_key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor "
                 f"in its batch ({_keys(engine.state.batch)}). Set label_key to the labels' key, or null for none."
             )
-        return None if labels is None else _plain_tensor(labels)
+        if labels is None:
+            return None
+        try:
+            labels = _plain_tensor(labels)
+            self.predictive.label_outcomes(labels, outputs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The labels under label_key='{self.label_key}' cannot be used: {error} Set label_key to the key of "
+                "the class labels, or to null for none."
+            ) from error
+        return labels
 
     @staticmethod
     def _find(engine: Evaluator, key: str) -> Any:
@@ -328,7 +356,7 @@ class IFIMMetric(Metric):
         """The table of images and the long table of perturbations, of this process; ``image`` is the position."""
         donors = self._donors()
         images, frames = [_NO_IMAGES], []
-        for part in _joined_by_shape(self._parts):
+        for part in _joined_by_shape(self._parts, self.micro_batch_size):
             table = pd.DataFrame(
                 {
                     "image": part.positions,
@@ -360,6 +388,8 @@ class IFIMMetric(Metric):
                     arguments=part.arguments,
                     keyword_arguments=part.keyword_arguments,
                 )
+            for arm, left_out in curves.skipped.items():
+                self._left_out.update((arm, left_out[row]) for row in left_out if row not in part.fisher.skipped)
             images.append(table.join(curves.unperturbed.drop(columns="image")))
             rows = curves.to_frame()
             frames.append(rows.assign(image=np.take(part.positions, rows.image)))
@@ -435,13 +465,24 @@ _NO_IMAGES = pd.DataFrame(
 ).assign(skipped=pd.Series(dtype=str))
 
 
-def _joined_by_shape(parts: Sequence[_Part]) -> list[_Part]:
-    """Parts with images of one shape joined, so that small batches do not run one by one; further inputs stay apart."""
-    groups: dict[Any, list[_Part]] = {}
+def _joined_by_shape(parts: Sequence[_Part], micro_batch_size: int | None) -> list[_Part]:
+    """Parts with images of one shape joined up to a micro-batch, so that small batches do not run one by one.
+
+    Parts with further inputs of the network stay apart. Both signs of a change are tried, so that a micro-batch of
+    images fills two; more images at a time would only hold more memory.
+    """
+    groups: list[list[_Part]] = []
+    open_group: dict[Any, list[_Part]] = {}
     for number, part in enumerate(parts):
         alone = number if part.arguments or part.keyword_arguments else None
         label_shape = None if part.labels is None else part.labels.shape[1:]
-        groups.setdefault((part.images.shape[1:], part.images.dtype, label_shape, part.device, alone), []).append(part)
+        key = (part.images.shape[1:], part.images.dtype, label_shape, part.device, alone)
+        most = micro_batch_size or default_micro_batch_size(part.images[0].numel())
+        group = open_group.get(key)
+        if group is None or sum(len(member.positions) for member in group) + len(part.positions) > most:
+            group = open_group[key] = []
+            groups.append(group)
+        group.append(part)
     return [
         _Part(
             positions=[position for part in group for position in part.positions],
@@ -453,7 +494,7 @@ def _joined_by_shape(parts: Sequence[_Part]) -> list[_Part]:
             keyword_arguments=group[0].keyword_arguments,
             device=group[0].device,
         )
-        for group in groups.values()
+        for group in groups
     ]
 
 

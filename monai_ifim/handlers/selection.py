@@ -53,8 +53,8 @@ class ImageSelection:
         self._chosen: set[int] | None = None
         self._warned = False
 
-    def start(self, loader: Any) -> None:
-        """Begin an epoch over a loader."""
+    def start(self, loader: Any, epoch_length: int | None = None) -> None:
+        """Begin an epoch over the first ``epoch_length`` batches of a loader; default all."""
         self.seen = 0
         sampler = _ordered_sampler(loader)
         if sampler is None:
@@ -72,7 +72,10 @@ class ImageSelection:
         if isinstance(sampler, DistributedSampler):
             self._offset, self._stride = sampler.rank, sampler.num_replicas
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(loader.dataset), generator=generator)
+        seen = len(loader.dataset)
+        if epoch_length is not None:
+            seen = min(seen, epoch_length * loader.batch_sampler.batch_size * self._stride)
+        order = torch.randperm(seen, generator=generator)
         self._chosen = set(order[: self.max_images].tolist())
 
     def choose(self, batch_size: int) -> tuple[list[int], list[int]]:

@@ -20,8 +20,8 @@ from monai.transforms import Transform
 from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor, nn
 
-from monai_ifim.fisher import input_fisher
-from monai_ifim.network import left_as_found
+from monai_ifim.fisher import _check_rank_and_energy, input_fisher
+from monai_ifim.network import left_as_found, parameter_dtype
 from monai_ifim.predictive import PredictiveLike, resolve_predictive
 
 __all__ = ["IFIMSplit"]
@@ -33,6 +33,10 @@ class IFIMSplit(Transform):
     ``image = reference + high + low`` with ``high`` the projection on the leading eigenspace of the input-dependent
     Fisher information matrix, see :func:`monai_ifim.input_fisher`. Both components are as the network saw the image: a
     ``MetaTensor`` gives ``MetaTensor`` components with the same affine and applied operations.
+
+    It belongs in post-processing, where the network rests: one call at a time changes the modes of the network and
+    gives them back, which another thread that trains it would notice. A cached data set keeps the components of the
+    network as it was.
 
     Args:
         network: the classifier, from (1, C_in, *spatial) to logits (1, outputs). It is used in evaluation mode and left
@@ -70,6 +74,7 @@ class IFIMSplit(Transform):
         reference: float | Tensor = 0.0,
         output_key: int | str | None = None,
     ) -> None:
+        _check_rank_and_energy(rank, energy)
         self.network = network
         self.predictive = resolve_predictive(predictive, temperature)
         self.rank = rank
@@ -93,6 +98,8 @@ class IFIMSplit(Transform):
         plain = image.as_subclass(Tensor).detach()
         first = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
         batch = plain.unsqueeze(0).to(plain.device if first is None else first.device)
+        if batch.dtype.is_floating_point:
+            batch = batch.to(parameter_dtype(self.network, batch.dtype))
         with left_as_found(self.network):
             fisher = input_fisher(
                 self.network,
@@ -116,9 +123,4 @@ class IFIMSplit(Transform):
 
 def _like(component: Tensor, image: MetaTensor) -> MetaTensor:
     """The component with a copy of the meta-data and the applied operations of the image."""
-    return MetaTensor(
-        component,
-        affine=image.affine.clone(),
-        meta=deepcopy(image.meta),
-        applied_operations=deepcopy(image.applied_operations),
-    )
+    return MetaTensor(component, meta=deepcopy(image.meta), applied_operations=deepcopy(image.applied_operations))

@@ -277,6 +277,13 @@ def test_labels_out_of_range_are_refused_with_their_range(route):
 
 
 @both_routes
+def test_labels_that_are_no_numbers_are_refused_naming_the_option(route):
+    with pytest.raises(ValueError, match=r"label_key='label'.*null for none"):
+        run(CNN(), items(pictures(3), ["no", "yes", "no"]), route)
+    assert "accuracy" not in logged(run(CNN(), items(pictures(3), ["no", "yes", "no"]), route, label_key=None))
+
+
+@both_routes
 @pytest.mark.parametrize(("option", "there"), [("label_key", "label"), ("image_key", "image")])
 def test_wrong_keys_are_refused_naming_the_keys_there_are(route, option, there):
     with pytest.raises(KeyError, match=f"{option}='scan'.*{there}") as error:
@@ -751,8 +758,14 @@ def test_detach_leaves_the_evaluator_without_it():
     [
         ({"max_images": 0}, "max_images must be 1 or more, got 0"),
         ({"interval": 0}, "interval must be 1 or more, got 0"),
-        ({"strength": 0.0}, "strength must be positive, got 0"),
-        ({"strength": float("nan")}, "strength must be positive, got nan"),
+        ({"strength": 0.0}, r"strength must be .*positive.*, got 0"),
+        ({"strength": float("nan")}, r"strength must be .*positive.*, got nan"),
+        ({"strength": float("inf")}, r"strength must be .*positive.*, got inf"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be 1 or more, got 0"),
+        ({"rank": 0}, "rank must be"),
+        ({"rank": 1, "energy": 0.5}, "rank or energy, not both"),
+        ({"reference": torch.zeros(12, 12)}, "reference must be"),
+        ({"prefix": ""}, "prefix must not be empty"),
         ({"arms": ["high", "sideways"]}, "Unknown arm 'sideways'"),
         ({"predictive": "softplus"}, "predictive must be"),
         ({"temperature": -1.0}, "temperature must be"),

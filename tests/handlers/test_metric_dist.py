@@ -67,7 +67,7 @@ def rank_main(rank, folder):
         results["all"] = metric_run(CNN(), images, saver)
         results["some"] = metric_run(CNN(), images, max_images=5)
         results["one"] = metric_run(CNN(), images, max_images=1)
-        results["wrapped"] = metric_run(wrapped, images, max_images=5)
+        results["wrapped"] = metric_run(wrapped, images, max_images=5, micro_batch_size=1)
         spoilt = images.clone()
         spoilt[3, 0, 0, 0] = torch.nan
         results["spoilt"] = metric_run(CNN(), spoilt)
