@@ -9,6 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 import monai_ifim.network
+from monai_ifim import input_fisher
 from monai_ifim.network import NetworkCall, default_micro_batch_size, left_as_found, unwrap
 from tests import truths
 
@@ -234,17 +236,23 @@ def test_a_network_built_under_inference_mode_is_refused_by_name(part, name):
 
 def test_rows_cut_further_inputs_along_with_the_batch_and_leave_the_others_whole():
     per_image, table, number = torch.arange(10.0).view(5, 2), torch.arange(4.0), 7
+    received: dict = {}
+
+    def network(images: torch.Tensor, *arguments: object, **keyword_arguments: object) -> torch.Tensor:
+        received.update(arguments=arguments, **keyword_arguments)
+        return images
+
     call = NetworkCall(
-        print, None, (per_image, table, number), {"nested": {"a": [per_image, "b"]}, "scalar": torch.tensor(1.0)}
+        network, None, (per_image, table, number), {"nested": {"a": [per_image, "b"]}, "scalar": torch.tensor(1.0)}
     )
-    cut = call.rows(torch.tensor([4, 1]), 5)
+    call.rows(torch.tensor([4, 1]), 5).logits(torch.zeros(2, 3))
     truth = per_image[[4, 1]]
-    assert cut.arguments[0].equal(truth)
-    assert cut.arguments[1] is table
-    assert cut.arguments[2] == number
-    assert cut.keyword_arguments["nested"]["a"][0].equal(truth)
-    assert cut.keyword_arguments["nested"]["a"][1] == "b"
-    assert cut.keyword_arguments["scalar"].ndim == 0
+    assert received["arguments"][0].equal(truth)
+    assert received["arguments"][1] is table
+    assert received["arguments"][2] == number
+    assert received["nested"]["a"][0].equal(truth)
+    assert received["nested"]["a"][1] == "b"
+    assert received["scalar"].ndim == 0
 
 
 def test_further_inputs_reach_the_network_by_position_and_by_name():
@@ -340,3 +348,23 @@ def test_parameters_shared_between_layers_work():
 )
 def test_the_micro_batch_holds_a_million_numbers_and_64_images_at_most_and_one_at_least(numbers, size):
     assert default_micro_batch_size(numbers) == size
+
+
+def test_threads_that_share_a_network_leave_it_as_it_was_found():
+    network = torch.nn.Sequential(
+        *[torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3, padding=1), torch.nn.BatchNorm2d(2)) for _ in range(8)],
+        torch.nn.Flatten(),
+        torch.nn.Linear(72, 3),
+    )
+    parameters = dict(network.named_parameters())
+    images = torch.randn(1, 2, 6, 6)
+
+    def look(_: int) -> None:
+        with left_as_found(network):
+            input_fisher(network, images)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(look, range(60)))
+    assert all(module.training for module in network.modules())
+    assert all(parameter is parameters[name] for name, parameter in network.named_parameters())
+    assert all(isinstance(parameter, torch.nn.Parameter) for parameter in network.parameters())

@@ -833,3 +833,22 @@ def test_a_fisher_of_concatenated_parts_serves_as_one():
     parts = InputFisher.concatenate([input_fisher(network, part, rank=2) for part in images.split(3)])
     truth = sensitivity_curves(network, images, fisher, ALL_ARMS).to_frame()
     assert_same_frames(sensitivity_curves(network, images, parts, ALL_ARMS).to_frame(), truth)
+
+
+def test_an_image_whose_perturbed_logits_are_not_finite_is_left_out_of_that_arm_with_the_cause():
+    """One sign alone breaks: neither a flip out of NaN nor a mean over the other sign may stay in the table."""
+    images = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    linear = torch.nn.Linear(36, 2, dtype=torch.float64)
+    least = images[2].sum()
+
+    class Breaks(torch.nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            near = (batch.flatten(1) - images[2].flatten()).abs().amax(dim=1) < 0.5
+            below = near & (batch.flatten(1).sum(dim=1) < least - 1e-9)
+            return torch.where(below.unsqueeze(1), torch.inf, linear(batch.flatten(1)))
+
+    fisher = input_fisher(Breaks(), images)
+    curves = sensitivity_curves(Breaks(), images, fisher, arms=("high",), strengths=(0.03,))
+    assert curves.skipped["high"] == {2: "the logits of the perturbed image are NaN or infinite"}
+    assert sorted(curves.to_frame().image.unique()) == [0, 1, 3]
+    assert curves.to_frame().kl.notna().all()

@@ -272,8 +272,8 @@ class IFIMMetric(Metric):
         """Write the numbers of the epoch into ``engine.state``; ``name`` is not used, the metrics have their own."""
         if self._active and self._selection.seen == 0:
             engine.logger.warning(
-                "iFIM saw no images in this evaluation: nothing fired IterationEvents.FORWARD_COMPLETED (an evaluator with "
-                "its own iteration_update must fire it), or the loader is empty on this process."
+                "iFIM saw no images in this evaluation: nothing fired IterationEvents.FORWARD_COMPLETED (an evaluator "
+                "with its own iteration_update must fire it), or the loader is empty on this process."
             )
         engine.state.metrics.update(self.compute())
         for (arm, cause), count in self._left_out.items():

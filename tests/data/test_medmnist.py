@@ -65,7 +65,7 @@ def test_resizing_keeps_the_mean_of_the_image(tmp_path: Path):
 def test_image_size_is_native_unless_given_or_the_network_refuses_28_pixels(tmp_path: Path):
     small, large = MedMNISTFile(write(tmp_path / "a.npz")), MedMNISTFile(write(tmp_path / "b.npz", (80, 80)))
     assert medmnist_spatial_size(small) == (28, 28)
-    for name in ("DenseNet121", "EfficientNetBN", "monai.networks.nets.DenseNet169"):
+    for name in ("DenseNet121", "densenet121", "EfficientNetBN", "monai.networks.nets.DenseNet169"):
         assert medmnist_spatial_size(small, None, name) == (64, 64)
         assert medmnist_spatial_size(large, None, name) == (80, 80)
     assert medmnist_spatial_size(small, 32, "DenseNet121") == (32, 32)
@@ -112,6 +112,9 @@ def test_another_kind_of_file_is_refused(tmp_path: Path):
         ({"val_labels": np.zeros((5, 1), int)}, "val_labels.*5 labels for 6 images"),
         ({"val_labels": np.zeros((6, 4), int)}, "val_labels.*multi-label"),
         ({"val_images": np.zeros((6, 20, 20), np.uint8)}, "different shapes"),
+        ({"val_images": np.zeros((6, 28, 28), np.float32)}, "val_images.*float32.*uint8"),
+        ({"val_labels": np.array([["a"]] * 6)}, "val_labels.*whole numbers"),
+        ({"val_labels": np.array([[np.nan]] * 6)}, "val_labels.*whole numbers"),
         (
             {
                 "train_labels": np.zeros((9, 1), int),
