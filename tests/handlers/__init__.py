@@ -128,7 +128,7 @@ def details(engine: Any, name: str) -> np.ndarray:
 
 
 def chosen(count: int, max_images: int, seed: int = 0) -> list[int]:
-    """The positions that DESIGN.md promises, in ascending order."""
+    """The positions that the metric promises, in ascending order."""
     return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:max_images].tolist())
 
 
