@@ -277,7 +277,7 @@ class IFIMMetric(Metric):
             )
         engine.state.metrics.update(self.compute())
         for (arm, cause), count in self._left_out.items():
-            engine.logger.warning(f"iFIM left {count} images out of the arm '{arm}': {cause}.")
+            engine.logger.warning(f"iFIM left {count} image(s) out of the arm '{arm}': {cause}.")
         engine.state.metric_details.update(self.metric_details)
 
     def compute(self) -> dict[str, float]:

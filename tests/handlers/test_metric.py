@@ -536,6 +536,33 @@ def test_an_image_that_is_not_finite_is_counted_and_left_out_of_every_number(rou
     assert lines == ["iFIM left out image 5 of the data set: the image has NaN or infinite values."]
 
 
+@both_routes
+def test_images_that_an_arm_leaves_out_are_logged_with_the_cause(route, caplog):
+    network, images = CNN(), pictures(4)
+    images[1] = 0.5
+    found = run(network, items(images), route, arms=("high", "low"))
+    lines = {record.getMessage() for record in caplog.records if "out of the arm" in record.getMessage()}
+    cause = "the image is constant, so it has no contrast"
+    assert lines == {f"iFIM left 1 image(s) out of the arm '{arm}': {cause}." for arm in ("high", "low")}
+    assert np.flatnonzero(np.isnan(details(found, "kl_high"))).tolist() == [1]
+
+
+@both_routes
+def test_an_epoch_shorter_than_the_loader_still_gives_as_many_images_as_asked(route):
+    """The choice is made among the images that the evaluator will see."""
+    found = run(CNN(), items(pictures(7)), route, batch_size=2, epoch_length=2, max_images=3)
+    assert logged(found)["images"] == 3
+
+
+@both_routes
+def test_an_evaluator_that_fires_no_forward_event_is_told_so(route, caplog):
+    network = CNN()
+    engine = evaluator(network, items(pictures(4)), route)
+    engine._process_function = lambda engine, batch: []
+    engine.run()
+    assert any("saw no images" in record.getMessage() for record in caplog.records)
+
+
 class DeadBelow(nn.Sequential):
     """A network that gives the same logits, with gradient zero, for all images below zero."""
 
