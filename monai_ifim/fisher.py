@@ -186,9 +186,68 @@ class InputFisher:
         vectors = _eigenvectors(self._factor, self._scale, basis, ranks)
         return vectors.view(*vectors.shape[:2], *self.eigenvectors.shape[2:])
 
+    def energy_inside(self, masks: Tensor) -> Tensor:
+        """Share of the leading eigenvector's energy (squared entries, over all channels) inside masks, float64, (B,).
+
+        To be compared with the mask's share of the image, which a direction without preference would give on average.
+
+        Args:
+            masks: (B, 1 or C_in, *spatial), the region that should matter in each image; non-zero is inside.
+
+        Returns:
+            (B,) float64, from 0 to 1; NaN for an image without eigenvector and for an empty mask.
+
+        Raises:
+            ValueError: When the masks have another shape or hold NaN.
+
+        Example:
+            >>> import torch
+            >>> from monai_ifim import input_fisher
+            >>> weights = torch.tensor([[0.0, 2.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+            >>> fisher = input_fisher(lambda images: images.flatten(1) @ weights, torch.zeros(1, 1, 2, 2))
+            >>> fisher.energy_inside(torch.tensor([[[[1, 0], [0, 0]]]])).round(decimals=6)
+            tensor([0.8000], dtype=torch.float64)
+        """
+        leading = self.eigenvectors[:, 0]
+        shapes = [(len(self), channels, *leading.shape[2:]) for channels in dict.fromkeys((1, leading.shape[1]))]
+        if tuple(masks.shape) not in shapes:
+            raise ValueError(
+                f"masks must have the shape {' or '.join(map(str, shapes))} (one mask an image, the same size as the "
+                f"image), got {tuple(masks.shape)}."
+            )
+        masks = _plain(masks)
+        if masks.isnan().any():
+            raise ValueError("masks hold NaN; expected zero outside and non-zero inside.")
+        inside = (masks != 0).to(leading.device)
+        shares = torch.full_like(self.trace, torch.nan)
+        for index in ((self.rank > 0) & inside.flatten(1).any(dim=1)).nonzero().flatten().tolist():
+            energy = leading[index].double().square()  # image by image: a volume in float64 is large
+            shares[index] = (energy * inside[index]).sum() / energy.sum()
+        return shares
+
     def without_factor(self) -> InputFisher:
         """The same without G, which holds B x R x D numbers."""
         return replace(self, _factor=None, _scale=None)
+
+    def select(self, rows: Sequence[int]) -> InputFisher:
+        """The same of some of the images only, in the order of ``rows``.
+
+        Example:
+            >>> import torch
+            >>> from monai_ifim import input_fisher
+            >>> fisher = input_fisher(torch.nn.Linear(4, 2), torch.randn(3, 4))
+            >>> bool(fisher.select([2]).eigenvalues[0] == fisher.eigenvalues[2])
+            True
+        """
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.eigenvalues.device)
+        picked: dict[str, Any] = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        skipped = {place: self.skipped[row] for place, row in enumerate(index.tolist()) if row in self.skipped}
+        return replace(self, skipped=skipped, **picked)
+
+    @property
+    def factor_numbers(self) -> int:
+        """How many numbers the kept factor G holds: B x R x D, or none."""
+        return 0 if self._factor is None else self._factor.numel()
 
     def to(self, device: torch.device | str) -> InputFisher:
         """The same on another device."""

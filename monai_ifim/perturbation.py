@@ -12,7 +12,7 @@
 
 A change is ``delta = strength * sigma * sqrt(D) * u`` with ``u`` a unit direction and ``sigma`` the image's own
 standard deviation, so that ``strength`` is the root mean square of the change relative to the image's contrast. An
-*arm* says which direction. Each direction is tried with both signs.
+*arm* says which direction (:mod:`monai_ifim.arms`). Each direction is tried with both signs.
 
 At rank one the leading eigenvector beats a random direction by about a factor D by construction, so ``high`` against
 ``low`` or ``random`` is a sanity check; ``transfer`` and ``low_matched`` are the controls.
@@ -20,179 +20,44 @@ At rank one the leading eigenvector beats a random direction by about a factor D
 
 from __future__ import annotations
 
-import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from monai_ifim.fisher import InputFisher, _checked_images, _products, _weighted_sum
+from monai_ifim.arms import ARMS, Arm, ArmInputs, _column, randomise_phases, resolve_arms
+from monai_ifim.fisher import InputFisher, _checked_images
 from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
-from monai_ifim.predictive import PredictiveLike, agreement, resolve_predictive
+from monai_ifim.predictive import Predictive, PredictiveLike, agreement, resolve_predictive
 
 __all__ = [
     "ARMS",
+    "DEFAULT_ARMS",
     "DEFAULT_STRENGTHS",
     "REFERENCE_STRENGTH",
     "Arm",
     "ArmInputs",
     "SensitivityCurves",
+    "change_along",
+    "change_at_unit_strength",
+    "check_strengths",
+    "image_contrast",
+    "perturb",
+    "randomise_phases",
+    "removal_curves",
     "resolve_arms",
     "sensitivity_curves",
 ]
 
+DEFAULT_ARMS = ("high", "low", "high_image", "low_image", "low_matched", "transfer")
 DEFAULT_STRENGTHS = (0.01, 0.03, 0.1)
 REFERENCE_STRENGTH = 0.03
 _SIGNS = (1, -1)
-
-
-@dataclass(frozen=True, eq=False)
-class ArmInputs:
-    """What an arm may look at: images, their Fisher spectrum, and where its random numbers come from.
-
-    Attributes:
-        images: (B, C_in, *spatial), plain tensors.
-        fisher: their spectrum, with at least the leading eigenvectors.
-        donors: (B, C_in, *spatial), for each image the leading eigenvector of another one; None where there is none.
-        positions: place of each image in its data set; with the seed, arm and draw it fixes the random numbers.
-        seed: of the random numbers.
-    """
-
-    images: Tensor
-    fisher: InputFisher
-    donors: Tensor | None
-    positions: Sequence[int]
-    seed: int
-
-    def noise(self, arm: str, draw: int, shape: Sequence[int]) -> Tensor:
-        """White Gaussian noise (B, *shape), float64, the same whatever the batch, the device and the process."""
-        draws = []
-        for position in self.positions:
-            words = np.random.SeedSequence([self.seed, position, zlib.crc32(arm.encode()), draw]).generate_state(2)
-            generator = torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
-            draws.append(torch.randn(*shape, generator=generator, dtype=torch.float64))
-        return torch.stack(draws).to(self.images.device)
-
-    def white_noise(self, arm: str, draw: int) -> Tensor:
-        """Unit directions (B, C_in, *spatial) of white noise."""
-        return _unit(self.noise(arm, draw, self.images.shape[1:])).to(self.images.dtype)
-
-    def outside_eigenspace(self, directions: Tensor) -> Tensor:
-        """The part of the directions (B, C_in, *spatial) that is orthogonal to the leading eigenspace of each image."""
-        vectors, flat = self.fisher.eigenvectors.flatten(2), directions.flatten(1)
-        whole = torch.linalg.vector_norm(flat, dim=1)
-        for _ in range(2):  # once more, for what rounding left inside
-            coefficients = _products(vectors, flat.unsqueeze(1)).squeeze(-1)
-            flat = flat - _weighted_sum(coefficients, vectors)
-        return _unless_rounding(flat, whole).view_as(directions)
-
-
-class Arm(ABC):
-    """A way to choose a direction for each image.
-
-    Attributes:
-        name: as it stands in tables and metric names.
-        random: whether another draw gives another direction.
-        cause_of_zero: why this arm may have no direction for an image.
-    """
-
-    name: str
-    random: bool = False
-    cause_of_zero: str = "the direction is zero"
-
-    @abstractmethod
-    def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        """Directions (B, C_in, *spatial), of any length; zero where the arm has none for the image."""
-
-
-class _High(Arm):
-    name, random, cause_of_zero = "high", True, "no eigenvector"
-
-    def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        vectors = inputs.fisher.eigenvectors
-        if vectors.shape[1] == 1:
-            return vectors[:, 0]
-        # One number for each of all R eigenvalues, so that the draw does not depend on the other images' ranks.
-        coefficients = inputs.noise(self.name, draw, inputs.fisher.eigenvalues.shape[1:])[:, : vectors.shape[1]]
-        inside = torch.arange(vectors.shape[1], device=vectors.device) < inputs.fisher.rank.unsqueeze(1)
-        coefficients = _unit(torch.where(inputs.fisher.rank.unsqueeze(1) == 1, 1.0, coefficients) * inside)
-        return _weighted_sum(coefficients, vectors.flatten(2)).view_as(vectors[:, 0])
-
-
-class _Low(Arm):
-    name, random = "low", True
-
-    def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        return inputs.outside_eigenspace(inputs.white_noise(self.name, draw))
-
-
-class _HighImage(Arm):
-    name, cause_of_zero = "high_image", "the high component is zero"
-
-    def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        return _unless_rounding(inputs.fisher.split(inputs.images)[0], _norm(inputs.images))
-
-
-class _LowImage(Arm):
-    name, cause_of_zero = "low_image", "the low component is zero"
-
-    def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        return _unless_rounding(inputs.fisher.split(inputs.images)[1], _norm(inputs.images))
-
-
-class _LowMatched(Arm):
-    name, random, cause_of_zero = "low_matched", True, "no eigenvector"
-
-    def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        high = _HIGH.directions(inputs, draw)
-        noise = inputs.noise(self.name, draw, (1, *high.shape[2:]))
-        return inputs.outside_eigenspace(randomise_phases(high, noise))
-
-
-class _Transfer(Arm):
-    name, cause_of_zero = "transfer", "the donor has no eigenvector of this shape"
-
-    def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        if inputs.donors is None:
-            raise ValueError("The arm 'transfer' needs the eigenvector of another image, so two images or more.")
-        return inputs.donors
-
-
-class _Random(Arm):
-    name, random = "random", True
-
-    def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        return inputs.white_noise(self.name, draw)
-
-
-_HIGH = _High()
-ARMS: dict[str, Arm] = {
-    arm.name: arm for arm in (_HIGH, _Low(), _HighImage(), _LowImage(), _LowMatched(), _Transfer(), _Random())
-}
-
-
-def randomise_phases(directions: Tensor, noise: Tensor) -> Tensor:
-    """Directions with the same power spectrum in every channel, and the phases of the noise.
-
-    Args:
-        directions: (B, C_in, *spatial).
-        noise: (B, 1, *spatial), real white noise: one set of phases for all channels.
-
-    Raises:
-        ValueError: When there are no spatial axes.
-    """
-    axes = tuple(range(2, directions.ndim))
-    if not axes:
-        raise ValueError("The arm 'low_matched' matches spatial frequencies, so it needs images with spatial axes.")
-    phases = torch.fft.rfftn(noise, dim=axes)
-    phases = phases / phases.abs().clamp(min=torch.finfo(torch.float64).tiny)
-    spectrum = torch.fft.rfftn(directions.double(), dim=axes) * phases
-    return torch.fft.irfftn(spectrum, s=directions.shape[2:], dim=axes).to(directions.dtype)
+_ENDPOINTS = ("kl", "kl_quadratic", "fisher_rao", "confidence_drop", "flipped", "correct")
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,8 +65,10 @@ class SensitivityCurves:
     """Results of :func:`sensitivity_curves`.
 
     Attributes:
-        unperturbed: one row an image: ``image, confidence, correct, noise_floor`` (the KL that rounding alone can
-            make).
+        unperturbed: one row an image: ``image, predicted, label`` (outcomes as text, ``"0 1 1"`` for multi-label
+            outputs; None without labels), ``confidence, correct, noise_floor`` (the KL that rounding alone can make),
+            ``probability_0, probability_1, ...`` of the outputs and, with labels, ``truth_0, truth_1, ...`` (1
+            where the label says so, else 0).
         skipped: for each arm, the images that it left out, with the cause.
         kept_norm: for each arm, (draws, B): the length of its direction before it was made a unit one. For ``low`` and
             ``low_matched`` it is what the projection on the complement left of a unit direction.
@@ -211,43 +78,154 @@ class SensitivityCurves:
     skipped: Mapping[str, Mapping[int, str]]
     kept_norm: Mapping[str, np.ndarray]
     _frame: pd.DataFrame
+    _probabilities: pd.DataFrame
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self, probabilities: bool = False) -> pd.DataFrame:
         """The long table, one row an image, arm, strength, draw and sign.
 
-        Columns: ``image, arm, strength, draw, sign, kl`` (nats), ``kl_quadratic`` (its local prediction, nats),
-        ``fisher_rao`` (radians), ``confidence_drop`` (of the class predicted before), ``flipped, correct`` (0 or 1, a
-        share of the labels for multi-label outputs; ``correct`` is NaN without labels).
+        Columns: ``image, arm, strength, draw, sign, kl`` (nats), ``kl_quadratic`` (its local prediction, nats; NaN
+        where the spectrum was kept without what it needs), ``fisher_rao`` (radians), ``confidence_drop`` (of the class
+        predicted before), ``flipped, correct`` (0 or 1, a share of the labels for multi-label outputs; ``correct`` is
+        NaN without labels) and, with clipping, ``clipped``, the share of the voxels that it held back.
+
+        Args:
+            probabilities: also ``probability_0, probability_1, ...`` of each output.
         """
-        return self._frame.copy()
+        return self._frame.join(self._probabilities) if probabilities else self._frame.copy()
 
 
-def resolve_arms(arms: Sequence[str | Arm]) -> list[Arm]:
-    """The arms that the names stand for; arm objects pass.
+def image_contrast(images: Tensor, sigma: float | None = None) -> Tensor:
+    """The unit of the strengths, (B,) float64: each image's standard deviation, or ``sigma`` for all.
+
+    Args:
+        images: (B, C_in, *spatial).
+        sigma: in the units of the images.
 
     Raises:
-        ValueError: When a name is unknown or an arm is named twice.
+        ValueError: When sigma is not positive.
 
     Example:
-        >>> [arm.name for arm in resolve_arms(["high", "random"])]
-        ['high', 'random']
+        >>> image_contrast(torch.tensor([[[1.0, 3.0]]]))
+        tensor([1.], dtype=torch.float64)
     """
-    resolved = []
-    for arm in arms:
-        if isinstance(arm, str) and arm not in ARMS:
-            raise ValueError(f"Unknown arm {arm!r}; the arms are {', '.join(ARMS)}.")
-        resolved.append(ARMS[arm] if isinstance(arm, str) else arm)
-    names = [arm.name for arm in resolved]
-    if len(set(names)) < len(names) or not names:
-        raise ValueError(f"Each arm must be named once, and one at least, got {names}.")
-    return resolved
+    if sigma is not None:
+        if not (np.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma must be a positive number, got {sigma}.")
+        return torch.full((len(images),), float(sigma), dtype=torch.float64, device=images.device)
+    flat = images.flatten(1)
+    # exactly zero for a constant image, whatever rounding makes of its standard deviation
+    constant = flat.amax(dim=1) == flat.amin(dim=1)
+    return torch.where(constant, 0.0, flat.double().std(dim=1, correction=0))
+
+
+def change_at_unit_strength(directions: Tensor, contrast: Tensor) -> Tensor:
+    """Changes (B, C_in, *spatial) along directions of any length, with a root mean square of the contrast (B,).
+
+    Example:
+        >>> change = change_at_unit_strength(torch.tensor([[[5.0, 0.0, 0.0, 0.0]]]), torch.tensor([1.0]))
+        >>> change  # 2 / sqrt(4) = 1
+        tensor([[[2., 0., 0., 0.]]])
+    """
+    norm = torch.linalg.vector_norm(directions.double().flatten(1), dim=1)
+    return directions * _column(contrast * directions[0].numel() ** 0.5 / norm.clamp(min=1e-300), directions)
+
+
+def change_along(arm: Arm, inputs: ArmInputs, draw: int, contrast: Tensor) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """Changes along an arm at unit strength.
+
+    Args:
+        arm: says which direction.
+        inputs: what it may look at.
+        draw: number of the random direction.
+        contrast: (B,), the unit of the strengths, from :func:`image_contrast`.
+
+    Returns:
+        The changes (B, C_in, *spatial); the lengths (B,) of the directions, float64; and the images that have no
+        change, with the cause.
+
+    Raises:
+        ValueError: When the arm gives directions of another shape than the images.
+
+    Example:
+        >>> from monai_ifim import input_fisher
+        >>> images = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
+        >>> inputs = ArmInputs(images, input_fisher(torch.nn.Linear(2, 2), images), None, range(2), seed=0)
+        >>> change, norm, causes = change_along(ARMS["random"], inputs, 0, image_contrast(images))
+        >>> causes
+        {1: 'the image is constant, so it has no contrast'}
+    """
+    directions, images = arm.directions(inputs, draw), inputs.images
+    if not isinstance(directions, Tensor) or directions.shape != images.shape:
+        came = tuple(directions.shape) if isinstance(directions, Tensor) else type(directions).__name__
+        raise ValueError(f"The arm '{arm.name}' must give directions of shape {tuple(images.shape)}, got {came}.")
+    directions = _plain(directions).detach().to(images)
+    norm = torch.linalg.vector_norm(directions.double().flatten(1), dim=1)
+    causes: dict[int, str] = {}
+    for without, cause in [
+        (contrast == 0, "the image is constant, so it has no contrast"),
+        (~torch.isfinite(norm), "the direction is NaN or infinite"),
+        (norm == 0, arm.cause_of_zero),
+    ]:
+        for index in without.nonzero().flatten().tolist():
+            causes.setdefault(index, cause)
+    return change_at_unit_strength(directions, contrast), norm, causes
+
+
+def perturb(images: Tensor, change: Tensor, clip: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
+    """``images + change``, held inside an intensity range.
+
+    A voxel that lies outside the range from the beginning may stay, but not go further.
+
+    Args:
+        images: (B, C_in, *spatial).
+        change: the same shape.
+        clip: the least and the greatest intensity; None for no range.
+
+    Returns:
+        The perturbed images, and (B,) float64 the share of the voxels that were held back.
+
+    Example:
+        >>> perturb(torch.tensor([[0.5, 0.9]]), torch.tensor([[0.2, 0.2]]), clip=(0.0, 1.0))
+        (tensor([[0.7000, 1.0000]]), tensor([0.5000], dtype=torch.float64))
+    """
+    moved = images + change
+    if clip is None:
+        return moved, torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    held = torch.minimum(torch.maximum(moved, images.clamp(max=clip[0])), images.clamp(min=clip[1]))
+    return held, (held != moved).flatten(1).double().mean(dim=1)
+
+
+def check_strengths(strengths: Sequence[float]) -> list[float]:
+    """The strengths as floats.
+
+    Raises:
+        ValueError: When there is none, one is not positive, or one is there twice.
+
+    Example:
+        >>> check_strengths([0.01, 0.1])
+        [0.01, 0.1]
+    """
+    values = [float(strength) for strength in strengths]
+    if not values or not all(np.isfinite(value) and value > 0 for value in values) or len(set(values)) < len(values):
+        raise ValueError(f"strengths must be positive numbers, one at least and none twice, got {list(strengths)}.")
+    return values
+
+
+def check_clip(clip: Sequence[float] | None) -> None:
+    """Refuse what is no intensity range.
+
+    Raises:
+        ValueError: When it is not two numbers in ascending order.
+    """
+    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
+        raise ValueError(f"clip must be the least and the greatest intensity, in this order, got {clip}.")
 
 
 def sensitivity_curves(
     network: Callable,
     images: Tensor,
     fisher: InputFisher,
-    arms: Sequence[str | Arm] = ("high", "low", "low_matched", "transfer", "random"),
+    arms: Sequence[str | Arm] = DEFAULT_ARMS,
     strengths: Sequence[float] = DEFAULT_STRENGTHS,
     *,
     draws: int = 1,
@@ -256,6 +234,7 @@ def sensitivity_curves(
     predictive: PredictiveLike = "softmax",
     temperature: float = 1.0,
     sigma: float | None = None,
+    clip: Sequence[float] | None = None,
     donors: Tensor | None = None,
     positions: Sequence[int] | None = None,
     micro_batch_size: int | None = None,
@@ -269,7 +248,7 @@ def sensitivity_curves(
         network: any callable from (B, C_in, *spatial) to logits (B, outputs), in evaluation mode.
         images: (B, C_in, *spatial), a floating dtype.
         fisher: their spectrum, from :func:`~monai_ifim.input_fisher` with the same predictive distribution.
-        arms: names in ``ARMS``, or :class:`Arm` objects.
+        arms: names in ``ARMS``, or objects of :mod:`monai_ifim.arms`.
         strengths: root mean square of the change, in units of ``sigma``.
         draws: random directions an image, for the random arms.
         labels: (B,), (B, 1) or one value an output, for ``correct``.
@@ -277,6 +256,8 @@ def sensitivity_curves(
         predictive: as for the spectrum.
         temperature: as for the spectrum.
         sigma: the unit of the strengths, in the units of the images; default each image's own standard deviation.
+        clip: the least and the greatest intensity that a perturbed image may have; see :func:`perturb`. The quadratic
+            prediction is that of the change before it was held back.
         donors: (B, C_in, *spatial), the eigenvectors of the arm ``transfer``; default the next image's, cyclically.
         positions: place of each image in its data set; with the seed it fixes the random numbers. Default 0 to B - 1.
         micro_batch_size: perturbed images that pass the network at a time.
@@ -288,7 +269,7 @@ def sensitivity_curves(
         The :class:`SensitivityCurves`.
 
     Raises:
-        TypeError: When the images are not of a floating dtype.
+        TypeError: When the images are not of a floating dtype, or an arm is no arm.
         ValueError: When an arm is unknown, a strength is not positive, shapes differ, or ``transfer`` has no donor.
 
     Example:
@@ -303,162 +284,296 @@ def sensitivity_curves(
         True
     """
     images = _checked_images(images)
-    batch, numbers = len(images), images[0].numel()
-    chosen_arms = resolve_arms(arms)
-    strengths = [float(strength) for strength in strengths]
-    if not strengths or not all(np.isfinite(strength) and strength > 0 for strength in strengths):
-        raise ValueError(f"strengths must be positive numbers, one at least, got {list(strengths)}.")
-    if sigma is not None and not (np.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma must be a positive number, got {sigma}.")
+    batch = len(images)
+    chosen_arms, strengths = resolve_arms(arms), check_strengths(strengths)
+    check_clip(clip)
     if draws < 1:
         raise ValueError(f"draws must be 1 or more, got {draws}.")
-    if len(fisher) != batch or fisher.eigenvectors.shape[2:] != images.shape[1:]:
-        raise ValueError(
-            f"fisher must be the spectrum of these images, of shape {tuple(images.shape)}; it is of {len(fisher)} "
-            f"images of shape {tuple(fisher.eigenvectors.shape[2:])}."
-        )
+    _check_fisher(fisher, images)
     if positions is not None and len(positions) != batch:
         raise ValueError(f"positions must be {batch}, one an image, got {len(positions)}.")
-    distribution = resolve_predictive(predictive, temperature)
-    call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
-    if micro_batch_size is None:
-        micro_batch_size = default_micro_batch_size(numbers)
-    if micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
     if donors is None and batch > 1:
         donors = fisher.eigenvectors[:, 0].roll(-1, dims=0)
     if donors is not None and donors.shape != images.shape:
         raise ValueError(f"donors must have the shape of the images, {tuple(images.shape)}, got {tuple(donors.shape)}.")
-    places = range(batch) if positions is None else [int(position) for position in positions]
-    inputs = ArmInputs(images, fisher, None if donors is None else _plain(donors), places, seed)
-
-    everyone = torch.arange(batch, device=images.device)
-    logits = _forward(call, images, everyone, micro_batch_size)
-    distribution.check_logits(logits)
-    decision = distribution.decision(logits)
-    confidence = distribution.decision_probability(logits, decision)
-    truth = None if labels is None else distribution.label_outcomes(_plain(labels).to(logits.device), logits.shape[1])
-    if truth is not None and len(truth) != batch:
-        raise ValueError(f"labels must be {batch}, one an image, got {len(truth)}.")
-    contrast = (
-        images.double().flatten(1).std(dim=1, correction=0) if sigma is None else images.new_full((batch,), sigma)
+    contrast = image_contrast(images, sigma)
+    distribution = resolve_predictive(predictive, temperature)
+    call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
+    before = _Unperturbed(call, images, distribution, labels, micro_batch_size)
+    inputs = ArmInputs(
+        images,
+        fisher,
+        None if donors is None else _plain(donors),
+        range(batch) if positions is None else [int(position) for position in positions],
+        seed,
+        call,
+        distribution,
+        before.truth,
+        before.micro_batch_size,
     )
-    if sigma is None:  # exactly zero for a constant image, whatever rounding makes of its standard deviation
-        flat = images.flatten(1)
-        contrast = torch.where(flat.amax(dim=1) == flat.amin(dim=1), 0.0, contrast)
-    rounding = torch.finfo(logits.dtype).eps * logits.double().abs().amax(dim=1) / distribution.temperature
-    unperturbed = pd.DataFrame(
-        {
-            "image": everyone.cpu().numpy(),
-            "confidence": confidence.cpu().numpy(),
-            "correct": np.nan if truth is None else agreement(decision, truth).cpu().numpy(),
-            "noise_floor": rounding.square().cpu().numpy(),
-        }
-    )
-
+    skipped: dict[str, dict[int, str]] = {arm.name: dict(fisher.skipped) for arm in chosen_arms}
+    kept_norm: dict[str, list[np.ndarray]] = {arm.name: [] for arm in chosen_arms}
+    steps = torch.tensor([sign * strength for strength in strengths for sign in _SIGNS], dtype=torch.float64)
     tables: list[pd.DataFrame] = []
-    skipped: dict[str, dict[int, str]] = {}
-    kept_norm: dict[str, np.ndarray] = {}
-    for arm in chosen_arms:
-        skipped[arm.name] = dict(fisher.skipped)
-        norms = []
-        for draw in range(draws if arm.random else 1):
-            directions = arm.directions(inputs, draw)
-            norm = torch.linalg.vector_norm(directions.double().flatten(1), dim=1)
-            norms.append(norm.cpu().numpy())
-            for index in everyone[contrast == 0].tolist():
-                skipped[arm.name].setdefault(index, "the image is constant, so it has no contrast")
-            for index in everyone[~(norm > 0)].tolist():
-                skipped[arm.name].setdefault(index, arm.cause_of_zero)
-            kept = torch.tensor([i for i in range(batch) if i not in skipped[arm.name]], device=images.device).long()
-            if len(kept) == 0:
-                continue
-            # strength 1: the change whose root mean square is the contrast
-            change = directions * _column(contrast * numbers**0.5 / norm.clamp(min=1e-300), directions)
-            curvature = fisher.quadratic(change) if fisher.can_quadratic else torch.full_like(norm, torch.nan)
-            steps = torch.tensor([sign * strength for strength in strengths for sign in _SIGNS], dtype=torch.float64)
-            jobs = torch.cartesian_prod(torch.arange(len(steps)), kept.cpu())
-            step, row = steps[jobs[:, 0]].to(images.device), jobs[:, 1].to(images.device)
-            perturbed = _forward(call, images, row, micro_batch_size, change, step)
-            for index in row[~torch.isfinite(perturbed).all(dim=1)].tolist():
-                skipped[arm.name].setdefault(index, "the logits of the perturbed image are NaN or infinite")
-            after = distribution.decision(perturbed)
-            columns = {
-                "kl": distribution.kl_divergence(logits[row], perturbed),
-                "kl_quadratic": 0.5 * step.square() * curvature[row],
-                "fisher_rao": distribution.fisher_rao_distance(logits[row], perturbed),
-                "confidence_drop": confidence[row] - distribution.decision_probability(perturbed, decision[row]),
-                "flipped": 1 - agreement(decision[row], after),
-                "correct": torch.full_like(step, torch.nan) if truth is None else agreement(after, truth[row]),
-            }
-            table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
-            table.insert(0, "image", jobs[:, 1].numpy())
-            table.insert(1, "arm", arm.name)
-            table.insert(2, "strength", np.repeat(np.asarray(strengths, dtype=float), len(_SIGNS))[jobs[:, 0].numpy()])
-            table.insert(3, "draw", draw)
-            table.insert(4, "sign", np.tile(_SIGNS, len(strengths))[jobs[:, 0].numpy()])
-            tables.append(table)
-        kept_norm[arm.name] = np.stack(norms)
-    frame = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_COLUMNS)
+
+    def perturbed() -> Iterator[_Piece]:
+        for arm in chosen_arms:
+            for draw in range(draws if arm.random else 1):
+                change, norm, causes = change_along(arm, inputs, draw, contrast)
+                kept_norm[arm.name].append(norm.cpu().numpy())
+                for index, cause in causes.items():
+                    skipped[arm.name].setdefault(index, cause)
+                curvature = fisher.quadratic(change) if fisher.can_quadratic else torch.full_like(norm, torch.nan)
+                kept = torch.tensor([row for row in range(batch) if row not in skipped[arm.name]]).long()
+                jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
+                step, row = steps[jobs[:, 0]], jobs[:, 1].to(images.device)
+                table = {
+                    "image": jobs[:, 1],
+                    "arm": arm.name,
+                    "strength": step.abs(),
+                    "draw": draw,
+                    "sign": step.sign(),
+                }
+                quadratic = 0.5 * step.square() * curvature[row].cpu()
+                tables.append(pd.DataFrame({**table, "kl_quadratic": quadratic}))
+                yield from before.pieces(change, row, step, clip)
+
+    endpoints, after, finite = before.measure(perturbed())
+    frame = pd.concat([pd.concat(tables, ignore_index=True), endpoints], axis=1)
+    frame = frame.astype({"image": "int64", "sign": "int64"})
+    for arm_name, index in frame.loc[~finite, ["arm", "image"]].itertuples(index=False):
+        skipped[arm_name].setdefault(index, "the logits of the perturbed image are NaN or infinite")
     # an image that an arm left out at one draw or sign is left out of that arm whole
-    left_out = [image in skipped[arm] for image, arm in zip(frame.image, frame.arm)]
-    frame = frame[~np.array(left_out, dtype=bool)].reset_index(drop=True)
-    return SensitivityCurves(unperturbed, skipped, kept_norm, frame)
+    used = np.array([image not in skipped[arm] for image, arm in zip(frame.image, frame.arm)], dtype=bool)
+    columns = ["image", "arm", "strength", "draw", "sign", *_ENDPOINTS, *(["clipped"] if clip is not None else [])]
+    return SensitivityCurves(
+        unperturbed=before.table,
+        skipped=skipped,
+        kept_norm={name: np.stack(norms) for name, norms in kept_norm.items()},
+        _frame=frame.loc[used, columns].reset_index(drop=True),
+        _probabilities=after.loc[used].reset_index(drop=True),
+    )
 
 
-_COLUMNS = (
-    "image",
-    "arm",
-    "strength",
-    "draw",
-    "sign",
-    "kl",
-    "kl_quadratic",
-    "fisher_rao",
-    "confidence_drop",
-    "flipped",
-    "correct",
-)
-
-
-def _forward(
-    call: NetworkCall,
+def removal_curves(
+    network: Callable,
     images: Tensor,
-    rows: Tensor,
-    micro_batch_size: int,
-    change: Tensor | None = None,
-    step: Tensor | None = None,
-) -> Tensor:
-    """Logits of ``images[rows] + step * change[rows]``, (len(rows), outputs), without gradient."""
-    logits = []
-    for piece in torch.arange(len(rows), device=rows.device).split(micro_batch_size):
-        batch = images[rows[piece]]
-        if change is not None and step is not None:
-            batch = batch + change[rows[piece]] * _column(step[piece], batch)
-        logits.append(call.rows(rows[piece], len(images)).logits(batch))
-    return torch.cat(logits)
+    fisher: InputFisher,
+    fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    *,
+    labels: Tensor | None = None,
+    predictive: PredictiveLike = "softmax",
+    temperature: float = 1.0,
+    reference: float | Tensor = 0.0,
+    sigma: float | None = None,
+    clip: Sequence[float] | None = None,
+    micro_batch_size: int | None = None,
+    output_key: int | str | None = None,
+    arguments: Sequence[Any] = (),
+    keyword_arguments: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Take a share of one component out of each image: ``x - t * high`` and ``x - t * low``.
+
+    These changes are **not norm-matched**: ``low`` is usually nearly the whole image, so that its removal is by far the
+    greater change. Compare components by :func:`sensitivity_curves`; this shows what each component carries.
+
+    Args:
+        network: any callable from (B, C_in, *spatial) to logits (B, outputs), in evaluation mode.
+        images: (B, C_in, *spatial), a floating dtype.
+        fisher: their spectrum, from :func:`~monai_ifim.input_fisher` with the same predictive distribution.
+        fractions: ``t``, in (0, 1].
+        labels: (B,), (B, 1) or one value an output, for ``correct``.
+        predictive: as for the spectrum.
+        temperature: as for the spectrum.
+        reference: ``x0`` of the split, a constant or an image (C_in, *spatial).
+        sigma: the unit of ``size``; default each image's own standard deviation.
+        clip: the least and the greatest intensity, see :func:`perturb`.
+        micro_batch_size: images that pass the network at a time.
+        output_key: which output of a network that returns a tuple, list or dictionary.
+        arguments: further positional inputs of the network; tensors with B rows are cut along with the images.
+        keyword_arguments: further inputs by name, likewise.
+
+    Returns:
+        The table ``image, component, fraction, size`` (root mean square of the change before clipping, in units of
+        ``sigma``; NaN for a constant image), ``kl, fisher_rao, confidence_drop, flipped, correct`` and, with clipping,
+        ``clipped``. Images that the spectrum left out, and changes whose logits are not finite, are absent.
+
+    Raises:
+        ValueError: When a fraction is not in (0, 1], or shapes differ.
+
+    Example:
+        >>> from monai_ifim import input_fisher
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+        >>> images = torch.randn(3, 1, 4, 4)
+        >>> table = removal_curves(network, images, input_fisher(network, images), [1.0])
+        >>> bool((table[table.component == "low"].kl < 1e-9).all())  # a linear network does not read it
+        True
+    """
+    images = _checked_images(images)
+    _check_fisher(fisher, images)
+    check_clip(clip)
+    fractions = check_fractions(fractions)
+    contrast = image_contrast(images, sigma)
+    call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
+    before = _Unperturbed(call, images, resolve_predictive(predictive, temperature), labels, micro_batch_size)
+    components = dict(zip(("high", "low"), fisher.split(images, reference=reference)))
+    kept = torch.tensor([row for row in range(len(images)) if row not in fisher.skipped]).long()
+    steps = -torch.tensor(fractions, dtype=torch.float64)
+    tables: list[pd.DataFrame] = []
+
+    def perturbed() -> Iterator[_Piece]:
+        for name, component in components.items():
+            size = component.double().flatten(1).square().mean(dim=1).sqrt() / contrast
+            jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
+            step, row = steps[jobs[:, 0]], jobs[:, 1].to(images.device)
+            table = {
+                "image": jobs[:, 1],
+                "component": name,
+                "fraction": step.abs(),
+                "size": step.abs() * size[row].cpu(),
+            }
+            tables.append(pd.DataFrame(table))
+            yield from before.pieces(component, row, step, clip)
+
+    endpoints, _, finite = before.measure(perturbed())
+    frame = pd.concat([pd.concat(tables, ignore_index=True), endpoints], axis=1)
+    columns = ["image", "component", "fraction", "size", *(name for name in _ENDPOINTS if name != "kl_quadratic")]
+    columns += ["clipped"] if clip is not None else []
+    frame["size"] = frame["size"].where(np.isfinite(frame["size"]))
+    return frame.loc[finite, columns].reset_index(drop=True)
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    """One value an image (B,), shaped and typed to multiply images."""
-    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+def check_fractions(fractions: Sequence[float]) -> list[float]:
+    """The fractions of :func:`removal_curves` as floats.
+
+    Raises:
+        ValueError: When there is none, or one does not lie in (0, 1].
+    """
+    values = [float(fraction) for fraction in fractions]
+    if not values or not all(0 < value <= 1 for value in values) or len(set(values)) < len(values):
+        raise ValueError(f"fractions must be different numbers in (0, 1], one at least, got {list(fractions)}.")
+    return values
 
 
-# A direction shorter than this many roundings of what it is a part of is rounding alone.
-_ROUNDINGS = 32
+class _Piece(NamedTuple):
+    """Some perturbed images, at most a micro-batch."""
+
+    images: Tensor
+    rows: Tensor
+    clipped: Tensor
 
 
-def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values.flatten(1), dim=1)
+class _Unperturbed:
+    """The images as they are, and how far perturbed ones are from them."""
+
+    def __init__(
+        self,
+        call: NetworkCall,
+        images: Tensor,
+        distribution: Predictive,
+        labels: Tensor | None,
+        micro_batch_size: int | None,
+    ) -> None:
+        if micro_batch_size is None:
+            micro_batch_size = default_micro_batch_size(images[0].numel())
+        if micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
+        self.call, self.images, self.distribution = call, images, distribution
+        self.micro_batch_size = int(micro_batch_size)
+        everyone = torch.arange(len(images), device=images.device)
+        nothing = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        pieces = (_Piece(images[rows], rows, nothing[rows]) for rows in everyone.split(self.micro_batch_size))
+        self.logits, _, _ = self._forward(pieces)
+        distribution.check_logits(self.logits)
+        self.decision = distribution.decision(self.logits)
+        self.confidence = distribution.decision_probability(self.logits, self.decision)
+        self.truth: Tensor | None = None
+        if labels is not None:
+            self.truth = distribution.label_outcomes(_plain(labels).to(self.logits.device), self.logits.shape[1])
+            if len(self.truth) != len(images):
+                raise ValueError(f"labels must be {len(images)}, one an image, got {len(self.truth)}.")
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row an image, see :class:`SensitivityCurves`."""
+        rounding = torch.finfo(self.logits.dtype).eps * self.logits.double().abs().amax(dim=1)
+        columns = {
+            "image": np.arange(len(self.images)),
+            "predicted": _outcome_names(self.decision),
+            "label": None if self.truth is None else _outcome_names(self.truth),
+            "confidence": self.confidence.cpu().numpy(),
+            "correct": np.nan if self.truth is None else agreement(self.decision, self.truth).cpu().numpy(),
+            "noise_floor": (rounding / self.distribution.temperature).square().cpu().numpy(),
+        }
+        tables = [pd.DataFrame(columns), self._probabilities(self.logits)]
+        if self.truth is not None:
+            indicators = self.distribution.indicators(self.truth, self.logits.shape[1]).cpu().numpy()
+            tables.append(pd.DataFrame(indicators).add_prefix("truth_"))
+        return pd.concat(tables, axis=1)
+
+    def pieces(self, change: Tensor, rows: Tensor, steps: Tensor, clip: Sequence[float] | None) -> Iterator[_Piece]:
+        """The images ``images[rows] + steps * change[rows]``, a micro-batch at a time."""
+        for piece in torch.arange(len(rows)).split(self.micro_batch_size):
+            row = rows[piece.to(rows.device)]
+            images = self.images[row]
+            moved, clipped = perturb(images, change[row] * _column(steps[piece].to(images.device), images), clip)
+            yield _Piece(moved, row, clipped)
+
+    def measure(self, pieces: Iterator[_Piece]) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
+        """Endpoints and probabilities of perturbed images, one row each, and which of them have finite logits."""
+        logits, rows, clipped = self._forward(pieces)
+        after = self.distribution.decision(logits)
+        decision = self.decision[rows]
+        columns = {
+            "kl": self.distribution.kl_divergence(self.logits[rows], logits),
+            "fisher_rao": self.distribution.fisher_rao_distance(self.logits[rows], logits),
+            "confidence_drop": self.confidence[rows] - self.distribution.decision_probability(logits, decision),
+            "flipped": 1 - agreement(decision, after),
+            "correct": torch.full_like(clipped, torch.nan)
+            if self.truth is None
+            else agreement(after, self.truth[rows]),
+            "clipped": clipped,
+        }
+        table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+        return table, self._probabilities(logits), torch.isfinite(logits).all(dim=1).cpu().numpy()
+
+    def _probabilities(self, logits: Tensor) -> pd.DataFrame:
+        return pd.DataFrame(self.distribution.probabilities(logits).cpu().numpy()).add_prefix("probability_")
+
+    def _forward(self, pieces: Iterator[_Piece]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (n, outputs) of all pieces, joined to full micro-batches; their rows and shares of clipped voxels."""
+        logits, rows, clipped = [], [], []
+        for batch in _full_batches(pieces, self.micro_batch_size):
+            logits.append(self.call.rows(batch.rows, len(self.images)).logits(batch.images))
+            rows.append(batch.rows)
+            clipped.append(batch.clipped)
+        if not logits:  # every image was left out
+            none = torch.zeros(0, device=self.images.device)
+            return self.logits[:0], none.long(), none.double()
+        return torch.cat(logits), torch.cat(rows), torch.cat(clipped)
 
 
-def _unless_rounding(part: Tensor, whole: Tensor) -> Tensor:
-    """``part`` (B, ...), zero for the images where it is rounding beside the length ``whole`` (B,)."""
-    kept = _norm(part) > _ROUNDINGS * torch.finfo(part.dtype).eps * whole
-    return part * _column(kept, part)
+def _full_batches(pieces: Iterator[_Piece], size: int) -> Iterator[_Piece]:
+    """The same images, ``size`` at a time, so that small pieces do not pass the network one by one."""
+    waiting: list[_Piece] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(len(held.rows) for held in waiting) >= size:
+            joined = [torch.cat(values) if len(waiting) > 1 else values[0] for values in zip(*waiting)]
+            yield _Piece(*(values[:size] for values in joined))
+            waiting = [_Piece(*(values[size:] for values in joined))]
+    rest = [torch.cat(values) for values in zip(*waiting)]
+    if rest and len(rest[0]):
+        yield _Piece(*rest)
 
 
-def _unit(values: Tensor) -> Tensor:
-    flat = values.flatten(1)
-    norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return (flat / torch.where(norm > 0, norm, 1.0)).view_as(values)
+def _outcome_names(outcomes: Tensor) -> list[str]:
+    return [" ".join(map(str, row)) for row in outcomes.tolist()]
+
+
+def _check_fisher(fisher: InputFisher, images: Tensor) -> None:
+    if len(fisher) != len(images) or fisher.eigenvectors.shape[2:] != images.shape[1:]:
+        raise ValueError(
+            f"fisher must be the spectrum of these images, of shape {tuple(images.shape)}; it is of {len(fisher)} "
+            f"images of shape {tuple(fisher.eigenvectors.shape[2:])}."
+        )

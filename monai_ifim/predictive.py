@@ -115,6 +115,15 @@ class Predictive(ABC):
             ValueError: When the labels have another shape or are out of range.
         """
 
+    @abstractmethod
+    def indicators(self, outcomes: Tensor, outputs: int) -> Tensor:
+        """Whether what each of :meth:`probabilities` is the probability of came true: 0 or 1, int64, (B, outputs).
+
+        Args:
+            outcomes: (B, variables), as from :meth:`label_outcomes`.
+            outputs: number of logits of the network.
+        """
+
     def fisher_factor(self, logits: Tensor) -> Tensor:
         """Factor ``S``, float64, (B, outputs, R), with ``S S^T`` the Fisher information of the logits.
 
@@ -253,6 +262,9 @@ class Categorical(Predictive):
             raise ValueError(f"Labels must be (B,), (B, 1) or one-hot (B, {outputs}), got {tuple(labels.shape)}.")
         return _integers(labels, 0, outputs - 1)
 
+    def indicators(self, outcomes: Tensor, outputs: int) -> Tensor:  # noqa: D102
+        return torch.nn.functional.one_hot(outcomes.squeeze(1), outputs)
+
 
 @dataclass(frozen=True)
 class Bernoulli(Predictive):
@@ -300,6 +312,9 @@ class Bernoulli(Predictive):
         if labels.shape[1] != outputs:
             raise ValueError(f"Labels must give a 0 or 1 for each of the {outputs} outputs, got {tuple(labels.shape)}.")
         return _integers(labels, 0, 1)
+
+    def indicators(self, outcomes: Tensor, outputs: int) -> Tensor:  # noqa: D102
+        return outcomes
 
 
 def _label_matrix(labels: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import monai_ifim
+from monai_ifim.perturbation import ARMS, DEFAULT_ARMS
 from monai_ifim.statistics import summary_names
 
 ROOT = Path(__file__).parents[1]
@@ -51,12 +52,11 @@ def test_readme_example_runs():
 
 
 def test_readme_describes_every_metric_that_is_logged():
-    described = set(re.findall(r"`ifim_(\w+)`", README))
-    arms = ("high", "low", "low_matched", "transfer")
-    logged = summary_names(arms) - {f"kl_{arm}" for arm in arms}
-    assert logged <= described
-    assert "`ifim_kl_<arm>`" in README
-    assert all(f"| `{arm}` |" in README for arm in arms)
+    described = set(re.findall(r"`ifim_([\w<>]+)`", README))
+    assert {name.replace("_mine", "_<arm>") for name in summary_names(["mine"])} <= described
+    assert {name for name in summary_names(DEFAULT_ARMS) if name.startswith("coupling")} <= described
+    table = README[README.index("| arm |") :].split("\n\n")[0]
+    assert all(f"`{arm}`" in table for arm in ARMS)
 
 
 def test_public_names_are_at_the_top_level():
@@ -83,6 +83,6 @@ def test_installed_package_declares_what_setup_cfg_declares():
 
 
 def test_core_knows_neither_monai_nor_ignite_nor_matplotlib():
-    for name in ("predictive", "network", "fisher", "perturbation", "statistics"):
+    for name in ("predictive", "network", "fisher", "arms", "perturbation", "intervals", "statistics"):
         source = (ROOT / "monai_ifim" / f"{name}.py").read_text()
         assert not re.search(r"^\s*(?:from|import) (?:monai|ignite|matplotlib)\b(?!_ifim)", source, re.MULTILINE)

@@ -392,6 +392,83 @@ def test_quadratic_refuses_directions_of_another_shape():
         fisher.quadratic(torch.zeros(1, 2, 8, 8, dtype=F64))
 
 
+# ---------------------------------------------------------------- energy inside a mask
+
+
+def two_class_linear(weights):
+    """A network of two classes whose gradient is a multiple of ``weights`` (C_in, *spatial)."""
+    columns = torch.stack([torch.zeros_like(weights), weights]).flatten(1).T
+    return lambda images: images.flatten(1) @ columns
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-14), (F32, 1e-6)])
+def test_energy_inside_a_mask_is_the_share_of_the_squared_weights_of_a_linear_two_class_network(dtype, tolerance):
+    weights = torch.tensor([[[3.0, -4.0], [1.0, 0.0]], [[0.0, 2.0], [-5.0, 6.0]]], dtype=dtype)  # two channels
+    images = torch.zeros(4, 2, 2, 2, dtype=dtype)
+    fisher = input_fisher(two_class_linear(weights), images)
+    # one mask for both channels, of any numeric type; the squares of the weights sum to 91
+    masks = torch.tensor([[[1, 0], [0, 0]], [[0, -3], [0, 0]], [[1, 1], [0, 0]], [[0, 1], [1, 1]]]).unsqueeze(1)
+    truth = torch.tensor([9, 20, 29, 82], dtype=F64) / 91
+    for kind in (torch.int64, torch.float32, torch.bool):
+        found = fisher.energy_inside(masks.to(kind))
+        assert found.dtype == F64
+        torch.testing.assert_close(found, truth, rtol=tolerance, atol=0)
+    # a mask of each channel's own
+    channels = torch.zeros(4, 2, 2, 2)
+    channels[0, 0, 0, 1] = channels[1, 1, 0, 1] = channels[2, 1] = channels[3, 0] = 1
+    truth = torch.tensor([16, 4, 65, 26], dtype=F64) / 91
+    torch.testing.assert_close(fisher.energy_inside(channels), truth, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_the_whole_image_holds_all_the_energy_and_a_mask_and_its_complement_sum_to_one(dimensions, channels):
+    images = truths.images(4, dimensions)
+    fisher = input_fisher(truths.cnn(dimensions), images, energy=1.0)
+    whole = torch.ones(4, channels, *images.shape[2:])
+    assert fisher.energy_inside(whole).tolist() == [1.0] * 4
+    masks = torch.rand(whole.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    inside, outside = fisher.energy_inside(masks), fisher.energy_inside(~masks)
+    assert (inside > 0).logical_and(outside > 0).all()
+    torch.testing.assert_close(inside + outside, torch.ones(4, dtype=F64), rtol=0, atol=1e-14)
+
+
+def test_energy_inside_takes_a_metatensor_and_gives_a_plain_tensor():
+    images = truths.images(2)
+    fisher = input_fisher(truths.cnn(), images)
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[..., 2:5, 3:] = 1
+    found = fisher.energy_inside(MetaTensor(masks))
+    assert type(found) is torch.Tensor
+    assert found.equal(fisher.energy_inside(masks))
+
+
+def test_energy_inside_is_nan_for_an_empty_mask_an_all_zero_spectrum_and_an_image_that_was_left_out():
+    images = truths.flat_images(4, 16).view(4, 1, 4, 4)
+    images[1] = 0.0  # no gradient
+    images[2] = torch.nan
+    with pytest.warns(UserWarning, match="image 2"):
+        fisher = input_fisher(truths.DeadForZero(), images)
+    masks = torch.ones(4, 1, 4, 4)
+    masks[3] = 0
+    found = fisher.energy_inside(masks)
+    assert found.isnan().tolist() == [False, True, True, True]
+    assert found[0].item() == 1.0
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 8, 7), (1, 1, 8, 8), (3, 3, 8, 8), (3, 8, 8), (3, 1, 8, 8, 1)])
+def test_masks_of_another_shape_than_the_images_are_refused(shape):
+    fisher = input_fisher(truths.cnn(), truths.images(3))
+    with pytest.raises(ValueError, match=r"\(3, 1, 8, 8\) or \(3, 2, 8, 8\) .* got \("):
+        fisher.energy_inside(torch.ones(shape))
+
+
+def test_masks_with_nan_are_refused():
+    fisher = input_fisher(truths.cnn(), truths.images(3))
+    with pytest.raises(ValueError, match="masks hold NaN"):
+        fisher.energy_inside(torch.full((3, 1, 8, 8), torch.nan))
+
+
 # ---------------------------------------------------------------- rank and energy
 
 

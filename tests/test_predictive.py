@@ -320,6 +320,25 @@ def test_sigmoid_labels_name_one_outcome_for_each_output(labels, outputs, outcom
 
 
 @pytest.mark.parametrize(
+    ("distribution", "labels", "outputs", "truth"),
+    [
+        (Categorical(), torch.tensor([2, 0, 1, 2]), 4, [[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]),
+        (Categorical(), torch.tensor([[1.0], [0.0]]), 2, [[0, 1], [1, 0]]),
+        (Bernoulli(), torch.tensor([1, 0, 1]), 1, [[1], [0], [1]]),
+        (Bernoulli(), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), 3, [[1, 0, 1], [0, 0, 0]]),
+    ],
+    ids=["classes", "two classes", "one logit", "multi-label"],
+)
+def test_indicators_say_of_each_output_whether_it_came_true(distribution, labels, outputs, truth):
+    found = distribution.indicators(distribution.label_outcomes(labels, outputs), outputs)
+    assert found.tolist() == truth
+    assert found.dtype == torch.int64
+    # what the probabilities expect, where the logits are sure of the truth
+    sure = distribution.probabilities(100.0 * (2 * torch.tensor(truth) - 1))
+    torch.testing.assert_close(sure, found.double())
+
+
+@pytest.mark.parametrize(
     ("distribution", "labels", "outputs", "message"),
     [
         (Categorical(), torch.tensor([0, 3]), 3, "from 0 to 2, got values from 0 to 3"),

@@ -16,6 +16,10 @@ covariance ``K`` of the data: its logit is ``w^T g - w^T s / 2``, so for two cla
 
 The covariance of lumps, with or without edges, is a product over the axes, so that nothing of size D x D is formed.
 
+A data set can carry a controlled shortcut: a burnt-in mark in a corner, far from every signal, that goes with the
+label. For signal and mask known, the template is ``K^-1 s``, for an observer that may use the mark ``K^-1 (s + m)``, so
+that the share of the sensitivity inside the signal's mask is known for the honest and for the cheating observer.
+
 Sources: J. P. Rolland, H. H. Barrett, "Effect of random background inhomogeneity on observer detection performance",
 J. Opt. Soc. Am. A 9, 649 (1992), for the lumpy background; H. H. Barrett, K. J. Myers, "Foundations of Image Science"
 (2004), chapters 8 and 13, for its covariance and the observers.
@@ -36,6 +40,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 __all__ = ["IdealObserver", "SignalDetectionDataset", "SignalDetectionTask"]
+
+# The mask is where a signal exceeds this share of its peak: at the defaults 99.99 % of the signal's energy and 92 % of
+# that of its template, whose negative ring lies about the signal, in 8.75 % of the image.
+MASK_THRESHOLD = 0.01
+# The burnt-in mark fills these positions of each axis.
+MARK_EXTENT = slice(1, 4)
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,28 @@ class SignalDetectionTask:
             ]
             signals.append(amplitude * _outer(axes))
         return torch.from_numpy(np.stack(signals))
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Where the signals can be: boolean, (*spatial), true where any of them exceeds 1 % of its peak."""
+        peaks = self.signals.flatten(1).abs().amax(dim=1).view(-1, *[1] * len(self.spatial_size))
+        return (self.signals.abs() > MASK_THRESHOLD * peaks).any(dim=0)
+
+    @cached_property
+    def mark(self) -> Tensor:
+        """A burnt-in mark of unit amplitude, float64, (*spatial): a square or cube of 3 pixels, 1 from the corner.
+
+        Raises:
+            ValueError: When the images are so small that it would touch the mask.
+        """
+        mark = torch.zeros(self.spatial_size, dtype=torch.float64)
+        mark[(MARK_EXTENT,) * mark.ndim] = 1.0
+        if (mark > 0).logical_and(self.mask).any():
+            raise ValueError(
+                f"spatial_size {self.spatial_size} leaves no room for a mark in the corner, outside the mask of the "
+                "signals. Give more pixels, or fewer classes."
+            )
+        return mark
 
     @cached_property
     def mean(self) -> Tensor:
@@ -216,16 +248,25 @@ class SignalDetectionTask:
 class SignalDetectionDataset(Dataset):
     """A MONAI-style data set of the task, generated on the fly: item ``i`` is the same in every run and process.
 
-    Items are dictionaries with ``image``, a float32 ``MetaTensor`` (1, *spatial), and ``label``, a whole number, both
-    classes equally likely.
+    Items are dictionaries with ``image``, a float32 ``MetaTensor`` (1, *spatial), ``label``, a whole number, all
+    classes equally likely, and ``mask``, a float32 tensor (1, *spatial), one where the signals can be, the same in all
+    items.
+
+    With ``mark_amplitude`` the images carry a shortcut: a burnt-in mark (:attr:`SignalDetectionTask.mark`), which
+    is present just where there is a signal in a share ``mark_agreement`` of the images. Apart from the mark an image
+    is the same as without.
 
     Args:
         task: the task to sample from.
         length: number of items.
         seed: sets with different seeds have nothing in common.
+        mark_amplitude: amplitude of the burnt-in mark, in the units of the image; 0 for no mark.
+        mark_agreement: probability that the mark agrees with the label (present where the class is above 0, absent
+            where it is 0); at 0.5 it says nothing about the label.
 
     Raises:
-        ValueError: When the length is below 1.
+        ValueError: When the length is below 1, the agreement is no probability, the amplitude is not finite, or the
+            images are too small for a mark.
 
     Example:
         >>> item = SignalDetectionDataset(SignalDetectionTask(), length=10, seed=1)[3]
@@ -233,12 +274,25 @@ class SignalDetectionDataset(Dataset):
         (torch.Size([1, 40, 40]), True)
     """
 
-    def __init__(self, task: SignalDetectionTask, length: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        task: SignalDetectionTask,
+        length: int,
+        seed: int = 0,
+        mark_amplitude: float = 0.0,
+        mark_agreement: float = 1.0,
+    ) -> None:
         if length < 1:
             raise ValueError(f"length must be 1 or more, got {length}.")
+        if not np.isfinite(mark_amplitude):
+            raise ValueError(f"mark_amplitude must be finite, got {mark_amplitude}.")
+        if not 0 <= mark_agreement <= 1:
+            raise ValueError(f"mark_agreement must be a probability, from 0 to 1, got {mark_agreement}.")
         self.task = task
         self.length = length
         self.seed = seed
+        self.mark_agreement = mark_agreement
+        self.mark = (mark_amplitude * task.mark).float() if mark_amplitude else None
 
     def __len__(self) -> int:
         return self.length
@@ -251,20 +305,30 @@ class SignalDetectionDataset(Dataset):
         generator = torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
         label = int(torch.randint(self.task.num_classes, (1,), generator=generator))
         image = self.task.sample(label, generator)
+        if self.mark is not None:  # drawn last, so that the image itself is the same with and without the mark
+            agrees = float(torch.rand(1, generator=generator)) < self.mark_agreement
+            if agrees == (label > 0):
+                image = image + self.mark
         name = f"signal_detection_seed{self.seed}_{index:06d}"
         meta = {ImageMetaKey.FILENAME_OR_OBJ: name, MetaKeys.SPATIAL_SHAPE: np.asarray(image.shape[1:])}
-        return {"image": MetaTensor(image, meta=meta), "label": label}
+        mask = self.task.mask.unsqueeze(0).float()
+        return {"image": MetaTensor(image, meta=meta), "label": label, "mask": mask}
 
 
 class IdealObserver(nn.Module):
     """The linear observer of a task as a network: logits (B, C) from images (B, 1, *spatial).
 
     Ideal in the random field; with true lumps it is the Hotelling observer. The logits are ``0`` for no signal and
-    ``w^T (g - mean) - w^T s / 2`` for each signal.
+    ``w^T (g - mean) - w^T s / 2`` for each signal. With a mark that always agrees with the label, ``s`` is signal and
+    mark together: the observer that cheats.
 
     Args:
         task: the task to observe.
         dtype: of the templates.
+        mark_amplitude: amplitude of the burnt-in mark that the observer relies on, see :class:`SignalDetectionDataset`.
+
+    Raises:
+        ValueError: When the images are too small for a mark.
 
     Example:
         >>> task = SignalDetectionTask()
@@ -275,10 +339,13 @@ class IdealObserver(nn.Module):
     templates: Tensor
     offsets: Tensor
 
-    def __init__(self, task: SignalDetectionTask, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, task: SignalDetectionTask, dtype: torch.dtype = torch.float32, mark_amplitude: float = 0.0
+    ) -> None:
         super().__init__()
-        flat = task.templates.flatten(1)
-        midpoints = task.mean.flatten() + task.signals.flatten(1) / 2
+        signals = task.signals + mark_amplitude * task.mark if mark_amplitude else task.signals
+        flat = task.solve_covariance(signals).flatten(1)
+        midpoints = task.mean.flatten() + signals.flatten(1) / 2
         self.register_buffer("templates", flat.to(dtype))
         self.register_buffer("offsets", (flat * midpoints).sum(dim=1).to(dtype))
 

@@ -10,7 +10,9 @@
 # limitations under the License.
 """Ignite metric and handlers for MONAI evaluators."""
 
+from monai_ifim.handlers.figures import IFIMFigureHandler
 from monai_ifim.handlers.handler import IFIMHandler
 from monai_ifim.handlers.metric import IFIMMetric
+from monai_ifim.handlers.saver import IFIMSaver
 
-__all__ = ["IFIMHandler", "IFIMMetric"]
+__all__ = ["IFIMFigureHandler", "IFIMHandler", "IFIMMetric", "IFIMSaver"]

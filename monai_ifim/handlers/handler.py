@@ -13,15 +13,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Events
-from monai.engines import Evaluator
+from monai.engines import Evaluator, IterationEvents
 
 from monai_ifim.handlers.metric import IFIMMetric
+from monai_ifim.handlers.result import IFIMResult
 
-__all__ = ["IFIMHandler"]
+__all__ = ["IFIMHandler", "listen"]
 
 
 class IFIMHandler:
@@ -78,3 +80,44 @@ class IFIMHandler:
         if not self._finished:
             self._finished = True
             self.metric.completed(engine, name="ifim")
+
+
+def listen(ifim: Any, engine: Evaluator, use: Callable[[IFIMResult], Any], who: str) -> IFIMMetric:
+    """Hand what ``ifim`` measures at each evaluation epoch to ``use``, whichever of them is attached first.
+
+    What fails in ``use`` is reported once, and does not stop the run.
+
+    Returns:
+        The metric behind ``ifim``.
+
+    Raises:
+        TypeError: When ``ifim`` is neither an :class:`IFIMHandler` nor an :class:`IFIMMetric`.
+    """
+    metric = ifim.metric if isinstance(ifim, IFIMHandler) else ifim
+    if not isinstance(metric, IFIMMetric):
+        raise TypeError(f"ifim of {who} must be an IFIMHandler or IFIMMetric, got {type(ifim).__name__}.")
+    reported = False
+
+    def guarded(current: Evaluator, result: IFIMResult) -> None:
+        nonlocal reported
+        if current is not engine:
+            return
+        try:
+            use(result)
+        except Exception:
+            if not reported:
+                engine.logger.exception(
+                    f"{who} failed at epoch {result.epoch}; the run goes on, and this is said once."
+                )
+            reported = True
+
+    def check(current: Evaluator) -> None:
+        if not current.has_event_handler(metric.observe, IterationEvents.FORWARD_COMPLETED):
+            raise ValueError(
+                f"The ifim of {who} is not attached to this evaluator. Put the same object into its val_handlers "
+                "(IFIMHandler) or additional_metrics (IFIMMetric; MONAI ignores them where there is no key metric)."
+            )
+
+    metric.listeners.append(guarded)
+    engine.add_event_handler(Events.STARTED, check)
+    return metric

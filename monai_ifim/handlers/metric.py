@@ -15,7 +15,8 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral, Number
 from typing import Any, TypeVar, cast
 
 import ignite.distributed as idist
@@ -24,13 +25,26 @@ import pandas as pd
 import torch
 from ignite.engine import Events
 from ignite.metrics import Metric
-from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents, default_prepare_batch
-from torch import Tensor
+from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents
+from torch import Tensor, nn
 
+from monai_ifim.arms import Arm, resolve_arms
 from monai_ifim.fisher import InputFisher, _check_rank_and_energy, input_fisher
+from monai_ifim.handlers.batch import BatchKeys
+from monai_ifim.handlers.result import Case, IFIMResult
 from monai_ifim.handlers.selection import ImageSelection
-from monai_ifim.network import NetworkCall, default_micro_batch_size, left_as_found, parameter_dtype
-from monai_ifim.perturbation import REFERENCE_STRENGTH, resolve_arms, sensitivity_curves
+from monai_ifim.network import NetworkCall, default_micro_batch_size, left_as_found, unwrap
+from monai_ifim.perturbation import (
+    DEFAULT_ARMS,
+    DEFAULT_STRENGTHS,
+    REFERENCE_STRENGTH,
+    check_clip,
+    check_fractions,
+    check_strengths,
+    image_contrast,
+    removal_curves,
+    sensitivity_curves,
+)
 from monai_ifim.predictive import PredictiveLike, resolve_predictive
 from monai_ifim.statistics import per_image, summarise, summary_names
 
@@ -38,23 +52,46 @@ __all__ = ["IFIMMetric"]
 
 _T = TypeVar("_T")
 
-DEFAULT_ARMS = ("high", "low", "low_matched", "transfer")
+# Options that are whole numbers, and the least that each can be.
+_WHOLE_NUMBERS = {"max_images": 1, "interval": 1, "draws": 1, "shown": 0, "micro_batch_size": 1, "seed": 0}
+
 # Per-image values that MetricsSaver can write, beside the KL of each arm.
-_DETAILS = ("lambda_max", "log10_lambda_max", "trace", "effective_rank", "reference_cosine")
+_DETAILS = ("lambda_max", "log10_lambda_max", "trace", "effective_rank", "reference_cosine", "mask_energy")
+# Numbers of G that may wait for the end of the epoch, over all images: 256 MiB in float32. Without it the quadratic
+# prediction is known only where the kept eigenvectors span the spectrum (always with two classes).
+_MOST_FACTOR_NUMBERS = 2**26
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """The chosen images of one batch, waiting on the CPU for the end of the epoch."""
+    """The chosen images of one batch, waiting on the CPU for the end of the epoch; ``table`` has one row an image."""
 
-    positions: list[int]
-    seen: list[int]
+    table: pd.DataFrame
     images: Tensor
     labels: Tensor | None
+    masks: Tensor | None
+    affines: list[Tensor | None]
     fisher: InputFisher
     arguments: tuple
     keyword_arguments: dict[str, Any]
     device: torch.device
+
+    @property
+    def positions(self) -> list[int]:
+        """Of the images in the data set."""
+        return self.table.image.tolist()
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one process measured; ``image`` is the position in the data set."""
+
+    images: pd.DataFrame
+    curves: pd.DataFrame
+    removals: pd.DataFrame
+    left_out: Counter[tuple[str, str]]
+    kept_norm: dict[str, list[float]]
+    seen: int
 
 
 class IFIMMetric(Metric):
@@ -80,8 +117,19 @@ class IFIMMetric(Metric):
         prefix: of the metric names.
         rank: number of leading eigenvectors.
         energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
-        arms: names of the arms, see :mod:`monai_ifim.perturbation`.
-        strength: the reference strength, the root mean square of a change in units of the image's contrast.
+        arms: names of the arms, or objects of :mod:`monai_ifim.arms`.
+        strengths: root mean squares of the changes, in units of the image's contrast.
+        strength: the reference strength, of the numbers that are logged; one of ``strengths``.
+        draws: random directions an image, for the random arms.
+        sigma: the unit of the strengths, in the units of the images; default each image's own standard deviation.
+        clip: the least and the greatest intensity that a perturbed image may have.
+        removals: fractions in (0, 1] of each component to take out of the images (not norm-matched; not logged, but in
+            the figures and tables). Default, or None: none.
+        mask_key: key of masks (B, 1 or C_in, *spatial) of the region that should matter, to report what share of the
+            leading eigenvector's energy lies inside.
+        group_key: key of one value an image that says which images belong together, the patient. Numbers of arms are
+            then taken over patients.
+        shown: how many of the most, of the least sensitive, and of a fixed choice of images are kept to be shown.
         reference: a direction (C_in, *spatial) or (*spatial), to report its cosine with the leading eigenvector.
         micro_batch_size: images that pass the network at a time; default from the size of an image.
         seed: of the choice of images and of the random directions.
@@ -103,37 +151,62 @@ class IFIMMetric(Metric):
         prefix: str = "ifim_",
         rank: int | None = None,
         energy: float | None = None,
-        arms: Sequence[str] = DEFAULT_ARMS,
+        arms: Sequence[str | Arm] = DEFAULT_ARMS,
+        strengths: Sequence[float] = DEFAULT_STRENGTHS,
         strength: float = REFERENCE_STRENGTH,
+        draws: int = 1,
+        sigma: float | None = None,
+        clip: Sequence[float] | None = None,
+        removals: Sequence[float] | None = (),
+        mask_key: str | None = None,
+        group_key: str | None = None,
+        shown: int = 3,
         reference: Tensor | np.ndarray | None = None,
         micro_batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        if interval < 1:
-            raise ValueError(f"interval must be 1 or more, got {interval}.")
-        if not 0 < strength < float("inf"):
-            raise ValueError(f"strength must be positive, got {strength}.")
-        if micro_batch_size is not None and micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
+        self.options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        for name, least in _WHOLE_NUMBERS.items():
+            value = self.options[name]
+            by_default = value is None and name == "micro_batch_size"
+            if not by_default and (not isinstance(value, Integral) or value < least):
+                raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}.")
+        for name in ("strengths", "removals", "clip"):
+            if isinstance(self.options[name], (Number, str)):
+                raise ValueError(f"{name} must be a list of numbers, got {self.options[name]!r}.")
         if not prefix:
             raise ValueError("prefix must not be empty: names such as 'accuracy' may be the evaluator's own.")
         _check_rank_and_energy(rank, energy)
+        check_clip(clip)
+        image_contrast(torch.zeros(1, 1), sigma)
         self.network = network
         self.predictive = resolve_predictive(predictive, temperature)
         self.interval = interval
-        self.image_key = image_key
-        self.label_key = label_key
+        self.keys = BatchKeys(image_key, label_key, mask_key, group_key)
         self.output_key = output_key
         self.prefix = prefix
         self.rank = rank
         self.energy = energy
-        self.arms = [arm.name for arm in resolve_arms(arms)]
-        self.strength = strength
+        self.arms = resolve_arms(arms)
+        self.strengths = check_strengths(strengths)
+        if strength not in self.strengths:
+            raise ValueError(
+                f"strength, the reference strength, must be one of strengths {self.strengths}, got {strength}."
+            )
+        self.strength = float(strength)
+        self.draws = draws
+        self.sigma = sigma
+        self.clip = None if clip is None else [float(end) for end in clip]
+        self.removals = _checked_removals(removals)
+        self.options |= {"strengths": self.strengths, "clip": self.clip, "removals": self.removals}
+        self.shown = shown
         self.reference = None if reference is None else torch.as_tensor(reference).as_subclass(Tensor).double().cpu()
         if self.reference is not None and not 0 < float(self.reference.norm()) < float("inf"):
             raise ValueError("reference must be a finite direction that is not zero everywhere.")
         self.micro_batch_size = micro_batch_size
         self.seed = seed
+        self.result: IFIMResult | None = None
+        self.listeners: list[Callable[[Evaluator, IFIMResult], None]] = []
         self.communicate = True
         self.metric_details: dict[str, np.ndarray] = {}
         self._watched: Callable = _no_network
@@ -146,7 +219,7 @@ class IFIMMetric(Metric):
     def reset(self) -> None:
         """Forget the images of the last epoch."""
         self._parts = []
-        self._left_out: Counter[tuple[str, str]] = Counter()
+        self.result = None
         self.metric_details = {}
 
     def update(self, output: Any) -> None:
@@ -184,7 +257,12 @@ class IFIMMetric(Metric):
 
     def logs(self, name: str) -> bool:
         """Whether a metric of this name can be among those that are logged."""
-        return name in {self.prefix + known for known in summary_names(self.arms)}
+        return name in {self.prefix + known for known in summary_names(self.arm_names)}
+
+    @property
+    def arm_names(self) -> list[str]:
+        """As they stand in the metrics' names."""
+        return [arm.name for arm in self.arms]
 
     def watch(self, engine: Evaluator) -> None:
         """Look at the images of an evaluator; the numbers are taken by :meth:`compute`.
@@ -231,14 +309,17 @@ class IFIMMetric(Metric):
         """
         if not self._active:
             return
-        images, arguments, keyword_arguments = self._network_inputs(engine)
+        inputs = self.keys.network_inputs(engine, self._watched)
+        images = inputs.images
         rows, positions = self._selection.choose(len(images))
         if not rows:
             return
+        masks, groups = self.keys.masks(engine, images), self.keys.groups(engine, len(images))
         index = torch.tensor(rows, device=images.device)
         with left_as_found(self._watched), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="input_fisher left out")  # logged below, with the position
-            call = NetworkCall(self._watched, self.output_key, arguments, keyword_arguments).rows(index, len(images))
+            call = NetworkCall(self._watched, self.output_key, inputs.arguments, inputs.keyword_arguments)
+            call = call.rows(index, len(images))
             fisher = input_fisher(
                 self._watched,
                 images[index],
@@ -246,27 +327,54 @@ class IFIMMetric(Metric):
                 rank=self.rank,
                 energy=self.energy,
                 micro_batch_size=self.micro_batch_size,
-                keep_factor=False,
                 output_key=self.output_key,
                 arguments=call.arguments,
                 keyword_arguments=call.keyword_arguments,
             )
         for row, cause in fisher.skipped.items():
             engine.logger.warning(f"iFIM left out image {positions[row]} of the data set: {cause}.")
-        first_seen = self._selection.seen - len(images)
-        labels = self._labels(engine, fisher.logits.shape[1])
+        table = self._spectrum_table(fisher)
+        table.insert(0, "image", positions)
+        table.insert(1, "seen", [self._selection.seen - len(images) + row for row in rows])
+        names, affines = self.keys.names(engine, len(images)), self.keys.affines(engine, len(images))
+        table.insert(2, "name", [names[row] if names else f"image_{at:06d}" for row, at in zip(rows, positions)])
+        if groups is not None:
+            table["group"] = [groups[row] for row in rows]
+        if masks is not None:
+            table["mask_energy"] = fisher.energy_inside(masks[index]).cpu().numpy()
+            shares = masks[index].flatten(1).double().mean(dim=1).cpu().numpy()
+            table["mask_share"] = np.where(table.mask_energy.isna(), np.nan, shares)  # their means are compared
+        # of all the images to come, so that it does not depend on the batches
+        if fisher.factor_numbers // len(fisher) * self._selection.count > _MOST_FACTOR_NUMBERS:
+            fisher = fisher.without_factor()
+        labels = self.keys.labels(engine, self.predictive, fisher.logits.shape[1])
         self._parts.append(
             _Part(
-                positions=positions,
-                seen=[first_seen + row for row in rows],
+                table=table,
                 images=images[index].cpu(),
                 labels=None if labels is None else labels[index.to(labels.device)].cpu(),
+                masks=None if masks is None else masks[index].cpu(),
+                affines=[affines[row] if affines else None for row in rows],
                 fisher=fisher.to("cpu"),
                 arguments=tuple(call.arguments),
                 keyword_arguments=dict(call.keyword_arguments),
                 device=images.device,
             )
         )
+
+    def _spectrum_table(self, fisher: InputFisher) -> pd.DataFrame:
+        columns: dict[str, Any] = {
+            "lambda_max": fisher.eigenvalues[:, 0],
+            "trace": fisher.trace,
+            "effective_rank": fisher.effective_rank,
+            "rank": fisher.rank,
+            "numerical_rank": fisher.numerical_rank,
+        }
+        if self.reference is not None:
+            columns["reference_cosine"] = self._reference_cosine(fisher.to("cpu"))
+        table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+        table["eigenvalues"] = list(fisher.eigenvalues.cpu().numpy())
+        return table.assign(skipped=[fisher.skipped.get(row, "") for row in range(len(fisher))])
 
     def completed(self, engine: Evaluator, name: str) -> None:  # type: ignore[override]
         """Write the numbers of the epoch into ``engine.state``; ``name`` is not used, the metrics have their own."""
@@ -276,9 +384,16 @@ class IFIMMetric(Metric):
                 "with its own iteration_update must fire it), or the loader is empty on this process."
             )
         engine.state.metrics.update(self.compute())
-        for (arm, cause), count in self._left_out.items():
-            engine.logger.warning(f"iFIM left {count} image(s) out of the arm '{arm}': {cause}.")
         engine.state.metric_details.update(self.metric_details)
+        if self.result is None:
+            return
+        self.result = replace(self.result, epoch=engine.state.epoch)
+        for (arm, cause), count in self.result.left_out.items():
+            engine.logger.warning(f"iFIM left {count} image(s) out of the arm '{arm}': {cause}.")
+        if idist.get_rank() == 0:
+            with left_as_found(self._watched):
+                for listener in self.listeners:
+                    listener(engine, self.result)
 
     def compute(self) -> dict[str, float]:
         """Perturb the chosen images, and take the numbers over all of them (of all processes, on the metric route).
@@ -291,115 +406,117 @@ class IFIMMetric(Metric):
         """
         if not self._active:
             return {}
-        images, frame = self._measure()
-        parts = self._gathered((images, frame, self._selection.seen))
-        starts = np.cumsum([0, *[seen for _, _, seen in parts]])
-        images = pd.concat([table.assign(seen=table.seen + start) for (table, _, _), start in zip(parts, starts)])
-        frame = pd.concat([table for _, table, _ in parts], ignore_index=True)
-        images = images.sort_values("image").reset_index(drop=True)
-        self.metric_details = self._details(images, frame, int(starts[-1]))
-        summary = summarise(images, frame, self.arms, self.strength)
+        parts = self._gathered(self._measure())
+        starts = np.cumsum([0, *[part.seen for part in parts]])
+        images = _stacked([part.images.assign(seen=part.images.seen + start) for part, start in zip(parts, starts)])
+        images = images.sort_values("image", ignore_index=True)
+        curves = _stacked([part.curves for part in parts])
+        self.metric_details = self._details(images, curves, int(starts[-1]))
+        summary = summarise(images, curves, self.arm_names, self.strength)
+        kept_norm = {arm: [norm for part in parts for norm in part.kept_norm[arm]] for arm in self.arm_names}
+        self.result = IFIMResult(
+            images=images.drop(columns=["seen", "eigenvalues"]),
+            curves=curves,
+            removals=_stacked([part.removals for part in parts]),
+            eigenvalues=np.stack(images.eigenvalues.to_list()) if len(images) else np.zeros((0, 0)),
+            metrics=summary,
+            left_out=sum((part.left_out for part in parts), Counter()),
+            kept_norm={arm: float(np.median(norms)) for arm, norms in kept_norm.items() if norms},
+            cases=self._cases(images),
+            options=self.options,
+            network=_description(self._watched),
+            data_set_size=self._selection.data_set_size,
+            epoch=0,
+            strength=self.strength,
+            seed=self.seed,
+        )
         self._parts = []
         return {self.prefix + name: value for name, value in summary.items()}
 
-    def _network_inputs(self, engine: Evaluator) -> tuple[Tensor, tuple, dict[str, Any]]:
-        """Images (B, C_in, *spatial) and the further inputs of the network, as the evaluator passed them."""
-        images = self._find(engine, self.image_key)
-        if images is None:
-            raise KeyError(
-                f"image_key='{self.image_key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor "
-                f"in its batch ({_keys(engine.state.batch)}). Set image_key to the key of the network's input."
-            )
-        images = _plain_tensor(images).to(engine.state.device)
-        if images.dtype.is_floating_point:  # autocast would have cast them for the network
-            images = images.to(parameter_dtype(self._watched, images.dtype))
-        prepare_batch = getattr(engine, "prepare_batch", default_prepare_batch)
-        if prepare_batch is default_prepare_batch:
-            return images, (), {}
-        # the evaluator keeps the image and label that prepare_batch gave, but not the further inputs
-        with left_as_found(self._watched):
-            prepared: Any = prepare_batch(
-                engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
-            )
-        arguments, keyword_arguments = prepared[2:] if len(prepared) == 4 else ((), {})
-        return images, arguments, keyword_arguments
-
-    def _labels(self, engine: Evaluator, outputs: int) -> Tensor | None:
-        if self.label_key is None:
-            return None
-        labels = self._find(engine, self.label_key)
-        if labels is None and self.label_key != "label":
-            raise KeyError(
-                f"label_key='{self.label_key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor "
-                f"in its batch ({_keys(engine.state.batch)}). Set label_key to the labels' key, or null for none."
-            )
-        if labels is None:
-            return None
-        try:
-            labels = _plain_tensor(labels)
-            self.predictive.label_outcomes(labels, outputs)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"The labels under label_key='{self.label_key}' cannot be used: {error} Set label_key to the key of "
-                "the class labels, or to null for none."
-            ) from error
-        return labels
-
-    @staticmethod
-    def _find(engine: Evaluator, key: str) -> Any:
-        for held in (engine.state.output, engine.state.batch):
-            if isinstance(held, Mapping) and held.get(key) is not None:
-                return held[key]
-        return None
-
-    def _measure(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The table of images and the long table of perturbations, of this process; ``image`` is the position."""
+    def _measure(self) -> _Measured:
         donors = self._donors()
-        images, frames = [_NO_IMAGES], []
+        images, curves, removals = [_NO_IMAGES], [_NO_CURVES], [_NO_REMOVALS]
+        left_out: Counter[tuple[str, str]] = Counter()
+        kept_norm: dict[str, list[float]] = {arm: [] for arm in self.arm_names}
         for part in _joined_by_shape(self._parts, self.micro_batch_size):
-            table = pd.DataFrame(
-                {
-                    "image": part.positions,
-                    "seen": part.seen,
-                    "lambda_max": part.fisher.eigenvalues[:, 0].numpy(),
-                    "trace": part.fisher.trace.numpy(),
-                    "effective_rank": part.fisher.effective_rank.numpy(),
-                    "skipped": [part.fisher.skipped.get(row, "") for row in range(len(part.positions))],
-                }
-            )
-            if self.reference is not None:
-                table["reference_cosine"] = self._reference_cosine(part.fisher).numpy()
+            inputs, fisher = part.images.to(part.device), part.fisher.to(part.device)
+            shared: dict[str, Any] = {
+                "labels": part.labels,
+                "predictive": self.predictive,
+                "sigma": self.sigma,
+                "clip": self.clip,
+                "micro_batch_size": self.micro_batch_size,
+                "output_key": self.output_key,
+                "arguments": part.arguments,
+                "keyword_arguments": part.keyword_arguments,
+            }
+            theirs = [_donor(donors, position, image) for position, image in zip(part.positions, part.images)]
             with left_as_found(self._watched):
-                curves = sensitivity_curves(
+                measured = sensitivity_curves(
                     self._watched,
-                    part.images.to(part.device),
-                    part.fisher.to(part.device),
+                    inputs,
+                    fisher,
                     self.arms,
-                    [self.strength],
-                    labels=part.labels,
+                    self.strengths,
+                    draws=self.draws,
                     seed=self.seed,
-                    predictive=self.predictive,
-                    donors=torch.stack(
-                        [_donor(donors, position, image) for position, image in zip(part.positions, part.images)]
-                    ).to(part.device),
+                    donors=torch.stack(theirs).to(part.device),
                     positions=part.positions,
-                    micro_batch_size=self.micro_batch_size,
-                    output_key=self.output_key,
-                    arguments=part.arguments,
-                    keyword_arguments=part.keyword_arguments,
+                    **shared,
                 )
-            for arm, left_out in curves.skipped.items():
-                self._left_out.update((arm, left_out[row]) for row in left_out if row not in part.fisher.skipped)
-            images.append(table.join(curves.unperturbed.drop(columns="image")))
-            rows = curves.to_frame()
-            frames.append(rows.assign(image=np.take(part.positions, rows.image)))
-        frames = frames or [pd.DataFrame({name: pd.Series(dtype=float) for name in ("image", "arm", "strength", "kl")})]
-        return pd.concat(images, ignore_index=True), pd.concat(frames, ignore_index=True)
+                if self.removals:
+                    removed = removal_curves(self._watched, inputs, fisher, self.removals, **shared)
+                    removals.append(removed.assign(image=np.take(part.positions, removed.image)))
+            for arm, causes in measured.skipped.items():
+                left_out.update((arm, causes[row]) for row in causes if row not in fisher.skipped)
+                kept_norm[arm] += (
+                    measured.kept_norm[arm][:, [row not in causes for row in range(len(fisher))]].flatten().tolist()
+                )
+            images.append(part.table.join(measured.unperturbed.drop(columns="image")))
+            rows = measured.to_frame(probabilities=True)
+            curves.append(rows.assign(image=np.take(part.positions, rows.image)))
+        return _Measured(
+            images=_stacked(images),
+            curves=_stacked(curves),
+            removals=_stacked(removals),
+            left_out=left_out,
+            kept_norm=kept_norm,
+            seen=self._selection.seen,
+        )
+
+    def _cases(self, images: pd.DataFrame) -> list[Case]:
+        """The images to show, from whichever process has them."""
+        ranked = images[images.lambda_max > 0].sort_values("lambda_max", ascending=False).image.tolist()
+        reasons = {
+            "most sensitive": ranked,
+            "least sensitive": ranked[::-1],
+            "fixed choice": images[images.skipped == ""].image.tolist(),
+        }
+        why: dict[int, str] = {}
+        for reason, positions in reasons.items():
+            for position in positions[: self.shown]:
+                why.setdefault(position, reason)
+        mine = [
+            Case(
+                position=position,
+                name=part.table.name[row],
+                why=why[position],
+                image=part.images[row].clone(),  # not a view, which would keep the whole batch
+                fisher=part.fisher.select([row]).without_factor(),
+                affine=part.affines[row],
+                mask=None if part.masks is None else part.masks[row].clone(),
+            )
+            for part in self._parts
+            for row, position in enumerate(part.positions)
+            if position in why
+        ]
+        cases = {case.position: case for theirs in self._gathered(mine) for case in theirs}
+        return [cases[position] for position in why]
 
     def _donors(self) -> dict[int, Tensor]:
         """For each position, the leading eigenvector of the next chosen image, cyclically, over all processes."""
         vectors = {
-            position: part.fisher.eigenvectors[row, 0]
+            position: part.fisher.eigenvectors[row, 0].clone()  # of a view, the whole batch would be sent
             for part in self._parts
             for row, position in enumerate(part.positions)
             if part.fisher.rank[row] > 0
@@ -436,10 +553,10 @@ class IFIMMetric(Metric):
         """Values of each image (images seen, 1), NaN for those not chosen, in the order that they were seen."""
         table = images.set_index("image")
         table["log10_lambda_max"] = np.log10(table.lambda_max.where(table.lambda_max > 0))
-        for arm in self.arms:
+        for arm in self.arm_names:
             table[f"kl_{arm}"] = per_image(frame, arm, self.strength)
         details = {}
-        for name in (*_DETAILS, *(f"kl_{arm}" for arm in self.arms)):
+        for name in (*_DETAILS, *(f"kl_{arm}" for arm in self.arm_names)):
             if name in table:
                 # float32: MetricsSaver prints float64 with four decimals only, float32 in full
                 values = np.full((seen, 1), np.nan, dtype=np.float32)
@@ -448,21 +565,39 @@ class IFIMMetric(Metric):
         return details
 
 
-_NO_IMAGES = pd.DataFrame(
-    {
-        name: pd.Series(dtype=float)
-        for name in (
-            "image",
-            "seen",
-            "lambda_max",
-            "trace",
-            "effective_rank",
-            "confidence",
-            "correct",
-            "noise_floor",
-        )
-    }
-).assign(skipped=pd.Series(dtype=str))
+def _checked_removals(fractions: Sequence[float] | None) -> list[float]:
+    if fractions is None or len(fractions) == 0:
+        return []
+    try:
+        return check_fractions(fractions)
+    except ValueError as error:
+        raise ValueError(f"removals cannot be used: {error}") from error
+
+
+def _empty(*columns: str, text: Sequence[str] = ()) -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series(dtype=object if name in text else float) for name in columns})
+
+
+# What a process has that saw none of the chosen images.
+_NO_IMAGES = _empty(
+    *("image", "seen", "name", "lambda_max", "trace", "effective_rank", "rank", "numerical_rank", "eigenvalues"),
+    *("skipped", "confidence", "correct", "noise_floor"),
+    text=("name", "skipped", "eigenvalues"),
+)
+_NO_CURVES = _empty(
+    *("image", "arm", "strength", "draw", "sign", "kl", "kl_quadratic", "fisher_rao", "confidence_drop", "flipped"),
+    "correct",
+    text=("arm",),
+)
+_NO_REMOVALS = _empty(
+    *("image", "component", "fraction", "size", "kl", "fisher_rao", "confidence_drop", "flipped", "correct"),
+    text=("component",),
+)
+
+
+def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table of several; empty ones only where all are, since they have no dtypes to agree with."""
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
 def _joined_by_shape(parts: Sequence[_Part], micro_batch_size: int | None) -> list[_Part]:
@@ -483,19 +618,34 @@ def _joined_by_shape(parts: Sequence[_Part], micro_batch_size: int | None) -> li
             group = open_group[key] = []
             groups.append(group)
         group.append(part)
-    return [
-        _Part(
-            positions=[position for part in group for position in part.positions],
-            seen=[seen for part in group for seen in part.seen],
-            images=torch.cat([part.images for part in group]),
-            labels=None if group[0].labels is None else torch.cat([part.labels for part in group]),  # type: ignore
-            fisher=InputFisher.concatenate([part.fisher for part in group]),
-            arguments=group[0].arguments,
-            keyword_arguments=group[0].keyword_arguments,
-            device=group[0].device,
-        )
-        for group in groups
-    ]
+    return [_joined(group) for group in groups]
+
+
+def _joined(parts: Sequence[_Part]) -> _Part:
+    first = parts[0]
+
+    def stacked(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    return _Part(
+        table=pd.concat([part.table for part in parts], ignore_index=True),
+        images=torch.cat([part.images for part in parts]),
+        labels=stacked("labels"),
+        masks=stacked("masks"),
+        affines=[affine for part in parts for affine in part.affines],
+        fisher=InputFisher.concatenate([part.fisher for part in parts]),
+        arguments=first.arguments,
+        keyword_arguments=first.keyword_arguments,
+        device=first.device,
+    )
+
+
+def _description(network: Callable) -> str:
+    network = unwrap(network)
+    if not isinstance(network, nn.Module):
+        return getattr(network, "__name__", type(network).__name__)
+    return f"{type(network).__name__}, {sum(parameter.numel() for parameter in network.parameters()):,} parameters"
 
 
 def _no_network(images: Tensor) -> Tensor:
@@ -511,12 +661,3 @@ def _donor(donors: Mapping[int, Tensor], position: int, image: Tensor) -> Tensor
     """The donor's eigenvector, or zero where there is none of this shape; the arm then leaves the image out."""
     donor = donors.get(position)
     return donor if donor is not None and donor.shape == image.shape else torch.zeros_like(image)
-
-
-def _plain_tensor(values: Any) -> Tensor:
-    """A plain tensor of a MetaTensor, an array or a list of numbers."""
-    return torch.as_tensor(values).as_subclass(Tensor)
-
-
-def _keys(held: Any) -> str:
-    return ", ".join(map(str, held)) if isinstance(held, Mapping) else f"a {type(held).__name__}"

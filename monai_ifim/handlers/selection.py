@@ -49,6 +49,7 @@ class ImageSelection:
         self.max_images = int(max_images)
         self.seed = seed
         self.seen = 0
+        self.data_set_size: int | None = None
         self._offset, self._stride = 0, 1
         self._chosen: set[int] | None = None
         self._warned = False
@@ -56,6 +57,7 @@ class ImageSelection:
     def start(self, loader: Any, epoch_length: int | None = None) -> None:
         """Begin an epoch over the first ``epoch_length`` batches of a loader; default all."""
         self.seen = 0
+        self.data_set_size = _length(getattr(loader, "dataset", None))
         sampler = _ordered_sampler(loader)
         if sampler is None:
             self._offset, self._stride = idist.get_rank(), idist.get_world_size()
@@ -78,6 +80,11 @@ class ImageSelection:
         order = torch.randperm(seen, generator=generator)
         self._chosen = set(order[: self.max_images].tolist())
 
+    @property
+    def count(self) -> int:
+        """How many images are chosen in this epoch, over all processes together; fewer if the loader ends before."""
+        return len(self._chosen or ())
+
     def choose(self, batch_size: int) -> tuple[list[int], list[int]]:
         """Rows of the next batch that are chosen, and the positions of these in the data set."""
         first, self.seen = self.seen, self.seen + batch_size
@@ -96,3 +103,11 @@ def _ordered_sampler(loader: Any) -> SequentialSampler | DistributedSampler | No
     if isinstance(sampler, SequentialSampler) or (isinstance(sampler, DistributedSampler) and not sampler.shuffle):
         return sampler
     return None
+
+
+def _length(data: Any) -> int | None:
+    """Of a data set; None where it has none."""
+    try:
+        return len(data)
+    except TypeError:
+        return None

@@ -8,9 +8,25 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""MONAI transforms over the Fisher spectrum."""
+"""MONAI transforms over the Fisher spectrum and perturbations along its arms."""
 
-from monai_ifim.transforms.array import IFIMSplit
-from monai_ifim.transforms.dictionary import IFIMSplitD, IFIMSplitd, IFIMSplitDict
+from monai_ifim.transforms.array import IFIMSplit, RandIFIMPerturb
+from monai_ifim.transforms.dictionary import (
+    IFIMSplitD,
+    IFIMSplitd,
+    IFIMSplitDict,
+    RandIFIMPerturbD,
+    RandIFIMPerturbd,
+    RandIFIMPerturbDict,
+)
 
-__all__ = ["IFIMSplit", "IFIMSplitD", "IFIMSplitDict", "IFIMSplitd"]
+__all__ = [
+    "IFIMSplit",
+    "IFIMSplitD",
+    "IFIMSplitDict",
+    "IFIMSplitd",
+    "RandIFIMPerturb",
+    "RandIFIMPerturbD",
+    "RandIFIMPerturbDict",
+    "RandIFIMPerturbd",
+]

@@ -12,19 +12,29 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
+import numpy as np
+import torch
 from monai.config import NdarrayOrTensor
-from monai.data import MetaTensor
-from monai.transforms import Transform
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import RandomizableTransform, Transform
 from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor, nn
 
+from monai_ifim.arms import Arm, ArmInputs, resolve_arms
 from monai_ifim.fisher import _check_rank_and_energy, input_fisher
-from monai_ifim.network import left_as_found, parameter_dtype
+from monai_ifim.network import NetworkCall, left_as_found, parameter_dtype
+from monai_ifim.perturbation import REFERENCE_STRENGTH, change_along, check_clip, image_contrast, perturb
 from monai_ifim.predictive import PredictiveLike, resolve_predictive
 
-__all__ = ["IFIMSplit"]
+__all__ = ["IFIMSplit", "RandIFIMPerturb"]
+
+# Where RandIFIMPerturb writes into the meta-data of an image.
+PERTURBATION_KEY = "ifim_perturbation"
 
 
 class IFIMSplit(Transform):
@@ -96,10 +106,7 @@ class IFIMSplit(Transform):
         """
         image = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
         plain = image.as_subclass(Tensor).detach()
-        first = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
-        batch = plain.unsqueeze(0).to(plain.device if first is None else first.device)
-        if batch.dtype.is_floating_point:
-            batch = batch.to(parameter_dtype(self.network, batch.dtype))
+        batch = _as_batch(plain, self.network)
         with left_as_found(self.network):
             fisher = input_fisher(
                 self.network,
@@ -119,6 +126,191 @@ class IFIMSplit(Transform):
         if isinstance(image, MetaTensor):
             high, low = (_like(part, image) for part in (high, low))
         return high, low, fisher.eigenvalues[0].cpu()
+
+
+class RandIFIMPerturb(RandomizableTransform):
+    """Perturb an image at random along a direction that a classifier is sensitive to, or along a control.
+
+    ``image + sign * strength * sigma * sqrt(D) * u`` with the unit direction ``u`` of an arm
+    (:mod:`monai_ifim.arms`), the strength uniform in its range and the sign at random: an augmentation, or a stress
+    test of a classifier. ``strength`` is the root mean square of the change relative to the contrast ``sigma`` of the
+    image. All random numbers come from the random state of the transform (``set_random_state``); the global ones are
+    left alone. It cannot be inverted.
+
+    What was done stands in ``meta["ifim_perturbation"]`` of the result: ``arm``; ``strength``; ``sign`` (1 or -1);
+    ``sigma``; ``norm``, the Euclidean norm of the change as it was made; ``clipped``, the share of the voxels that were
+    held inside the range; and ``cause``. An image that cannot be perturbed (constant, not finite, without eigenvector)
+    does not stop a training: it is given back as it was, with norm, strength and sign 0 and the cause, ``"not drawn"``
+    where the draw left it alone. The cause is empty otherwise.
+
+    Each perturbed image costs one forward pass of the network and one backward pass for each eigenvalue (one less than
+    the classes, under softmax). The network is used in evaluation mode and left as it was found.
+
+    A worker process of a data loader has a copy of the network as it was when the process started. On a machine with a
+    GPU, forked workers cannot compute gradients once the main process did: use ``num_workers=0`` or
+    ``multiprocessing_context="spawn"``.
+
+    Args:
+        network: the classifier, from (1, C_in, *spatial) to logits (1, outputs). The image is moved to its device and
+            back.
+        arm: a name in :data:`monai_ifim.arms.ARMS`, or an object of :mod:`monai_ifim.arms`. Not ``"transfer"``.
+        strength: one number, or the least and the greatest.
+        prob: probability to perturb an image.
+        predictive: ``"softmax"``, ``"sigmoid"`` or an object of :mod:`monai_ifim.predictive`.
+        rank: number of leading eigenvectors.
+        energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
+        temperature: divides the logits.
+        sigma: the unit of the strength, in the units of the image; default the image's own standard deviation.
+        clip: the least and the greatest intensity, see :func:`monai_ifim.perturbation.perturb`.
+        output_key: which output of a network that returns a tuple, list or dictionary.
+
+    Raises:
+        TypeError: When the arm is neither a name nor an arm.
+        ValueError: When an option is out of range, or the arm needs another image.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from monai_ifim.transforms import RandIFIMPerturb
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        >>> perturb = RandIFIMPerturb(network, "high", strength=(0.01, 0.1), prob=1.0).set_random_state(seed=0)
+        >>> done = perturb(torch.randn(1, 4, 4)).meta["ifim_perturbation"]
+        >>> done["arm"], abs(done["norm"] - done["strength"] * done["sigma"] * 16**0.5) < 1e-6
+        ('high', True)
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(
+        self,
+        network: nn.Module,
+        arm: str | Arm = "high",
+        strength: float | Sequence[float] = REFERENCE_STRENGTH,
+        prob: float = 0.1,
+        predictive: PredictiveLike = "softmax",
+        rank: int | None = None,
+        energy: float | None = None,
+        temperature: float = 1.0,
+        sigma: float | None = None,
+        clip: Sequence[float] | None = None,
+        output_key: int | str | None = None,
+    ) -> None:
+        RandomizableTransform.__init__(self, prob)
+        _check_rank_and_energy(rank, energy)
+        check_clip(clip)
+        image_contrast(torch.zeros(1, 1), sigma)
+        (self.arm,) = resolve_arms([arm])
+        if self.arm.name == "transfer":
+            raise ValueError(
+                "The arm 'transfer' takes the eigenvector of another image, and a transform sees one image only. "
+                "Choose another arm, or give a direction of your own as monai_ifim.arms.FixedDirection."
+            )
+        self.strength = _strength_range(strength)
+        self.network = network
+        self.predictive = resolve_predictive(predictive, temperature)
+        self.rank = rank
+        self.energy = energy
+        self.sigma = sigma
+        self.clip = clip
+        self.output_key = output_key
+        self._drawn: tuple[float, int, int] | None = None
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to perturb, the strength, the sign and the seed of the direction."""
+        super().randomize(None)
+        if self._do_transform:
+            sign = 1 if self.R.rand() < 0.5 else -1
+            self._drawn = float(self.R.uniform(*self.strength)), sign, int(self.R.randint(2**31 - 1))
+
+    def __call__(self, img: NdarrayOrTensor, label: Any = None, randomize: bool = True) -> Tensor:
+        """Perturb one image, or leave it as it is.
+
+        Args:
+            img: (C_in, *spatial), as the network reads it.
+            label: class, one-hot or multi-label, for :class:`monai_ifim.arms.LossGradient`.
+            randomize: draw anew; otherwise as drawn before.
+
+        Returns:
+            The image, of the same dtype and on the same device: a ``MetaTensor`` unless
+            ``monai.data.set_track_meta(False)``.
+
+        Raises:
+            RuntimeError: When nothing was drawn before.
+            TypeError: When the image is not of a floating dtype.
+            ValueError: When the outputs of the network cannot be logits, or the arm needs a label and has none.
+        """
+        image = convert_to_tensor(img, track_meta=get_track_meta())
+        if randomize:
+            self.randomize()
+        plain = image.as_subclass(Tensor).detach()
+        perturbed, done = self._perturb(plain, label) if self._do_transform else (plain, self._unperturbed("not drawn"))
+        if isinstance(image, MetaTensor):
+            perturbed = _like(perturbed, image)
+            if self._do_transform or PERTURBATION_KEY not in perturbed.meta:  # another perturbation stays on record
+                perturbed.meta[PERTURBATION_KEY] = done
+        return perturbed
+
+    def _perturb(self, plain: Tensor, label: Any) -> tuple[Tensor, dict[str, Any]]:
+        """A plain image, perturbed as drawn, and what was done to it."""
+        if self._drawn is None:
+            raise RuntimeError("Nothing was drawn yet: call randomize() first, or with randomize=True.")
+        strength, sign, seed = self._drawn
+        batch = _as_batch(plain, self.network)
+        with left_as_found(self.network), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="input_fisher left out")  # the cause goes into the meta-data
+            fisher = input_fisher(
+                self.network,
+                batch,
+                self.predictive,
+                rank=self.rank,
+                energy=self.energy,
+                output_key=self.output_key,
+            )
+            if fisher.skipped:
+                return plain, self._unperturbed(fisher.skipped[0])
+            truth = None
+            if label is not None:
+                labels = torch.as_tensor(label, device=batch.device).as_subclass(Tensor).reshape(1, -1)
+                truth = self.predictive.label_outcomes(labels, fisher.logits.shape[1])
+            contrast = image_contrast(batch, self.sigma)
+            call = NetworkCall(self.network, self.output_key)
+            inputs = ArmInputs(batch, fisher, None, [0], seed, call, self.predictive, truth)
+            change, _, causes = change_along(self.arm, inputs, 0, contrast)
+        if causes:
+            return plain, self._unperturbed(causes[0])
+        moved, clipped = perturb(batch, sign * strength * change, self.clip)
+        perturbed = moved[0].to(plain)
+        done = {
+            "arm": self.arm.name,
+            "strength": strength,
+            "sign": sign,
+            "sigma": float(contrast),
+            "norm": float(torch.linalg.vector_norm(perturbed.double() - plain.double())),
+            "clipped": float(clipped),
+            "cause": "",
+        }
+        return perturbed, done
+
+    def _unperturbed(self, cause: str) -> dict[str, Any]:
+        # the same keys and types as where an image was perturbed, so that both can stand in one batch
+        nothing = {"strength": 0.0, "sign": 0, "sigma": np.nan, "norm": 0.0, "clipped": 0.0}
+        return {"arm": self.arm.name, **nothing, "cause": cause}
+
+
+def _strength_range(strength: float | Sequence[float]) -> tuple[float, float]:
+    """The least and the greatest strength."""
+    values = np.full(2, strength) if np.ndim(strength) == 0 else np.asarray(strength, dtype=float)
+    if not (values.shape == (2,) and 0 <= values[0] <= values[1] and 0 < values[1] < np.inf):
+        raise ValueError(f"strength must be a positive number, or the least and the greatest, got {strength}.")
+    return float(values[0]), float(values[1])
+
+
+def _as_batch(plain: Tensor, network: nn.Module) -> Tensor:
+    """One image (C_in, *spatial) as a batch on the device of the network, in the dtype that it reads."""
+    first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    batch = plain.unsqueeze(0).to(plain.device if first is None else first.device)
+    # whole numbers are left as they are, for input_fisher to refuse them
+    return batch.to(parameter_dtype(network, batch.dtype)) if batch.dtype.is_floating_point else batch
 
 
 def _like(component: Tensor, image: MetaTensor) -> MetaTensor:

@@ -12,17 +12,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor, nn
 
+from monai_ifim.arms import Arm, LossGradient
+from monai_ifim.perturbation import REFERENCE_STRENGTH
 from monai_ifim.predictive import PredictiveLike
-from monai_ifim.transforms.array import IFIMSplit
+from monai_ifim.transforms.array import IFIMSplit, RandIFIMPerturb
 
-__all__ = ["IFIMSplitD", "IFIMSplitDict", "IFIMSplitd"]
+__all__ = [
+    "IFIMSplitD",
+    "IFIMSplitDict",
+    "IFIMSplitd",
+    "RandIFIMPerturbD",
+    "RandIFIMPerturbDict",
+    "RandIFIMPerturbd",
+]
 
 
 class IFIMSplitd(MapTransform):
@@ -77,4 +87,95 @@ class IFIMSplitd(MapTransform):
         return d
 
 
+class RandIFIMPerturbd(RandomizableTransform, MapTransform):
+    """Dictionary version of :class:`RandIFIMPerturb`.
+
+    Whether to perturb, the strength, the sign and the seed are drawn once for all keys; the direction is each image's
+    own.
+
+    Args:
+        keys: keys of the images, as the network reads them.
+        network: the classifier.
+        arm: a name in :data:`monai_ifim.arms.ARMS`, or an object of :mod:`monai_ifim.arms`. Not ``"transfer"``.
+        strength: one number, or the least and the greatest, in units of the contrast of the image.
+        prob: probability to perturb.
+        predictive: ``"softmax"``, ``"sigmoid"`` or an object of :mod:`monai_ifim.predictive`.
+        rank: number of leading eigenvectors.
+        energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
+        temperature: divides the logits.
+        sigma: the unit of the strength, in the units of the image; default the image's own standard deviation.
+        clip: the least and the greatest intensity.
+        output_key: which output of a network that returns a tuple, list or dictionary.
+        label_key: key of the label, for :class:`monai_ifim.arms.LossGradient` and arms of your own that read it.
+        allow_missing_keys: do not raise when a key is missing.
+
+    Raises:
+        TypeError: When the arm is neither a name nor an arm.
+        ValueError: When an option is out of range, or the arm needs another image or a label.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from monai_ifim.transforms import RandIFIMPerturbd
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        >>> perturb = RandIFIMPerturbd("image", network, strength=0.1, prob=1.0).set_random_state(seed=0)
+        >>> data = perturb({"image": torch.randn(1, 4, 4), "label": 1})
+        >>> data["image"].meta["ifim_perturbation"]["strength"], data["label"]
+        (0.1, 1)
+    """
+
+    backend = RandIFIMPerturb.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        network: nn.Module,
+        arm: str | Arm = "high",
+        strength: float | Sequence[float] = REFERENCE_STRENGTH,
+        prob: float = 0.1,
+        predictive: PredictiveLike = "softmax",
+        rank: int | None = None,
+        energy: float | None = None,
+        temperature: float = 1.0,
+        sigma: float | None = None,
+        clip: Sequence[float] | None = None,
+        output_key: int | str | None = None,
+        label_key: Hashable | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        if isinstance(arm, LossGradient) and label_key is None:
+            raise ValueError(f"The arm '{arm.name}' needs labels: give label_key, the key of the label.")
+        self.label_key = label_key
+        self.perturb = RandIFIMPerturb(
+            network, arm, strength, prob, predictive, rank, energy, temperature, sigma, clip, output_key
+        )
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandIFIMPerturbd:
+        """Set the random state, see :class:`monai.transforms.Randomizable`."""
+        super().set_random_state(seed, state)
+        self.perturb.set_random_state(seed, state)
+        return self
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw once for all keys: whether to perturb, the strength, the sign and the seed of the direction."""
+        self.perturb.randomize()
+        self._do_transform = self.perturb._do_transform
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The data with each image perturbed, or as it was.
+
+        Raises:
+            KeyError: When the image or the label is missing.
+        """
+        d = dict(data)
+        label = None if self.label_key is None else d[self.label_key]
+        self.randomize()
+        for key in self.key_iterator(d):
+            d[key] = self.perturb(d[key], label, randomize=False)
+        return d
+
+
 IFIMSplitD = IFIMSplitDict = IFIMSplitd
+RandIFIMPerturbD = RandIFIMPerturbDict = RandIFIMPerturbd

@@ -8,8 +8,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Figures from results."""
+"""Figures and a report from results."""
 
+from monai_ifim.visualize.curves import plot_curves, plot_removals
 from monai_ifim.visualize.panels import plot_components
+from monai_ifim.visualize.report import write_report
+from monai_ifim.visualize.spectrum import plot_lambda_histogram, plot_spectrum
 
-__all__ = ["plot_components"]
+__all__ = ["plot_components", "plot_curves", "plot_lambda_histogram", "plot_removals", "plot_spectrum", "write_report"]

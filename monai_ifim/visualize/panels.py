@@ -15,55 +15,172 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from monai_ifim.fisher import InputFisher
 
 __all__ = ["plot_components"]
 
+_COLUMNS = ("image", "high component", "low component", "leading eigenvector")
+# Of volumes: the axis that is cut, the one that is drawn to the right, and the one that is drawn upwards.
+_PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
+_MASK_ON_IMAGE, _MASK_ON_EIGENVECTOR = "#F0E442", "#000000"
+_WIDTH = 9.0
+# The room for a plane, height over width, is kept within these: a thin slab still gets some, a long one not too much.
+_HEIGHTS = (0.35, 1.4)
+
 
 def plot_components(
-    images: Tensor, fisher: InputFisher, titles: Sequence[str] | None = None, reference: float | Tensor = 0.0
+    images: Tensor,
+    fisher: InputFisher,
+    titles: Sequence[str] | None = None,
+    reference: float | Tensor = 0.0,
+    masks: Tensor | None = None,
+    spacing: ArrayLike | Tensor | None = None,
 ) -> Figure:
-    """One row an image: the image, its high and low components, and its leading eigenvector.
+    """Each image with its high and low components and its leading eigenvector.
 
-    The first channel is shown; of a volume, the middle slice of the last axis. Components have a signed, symmetric
-    colour scale of their own, so that their sizes must be read from the colour bars.
+    Components have a signed, symmetric colour scale of their own, so that their sizes must be read from the colour
+    bars. Images of two axes are drawn as arrays are, the first axis downwards; of three channels, they are drawn in
+    colour. Of volumes the middle slice of each axis is drawn, named as in RAS orientation (axes to the right, to the
+    front, upwards), the later axis upwards. Of several channels the one with most of the eigenvector's energy is
+    drawn, the same for all panels of an image.
 
     Args:
-        images: (B, C_in, H, W[, D]).
+        images: (B, C_in, H, W) or (B, C_in, H, W, D).
         fisher: their spectrum.
         titles: one an image.
         reference: ``x0`` of the split.
+        masks: (B, 1 or C_in, *spatial), drawn as a contour on image and eigenvector.
+        spacing: (spatial axes,) or (B, spatial axes), in mm, for the true proportions; default 1.
 
     Returns:
         A matplotlib figure, without a window.
 
     Raises:
-        ValueError: When the images are not two- or three-dimensional.
+        ValueError: When a shape does not fit.
+
+    Example:
+        >>> import torch
+        >>> from monai_ifim import input_fisher
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).eval()
+        >>> images = torch.randn(1, 1, 8, 8)
+        >>> figure = plot_components(images, input_fisher(network, images), titles=["case 17"])
+        >>> [axis.get_title() for axis in figure.axes if axis.images]
+        ['image', 'high component', 'low component', 'leading eigenvector']
     """
-    if images.ndim not in (4, 5):
+    batch, axes = len(images), images.ndim - 2
+    if axes not in (2, 3):
         raise ValueError(f"images must be (B, C_in, H, W) or (B, C_in, H, W, D), got {tuple(images.shape)}.")
+    if titles is not None and len(titles) != batch:
+        raise ValueError(f"titles must be {batch}, one an image, got {len(titles)}.")
+    distances = np.ones(axes) if spacing is None else np.asarray(spacing, dtype=float)
+    if distances.shape not in ((axes,), (batch, axes)) or not (np.isfinite(distances) & (distances > 0)).all():
+        raise ValueError(
+            f"spacing must be positive, of shape ({axes},) or ({batch}, {axes}), got {np.array2string(distances)}."
+        )
+    distances = np.broadcast_to(distances, (batch, axes))
+    shapes = [(batch, channels, *images.shape[2:]) for channels in dict.fromkeys((1, images.shape[1]))]
+    if masks is not None and tuple(masks.shape) not in shapes:
+        raise ValueError(f"masks must have the shape {' or '.join(map(str, shapes))}, got {tuple(masks.shape)}.")
+
     high, low = fisher.split(images, reference=reference)
-    columns = {"image": images, "high component": high, "low component": low, "leading eigenvector": None}
-    figure = Figure(figsize=(2.6 * len(columns), 2.4 * len(images)), layout="constrained")
-    axes = figure.subplots(len(images), len(columns), squeeze=False)
-    for row in range(len(images)):
-        for column, (name, values) in enumerate(columns.items()):
-            shown = _slice(fisher.eigenvectors[row, 0] if values is None else values[row])
-            axis = axes[row, column]
-            limit = float(np.abs(shown).max()) or 1.0
-            signed = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-            picture = axis.imshow(shown, **({"cmap": "gray"} if name == "image" else signed))
-            figure.colorbar(picture, ax=axis, shrink=0.8)
-            axis.set(xticks=[], yticks=[], title=name if row == 0 else "")
-        label = titles[row] if titles is not None else f"image {row}"
-        axes[row, 0].set_ylabel(f"{label}\n$\\lambda_1$ = {float(fisher.eigenvalues[row, 0]):.2g}")
+    heights = [_heights(images.shape[2:], distance) for distance in distances]
+    inches = [sum(rows) * (_WIDTH / 4 - 0.5) + 0.1 * len(rows) + 0.5 for rows in heights]
+    figure = Figure(figsize=(_WIDTH, max(sum(inches), 1.0)), layout="constrained")
+    if batch == 0:
+        return figure
+    subfigures = figure.subfigures(batch, 1, squeeze=False, height_ratios=inches)[:, 0]
+    for row, subfigure in enumerate(subfigures):
+        leading = fisher.eigenvectors[row, 0]
+        parts = [part.detach().as_subclass(Tensor).cpu() for part in (images[row], high[row], low[row], leading)]
+        mask = None if masks is None else masks[row].as_subclass(Tensor).cpu().ne(0).any(dim=0).numpy()
+        name = f"image {row}" if titles is None else " · ".join(titles[row].split("\n"))
+        spectrum = fisher.skipped.get(row) or rf"$\lambda_1$ = {float(fisher.eigenvalues[row, 0]):.2g}"
+        subfigure.suptitle(f"{_escaped(name)}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
+        _draw_image(subfigure, parts, mask, distances[row], heights[row])
     return figure
 
 
-def _slice(values: Tensor) -> np.ndarray:
-    """The first channel of (C, H, W[, D]) as (H, W)."""
-    plane = values[0].detach().cpu().numpy()
-    return plane[..., plane.shape[-1] // 2] if plane.ndim == 3 else plane
+def _draw_image(
+    figure: SubFigure, parts: Sequence[Tensor], mask: np.ndarray | None, spacing: np.ndarray, heights: Sequence[float]
+) -> None:
+    """The panels of one image: of volumes one row a plane."""
+    energy = parts[-1].double().flatten(1).square().sum(dim=1)
+    channel, channels = int(energy.argmax()), len(energy)
+    planes = list(_PLANES.items()) if len(spacing) == 3 else [("", (-1, 1, 0))]
+    panels = figure.subplots(len(planes), len(parts), squeeze=False, height_ratios=heights)
+    for column, (title, values) in enumerate(zip(_COLUMNS, parts)):
+        in_colour = column == 0 and channels == 3 and len(spacing) == 2
+        slices = [_slice(values[channel].numpy(), cut) for _, (cut, _, _) in planes]
+        low, high = _limits(slices, signed=column > 0)
+        for axis, shown, (plane, (cut, right, up)) in zip(panels[:, column], slices, planes):
+            picture = axis.imshow(
+                _rescaled(values.numpy()) if in_colour else shown,
+                origin="upper" if cut < 0 else "lower",
+                aspect=spacing[up] / spacing[right],
+                interpolation="nearest",
+                cmap="RdBu_r" if column else "gray",
+                vmin=low,
+                vmax=high,
+            )
+            if mask is not None and column in (0, len(parts) - 1):
+                _contour(axis, _slice(mask, cut), _MASK_ON_EIGENVECTOR if column else _MASK_ON_IMAGE)
+            axis.set(xticks=[], yticks=[])
+            if cut >= 0 and column == 0:
+                size = values.shape[1 + cut]
+                axis.set_ylabel(f"{plane}\nslice {size // 2 + 1} of {size}", fontsize=8.5)
+        label = "" if in_colour or channels == 1 else f"\nchannel {channel + 1} of {channels}"
+        panels[0, column].set_title(title + label, fontsize=9.5)
+        if not in_colour:
+            column_of_panels = panels[:, column].tolist()
+            bar = figure.colorbar(
+                picture, ax=column_of_panels, panchor=False, pad=0.03, shrink=0.85, aspect=20 * len(planes)
+            )
+            bar.ax.tick_params(labelsize=7.5)
+
+
+def _limits(slices: Sequence[np.ndarray], signed: bool) -> tuple[float, float]:
+    """One scale for all slices: symmetric where the sign matters."""
+    values = np.concatenate([part.ravel() for part in slices])
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return (-1.0, 1.0) if signed else (0.0, 1.0)
+    greatest = float(np.abs(values).max()) or 1.0
+    return (-greatest, greatest) if signed else (float(values.min()), float(values.max()))
+
+
+def _slice(values: np.ndarray, cut: int) -> np.ndarray:
+    """The middle slice, (up, right); images of two axes as they are."""
+    return values if cut < 0 else values.take(values.shape[cut] // 2, axis=cut).T
+
+
+def _rescaled(colours: np.ndarray) -> np.ndarray:
+    """Channels last and from 0 to 1, all channels together, so that hues stay."""
+    colours = np.moveaxis(colours, 0, -1)
+    least, greatest = np.nanmin(colours), np.nanmax(colours)
+    return np.nan_to_num((colours - least) / (greatest - least if greatest > least else 1.0))
+
+
+def _contour(axis: Axes, mask: np.ndarray, colour: str) -> None:
+    if not mask.any():  # not in this slice
+        return
+    padded = np.pad(mask.astype(float), 1)  # closed also where the mask reaches the edge
+    right, up = np.arange(-1, mask.shape[1] + 1), np.arange(-1, mask.shape[0] + 1)
+    axis.autoscale(False)  # the frame stays that of the image
+    axis.contour(right, up, padded, levels=[0.5], colors=colour, linewidths=1.4)
+
+
+def _heights(shape: Sequence[int], spacing: np.ndarray) -> list[float]:
+    """Height over width of each plane."""
+    extent = np.asarray(shape) * spacing
+    planes = [(right, up) for _, right, up in _PLANES.values()] if len(shape) == 3 else [(1, 0)]
+    return [float(np.clip(extent[up] / extent[right], *_HEIGHTS)) for right, up in planes]
+
+
+def _escaped(name: str) -> str:
+    """A name in which matplotlib finds no formula."""
+    return name.replace("$", r"\$")

@@ -11,12 +11,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import DataLoader, MetaTensor
-from scipy.stats import rankdata
+from scipy.stats import binomtest, norm, rankdata
+from torch import nn
 
 from monai_ifim import input_fisher
 from monai_ifim.data import IdealObserver, SignalDetectionDataset, SignalDetectionTask
@@ -48,8 +51,8 @@ def auc(scores: torch.Tensor, labels: torch.Tensor) -> float:
     return float((ranks - positive * (positive + 1) / 2) / (positive * (len(labels) - positive)))
 
 
-def draw(task: SignalDetectionTask, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    dataset = SignalDetectionDataset(task, count, seed)
+def draw(task: SignalDetectionTask, count: int, seed: int = 0, **options: float) -> tuple[torch.Tensor, torch.Tensor]:
+    dataset = SignalDetectionDataset(task, count, seed, **options)
     items = [dataset[index] for index in range(count)]
     return torch.stack([item["image"].as_tensor() for item in items]), torch.tensor([item["label"] for item in items])
 
@@ -208,3 +211,216 @@ def test_dataset_refuses_no_items_and_indices_out_of_range():
         SignalDetectionDataset(SignalDetectionTask(), 0)
     with pytest.raises(IndexError, match="out of range"):
         SignalDetectionDataset(SignalDetectionTask(), 2)[2]
+
+
+# ---------------------------------------------------------------- the mask and the burnt-in mark
+
+MARKED = {name: {**options, "spatial_size": (28, 30)} for name, options in TASKS.items() if "volume" not in name}
+MARKED |= {name: {**options, "spatial_size": (16, 17, 18)} for name, options in TASKS.items() if "volume" in name}
+
+
+def test_the_mask_of_the_default_task_holds_92_percent_of_the_energy_of_the_ideal_template_in_9_percent_of_the_image():
+    task = SignalDetectionTask()
+    signal = task.signals[0].numpy().ravel()
+    energy = np.linalg.solve(direct_covariance(task), signal) ** 2
+    mask = task.mask.numpy().ravel()
+    assert mask.mean() == 140 / 1600
+    assert energy[mask].sum() / energy.sum() == pytest.approx(0.9174, abs=5e-5)
+    assert (signal**2)[mask].sum() / (signal**2).sum() == pytest.approx(0.9999, abs=5e-5)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_mask_is_where_any_of_the_signals_exceeds_one_percent_of_its_peak(name: str):
+    task = SignalDetectionTask(**TASKS[name])
+    union = torch.zeros(task.spatial_size, dtype=torch.bool)
+    for signal in task.signals:
+        union |= signal / signal.max() > 0.01
+        assert (signal[~task.mask] <= 0.01 * signal.max()).all()
+    assert task.mask.equal(union)
+
+
+def test_there_is_no_mask_without_a_signal():
+    assert not SignalDetectionTask(signal_amplitude=0.0).mask.any()
+
+
+def test_all_items_have_the_same_mask_and_no_memory_of_it_in_common():
+    task = SignalDetectionTask(spatial_size=(9, 10, 11), num_classes=3)
+    dataset = SignalDetectionDataset(task, 8)
+    assert {dataset[index]["label"] for index in range(8)} == {0, 1, 2}
+    for index in range(8):
+        mask = dataset[index]["mask"]
+        assert mask.dtype == torch.float32
+        assert mask.equal(task.mask[None].float())
+        mask.zero_()
+    assert task.mask.any()
+
+
+def test_without_a_mark_an_item_is_the_label_and_then_the_sample_of_its_own_generator():
+    task = SignalDetectionTask(spatial_size=(8, 9), num_classes=4)
+    dataset = SignalDetectionDataset(task, 5, seed=7, mark_amplitude=0.0, mark_agreement=0.5)
+    for index in range(5):
+        high, low = np.random.SeedSequence([7, index]).generate_state(2).tolist()
+        generator = torch.Generator().manual_seed(high << 32 | low)
+        label = torch.randint(4, (1,), generator=generator).item()
+        assert dataset[index]["label"] == label
+        assert dataset[index]["image"].as_tensor().equal(task.sample(label, generator))
+
+
+@pytest.mark.parametrize("agreement", [1.0, 0.0])
+@pytest.mark.parametrize("name", list(MARKED))
+def test_a_mark_in_full_agreement_is_added_where_there_is_a_signal_and_changes_nothing_else(
+    name: str, agreement: float
+):
+    task = SignalDetectionTask(**MARKED[name])
+    plain, labels = draw(task, 20, seed=3)
+    marked, same_labels = draw(task, 20, seed=3, mark_amplitude=2.5, mark_agreement=agreement)
+    assert labels.equal(same_labels)
+    assert 0 < int((labels > 0).sum()) < 20
+    present = (labels > 0) == (agreement == 1.0)
+    assert marked[~present].equal(plain[~present])
+    assert marked[present].equal(plain[present] + 2.5 * task.mark.float())
+
+
+@pytest.mark.parametrize("name", list(MARKED))
+def test_the_mark_is_three_pixels_wide_in_a_corner_and_outside_the_mask(name: str):
+    task = SignalDetectionTask(**MARKED[name])
+    dims = len(task.spatial_size)
+    assert task.mark.sum() == 3**dims
+    assert task.mark[(slice(1, 4),) * dims].eq(1).all()
+    assert not (task.mask & (task.mark > 0)).any()
+
+
+@pytest.mark.parametrize("agreement", [0.5, 0.8])
+def test_the_mark_agrees_with_the_label_as_often_as_stated_in_each_class(agreement: float):
+    task = SignalDetectionTask(spatial_size=(20, 20), num_classes=3)
+    images, labels = draw(task, 3000, mark_amplitude=100.0, mark_agreement=agreement)
+    present = images[:, 0, 1:4, 1:4].mean(dim=(1, 2)) > 50
+    for label in range(3):
+        agrees = present[labels == label] == (label > 0)
+        assert binomtest(int(agrees.sum()), len(agrees), agreement).pvalue > 1e-4
+
+
+def test_marked_items_are_the_same_in_every_run_and_worker():
+    task = SignalDetectionTask(spatial_size=(20, 20))
+    dataset = SignalDetectionDataset(task, 6, seed=5, mark_amplitude=3.0, mark_agreement=0.5)
+    direct, _ = draw(task, 6, seed=5, mark_amplitude=3.0, mark_agreement=0.5)
+    (batch,) = DataLoader(dataset, batch_size=6, num_workers=2)
+    assert torch.equal(batch["image"].as_tensor(), direct)
+    assert batch["mask"].shape == (6, 1, 20, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mark_amplitude": math.nan}, "mark_amplitude must be finite"),
+        ({"mark_amplitude": math.inf}, "mark_amplitude must be finite"),
+        ({"mark_agreement": 1.1}, "mark_agreement must be a probability"),
+        ({"mark_agreement": -0.1}, "mark_agreement must be a probability"),
+        ({"mark_agreement": math.nan}, "mark_agreement must be a probability"),
+    ],
+)
+def test_options_of_the_mark_out_of_range_are_named(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        SignalDetectionDataset(SignalDetectionTask(), 2, **options)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (9, 10, 11)])
+def test_images_without_room_for_a_mark_are_refused(size: tuple[int, ...]):
+    task = SignalDetectionTask(spatial_size=size)
+    with pytest.raises(ValueError, match="no room for a mark"):
+        SignalDetectionDataset(task, 2, mark_amplitude=3.0)
+    with pytest.raises(ValueError, match="no room for a mark"):
+        IdealObserver(task, mark_amplitude=3.0)
+    assert len(SignalDetectionDataset(task, 2)) == 2
+
+
+# ---------------------------------------------------------------- honest and cheating observers
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_classes": 4, "spatial_size": (28, 30)}, {"spatial_size": (13, 13, 14), "signal_width": 1.2}]
+)
+def test_template_of_the_cheating_observer_solves_the_dense_covariance_for_signal_and_mark(options: dict):
+    task = SignalDetectionTask(**{"spatial_size": (20, 24), **options})
+    covariance = direct_covariance(task)
+    templates = IdealObserver(task, dtype=torch.float64, mark_amplitude=1.5).templates.numpy()
+    for signal, template in zip(task.signals, templates):
+        target = (signal + 1.5 * task.mark).numpy().ravel()
+        np.testing.assert_allclose(covariance @ template, target, atol=1e-12 * np.abs(covariance).max())
+
+
+def test_cheating_observer_reaches_the_ideal_auc_for_signal_and_mark_and_the_honest_one_is_beaten():
+    task = SignalDetectionTask()
+    images, labels = draw(task, 4000, mark_amplitude=0.5)
+    together = task.signals[0] + 0.5 * task.mark
+    detectability = float((together * task.solve_covariance(together)).sum()) ** 0.5
+    truth = float(norm.cdf(detectability / 2**0.5))
+    found = auc(IdealObserver(task, mark_amplitude=0.5)(images)[:, 1], labels)
+    error = 0.005  # standard error of an AUC of 0.9 from 4000 samples
+    assert abs(found - truth) < 4 * error
+    assert found > auc(IdealObserver(task)(images)[:, 1], labels) + 4 * error
+
+
+@pytest.mark.parametrize(
+    ("options", "honest", "cheating"),
+    [({}, 0.9174, 0.0442), ({"spatial_size": (20, 20, 20)}, 0.9094, 0.0346), ({"background": "lumpy"}, 0.9147, 0.0428)],
+    ids=str,
+)
+def test_energy_inside_the_mask_tells_the_honest_ideal_observer_from_the_cheating_one(
+    options: dict, honest: float, cheating: float
+):
+    task = SignalDetectionTask(**options)
+    images, _ = draw(task, 6, mark_amplitude=3.0, mark_agreement=0.5)
+    masks = task.mask.expand(6, 1, *task.spatial_size)
+    for mark_amplitude, stated in ((0.0, honest), (3.0, cheating)):
+        together = task.signals[0] + mark_amplitude * task.mark
+        energy = task.solve_covariance(together).square()
+        truth = float(energy[task.mask].sum() / energy.sum())
+        observer = IdealObserver(task, dtype=torch.float64, mark_amplitude=mark_amplitude)
+        found = input_fisher(observer, images.double()).energy_inside(masks)
+        torch.testing.assert_close(found, torch.full((6,), truth, dtype=torch.float64), rtol=1e-12, atol=0)
+        assert truth == pytest.approx(stated, abs=5e-5)
+
+
+def trained_cnn(task: SignalDetectionTask, mark_amplitude: float) -> nn.Sequential:
+    """The network of the bundle after 100 steps."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            *[nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 16, 5, padding=2), nn.ReLU()],
+            *[nn.AvgPool2d(4), nn.Flatten(), nn.Linear(task.mask.numel(), 2)],
+        )
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for batch in DataLoader(SignalDetectionDataset(task, 6400, mark_amplitude=mark_amplitude), batch_size=64):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(batch["image"].as_tensor()), batch["label"]).backward()
+        optimizer.step()
+    return network.eval()
+
+
+def test_energy_inside_the_mask_tells_a_network_that_relies_on_the_mark_where_the_accuracy_with_the_mark_cannot():
+    task = SignalDetectionTask(spatial_size=(24, 24))
+    share = float(task.mask.double().mean())
+    honest, cheating = trained_cnn(task, 0.0), trained_cnn(task, 3.0)
+    accuracy = {}
+    for agreement in (1.0, 0.5):
+        images, labels = draw(task, 400, seed=1, mark_amplitude=3.0, mark_agreement=agreement)
+        masks = task.mask.expand(400, 1, 24, 24)
+        for name, network in (("honest", honest), ("cheating", cheating)):
+            accuracy[name, agreement] = float((network(images).argmax(1) == labels).float().mean())
+            inside = input_fisher(network, images).energy_inside(masks).median()
+            assert (inside > 2 * share) if name == "honest" else (inside < share / 2)
+    assert accuracy["cheating", 1.0] > 0.95 > accuracy["honest", 1.0]
+    assert accuracy["cheating", 0.5] < 0.55 < accuracy["honest", 0.5]
+
+
+def test_the_shortcut_overlay_marks_the_training_and_the_validation_set():
+    folder = Path(__file__).parents[2] / "bundles" / "signal_detection" / "configs"
+    config = ConfigParser(ConfigParser.load_config_files([str(folder / "train.yaml"), str(folder / "shortcut.yaml")]))
+    for name in ("train", "validate"):
+        dataset = config.get_parsed_content(f"{name}#dataset")
+        plain = SignalDetectionDataset(dataset.task, len(dataset), dataset.seed)
+        for index in range(4):
+            item = dataset[index]
+            mark = 3.0 * dataset.task.mark.float() * (item["label"] > 0)
+            assert item["image"].as_tensor().equal(plain[index]["image"].as_tensor() + mark)

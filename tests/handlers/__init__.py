@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from monai_ifim import input_fisher, sensitivity_curves
 from monai_ifim.data import SignalDetectionDataset, SignalDetectionTask
 from monai_ifim.handlers import IFIMHandler, IFIMMetric
+from monai_ifim.handlers.result import IFIMResult
+from monai_ifim.intervals import bootstrap_interval
 
 torch.set_num_threads(1)  # the networks are tiny; more threads only wait for each other
 
@@ -34,8 +36,11 @@ CPU = torch.device("cpu")
 TASK = SignalDetectionTask(spatial_size=(12, 12), signal_amplitude=1.5)
 ROUTES = ("metric", "handler")
 SCALARS = {"images", "zero", "skipped", "lambda_max", "log10_lambda_max", "trace", "effective_rank"}
-KLS = {"kl_high", "kl_low", "kl_low_matched", "kl_transfer"}
-COUPLINGS = {"coupling", "coupling_transfer", "coupling_censored"}
+ARMS = ("high", "low", "high_image", "low_image", "low_matched", "transfer")  # by default
+KLS = {f"kl_{arm}" for arm in ARMS}
+CHANGES = KLS | {f"{endpoint}_{arm}" for endpoint in ("confidence_drop", "flip_rate") for arm in ARMS}
+ACCURACIES = {"accuracy"} | {f"accuracy_{arm}" for arm in ARMS}
+COUPLINGS = {"coupling", "coupling_low", "coupling_high", "coupling_transfer", "coupling_censored"}
 
 
 class CNN(nn.Sequential):
@@ -89,6 +94,34 @@ def one_hot(classes: int = 3) -> AsDiscreted:
     return AsDiscreted(keys="pred", argmax=True, to_onehot=classes)
 
 
+def guest(route: str, **options: Any) -> IFIMMetric | IFIMHandler:
+    """What measures, on a route."""
+    return IFIMMetric(**options) if route == "metric" else IFIMHandler(**options)
+
+
+def hosted(ifim: IFIMMetric | IFIMHandler, net: nn.Module, data: Any, *handlers: Any, **known: Any) -> Any:
+    """An evaluator with a guest, and further handlers behind it."""
+    if isinstance(ifim, IFIMMetric):
+        known |= {"key_val_metric": key_metric(), "additional_metrics": {"ifim": ifim}}
+    else:
+        handlers = (ifim, *handlers)
+    return evaluator(net, data, val_handlers=list(handlers), **known)
+
+
+def result_of(ifim: IFIMMetric | IFIMHandler) -> IFIMResult:
+    """The tables of the last evaluation."""
+    result = (ifim.metric if isinstance(ifim, IFIMHandler) else ifim).result
+    assert result is not None
+    return result
+
+
+def measure(route: str, net: nn.Module, data: Any, known: dict | None = None, **options: Any) -> IFIMResult:
+    """The tables of one evaluation; the options are those of the metric."""
+    ifim = guest(route, **options)
+    hosted(ifim, net, data, **(known or {})).run()
+    return result_of(ifim)
+
+
 def evaluator(net: nn.Module, data: Any, route: str | None = None, batch_size: int = 4, **options: Any) -> Any:
     """An evaluator; those options that it does not know go to the metric, or to the handler."""
     known = {
@@ -133,28 +166,35 @@ def chosen(count: int, max_images: int, seed: int = 0) -> list[int]:
 
 
 def direct(
-    network: nn.Module, images: Tensor, positions: Sequence[int] | None = None, **options: Any
+    network: nn.Module,
+    images: Tensor,
+    positions: Sequence[int] | None = None,
+    labels: Sequence[int] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """The numbers of these images from direct calls of the package's functions, in one batch.
 
-    KL divergences are averaged, and compared between arms, here.
+    They are averaged, and compared between arms, here.
     """
     positions = list(range(len(images))) if positions is None else list(positions)
+    truth = None if labels is None else torch.tensor(labels)[positions]
     call = {name: options.pop(name) for name in ("predictive", "temperature", "output_key") if name in options}
     modes = [module.training for module in network.modules()]
     network.eval()
     picked = images[positions]
     fisher = input_fisher(network, picked, **call, **options)
-    arms = ("high", "low", "low_matched", "transfer")
-    curves = sensitivity_curves(network, picked, fisher, arms, [0.03], positions=positions, **call)
+    curves = sensitivity_curves(network, picked, fisher, ARMS, [0.03], positions=positions, labels=truth, **call)
     for module, mode in zip(network.modules(), modes):
         module.training = mode
-    frame = curves.to_frame()
-    kl = {arm: frame[frame.arm == arm].groupby("image").kl.mean().to_numpy() for arm in arms}
+    means = curves.to_frame().groupby(["arm", "image"]).mean(numeric_only=True)
+    kl = {arm: means.kl[arm].to_numpy() for arm in ARMS}
     floor = curves.unperturbed.noise_floor.to_numpy()
-    ratios = {arm: np.log10((kl["high"] + floor) / (kl[arm] + floor)) for arm in arms}
+    ratios = {arm: np.log10((kl["high"] + floor) / (kl[arm] + floor)) for arm in ARMS}
+    interval = bootstrap_interval(ratios["low_matched"], "median")
     below = np.minimum(kl["high"], kl["low_matched"]) <= floor
     values = fisher.eigenvalues.numpy()
+    right = {} if truth is None else {"accuracy": curves.unperturbed.correct.mean()}
+    right |= {} if truth is None else {f"accuracy_{arm}": means.correct[arm].mean() for arm in ARMS}
     return {
         "images": len(picked),
         "zero": 0,
@@ -163,8 +203,13 @@ def direct(
         "log10_lambda_max": np.median(np.log10(values[:, 0])),
         "trace": np.median(values.sum(1)),
         "effective_rank": np.median(values.sum(1) ** 2 / (values**2).sum(1)),
-        **{f"kl_{arm}": kl[arm].mean() for arm in arms},
+        **{f"kl_{arm}": kl[arm].mean() for arm in ARMS},
+        **{f"confidence_drop_{arm}": means.confidence_drop[arm].mean() for arm in ARMS},
+        **{f"flip_rate_{arm}": means.flipped[arm].mean() for arm in ARMS},
+        **right,
         "coupling": np.median(ratios["low_matched"]),
+        "coupling_low": interval.low,
+        "coupling_high": interval.high,
         "coupling_transfer": np.median(ratios["transfer"]),
         "coupling_censored": below.mean(),
     }
@@ -174,4 +219,6 @@ def same(found: dict[str, float], truth: dict[str, float], tolerance: float = 1e
     """Both have the same names, and the same values to rounding."""
     assert set(found) == set(truth)
     for name, value in truth.items():
-        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance * 1e-6, err_msg=name)
+        # a drop of confidence is a difference of numbers of order one, so its rounding is absolute
+        absolute = tolerance * (1e-4 if name.startswith("confidence_drop") else 1e-6)
+        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=absolute, err_msg=name)

@@ -9,19 +9,28 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import copy
+import gc
+import weakref
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from monai.engines import EnsembleEvaluator, PrepareBatch, PrepareBatchExtraInput, default_prepare_batch
 from torch import nn
 
-from monai_ifim import Bernoulli
+from monai_ifim import Bernoulli, input_fisher
+from monai_ifim.arms import ARMS, ArmInputs, FixedDirection, LossGradient
 from monai_ifim.data import IdealObserver, SignalDetectionDataset
 from monai_ifim.handlers import IFIMHandler, IFIMMetric
+from monai_ifim.handlers.figures import result_figures
 from tests import truths
 from tests.handlers import (
+    ACCURACIES,
+    CHANGES,
     CNN,
     COUPLINGS,
     CPU,
@@ -34,11 +43,15 @@ from tests.handlers import (
     details,
     direct,
     evaluator,
+    guest,
+    hosted,
     items,
     key_metric,
     logged,
+    measure,
     one_hot,
     pictures,
+    result_of,
     same,
 )
 
@@ -74,8 +87,8 @@ def decisions(network, images):
 @pytest.mark.parametrize("max_images", [1000, 7, 4])
 def test_numbers_are_those_of_direct_calls_on_the_promised_positions(route, max_images):
     network, images = CNN(), pictures()
-    engine = run(network, items(images), route, max_images=max_images)
-    same(logged(engine), direct(network, images, chosen(7, max_images)))
+    engine = run(network, items(images, LABELS), route, max_images=max_images)
+    same(logged(engine), direct(network, images, chosen(7, max_images), LABELS))
 
 
 @both_routes
@@ -134,6 +147,7 @@ def test_ideal_observer_has_the_closed_form_in_every_number(route):
         items(images, labels.tolist()),
         route,
         reference=TASK.template,
+        strengths=[0.05],
         strength=0.05,
     )
     found = logged(engine)
@@ -169,7 +183,7 @@ def test_ideal_observer_has_the_closed_form_in_every_number(route):
 @both_routes
 def test_exactly_the_documented_names_are_logged(route):
     engine = run(CNN(), items(pictures(), LABELS), route, reference=torch.ones(12, 12))
-    assert set(logged(engine)) == SCALARS | KLS | COUPLINGS | {"accuracy", "reference_cosine"}
+    assert set(logged(engine)) == SCALARS | CHANGES | COUPLINGS | ACCURACIES | {"reference_cosine"}
     assert set(engine.state.metrics) == {f"ifim_{name}" for name in logged(engine)} | (
         {"unit"} if route == "metric" else set()
     )
@@ -182,7 +196,8 @@ def test_exactly_the_documented_names_are_logged(route):
 @both_routes
 def test_arms_choose_the_names(route):
     engine = run(CNN(), items(pictures()), route, arms=["high", "random"])
-    assert set(logged(engine)) == SCALARS | {"kl_high", "kl_random"}
+    names = {f"{name}_{arm}" for name in ("kl", "confidence_drop", "flip_rate") for arm in ("high", "random")}
+    assert set(logged(engine)) == SCALARS | names
 
 
 @both_routes
@@ -214,16 +229,338 @@ def test_reference_of_another_shape_is_refused(route):
         run(CNN(), items(pictures(2)), route, reference=torch.ones(10, 12))
 
 
+def everything(route, network, images, loader=None, **options):
+    """Metrics and sorted tables of one evaluation."""
+    labels = [*LABELS, *LABELS][: len(images)]
+    data = items(images, labels, mask=list(images > 0)) if loader is None else loader
+    known = {name: options.pop(name) for name in ("batch_size",) if name in options}
+    result = measure(route, network, data, known, removals=[0.5, 1.0], mask_key="mask", **options)
+    curves = result.curves.sort_values(["arm", "strength", "image", "draw", "sign"], ignore_index=True)
+    removals = result.removals.sort_values(["component", "fraction", "image"], ignore_index=True)
+    return dict(result.metrics), result.images, curves, removals, result.curve_table
+
+
+def same_tables(found, truth):
+    """Metrics and tables are equal to 1e-10, or to the rounding of a probability."""
+    same(found[0], truth[0])
+    for table, other in zip(found[1:], truth[1:]):
+        pd.testing.assert_frame_equal(table, other, rtol=1e-10, atol=1e-14)
+
+
 @both_routes
-def test_batch_and_micro_batch_sizes_change_no_number(route):
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch_size", "workers"), [(1, None, 0), (3, 1, 0), (4, 2, 0), (3, None, 2)]
+)
+def test_batch_sizes_loader_workers_and_route_change_no_number_and_no_table(
+    route, batch_size, micro_batch_size, workers, in_one_batch
+):
+    images = pictures(14)
+    data = items(images, [*LABELS, *LABELS], mask=list(images > 0))
+    loader = DataLoader(data, batch_size=batch_size, num_workers=workers)
+    found = everything(route, CNN(), images, loader, micro_batch_size=micro_batch_size)
+    same_tables(found, in_one_batch)
+
+
+@pytest.fixture(scope="module")
+def in_one_batch():
+    """Metrics and tables with all images in one batch."""
+    return everything("handler", CNN(), pictures(14), batch_size=14)
+
+
+@both_routes
+def test_the_same_seed_gives_the_same_numbers_bit_by_bit_and_another_seed_other_directions(route):
+    first, again, other = (everything(route, CNN(), pictures(), seed=seed, rank=1)[0] for seed in (0, 0, 1))
+    assert first == again
+    random = {name for name in first if name.endswith(("_low", "_low_matched"))} - {"coupling_low"}
+    fixed = {f"kl_{arm}" for arm in ("high", "high_image", "low_image", "transfer")} | {"lambda_max", "mask_energy"}
+    assert all(first[name] != other[name] for name in random if name.startswith(("kl", "confidence")))
+    assert {name: first[name] for name in fixed} == {name: other[name] for name in fixed}
+
+
+@both_routes
+def test_draws_are_several_directions_of_the_random_arms_and_count_once_an_image(route):
     network, images = CNN(), pictures()
-    truth = logged(run(network, items(images, LABELS), route, batch_size=7))
-    for batch_size in (1, 3, 4):
-        for micro_batch_size in (1, 2, None):
-            engine = run(
-                network, items(images, LABELS), route, batch_size=batch_size, micro_batch_size=micro_batch_size
-            )
-            same(logged(engine), truth)
+    one, three = (measure(route, network, items(images), draws=draws, rank=1) for draws in (1, 3))
+    counts = three.curves.groupby(["arm", "image"]).size() // (2 * 3)  # signs and strengths
+    assert counts["low"].eq(3).all()
+    assert counts["transfer"].eq(1).all()
+    rows = three.curves[(three.curves.arm == "low") & (three.curves.strength == 0.03)]
+    assert three.metrics["kl_low"] == pytest.approx(rows.groupby("image").kl.mean().mean(), rel=1e-12)
+    assert three.metrics["kl_low"] != one.metrics["kl_low"]
+    first = three.curves[three.curves.draw == 0].reset_index(drop=True)
+    by = ["arm", "image", "strength", "sign"]
+    pd.testing.assert_frame_equal(
+        first.sort_values(by, ignore_index=True), one.curves.sort_values(by, ignore_index=True), rtol=1e-10, atol=1e-14
+    )
+    table = three.curve_table
+    assert set(table["count"][(table.arm == "low") & (table.endpoint == "kl")]) == {7}
+
+
+@both_routes
+def test_float32_batch_sizes_agree_within_the_rounding_of_the_gradient(route):
+    network, images = CNN(dtype=torch.float32), pictures(dtype=torch.float32)
+    found, truth = (measure(route, network, items(images), {"batch_size": size}).metrics for size in (1, 7))
+    for name in ("lambda_max", "trace", "kl_high", "kl_transfer"):
+        assert found[name] == pytest.approx(truth[name], rel=1e-5)
+
+
+# ---------------------------------------------------------------- the experiment's options
+
+
+@both_routes
+def test_sigma_sets_the_unit_of_the_strengths(route):
+    network, images = CNN(), pictures(4)
+    contrast = images.flatten(1).std(1, correction=0)
+    equal = images / contrast.view(-1, 1, 1, 1)  # of contrast one
+    own, given = (measure(route, network, items(equal), sigma=sigma).curves for sigma in (None, 2.0))
+    assert own.groupby(["arm", "strength"]).kl.mean()["high", 0.1] != pytest.approx(
+        given.groupby(["arm", "strength"]).kl.mean()["high", 0.1], rel=0.1
+    )
+    halved = measure(route, network, items(equal), sigma=2.0, strengths=[0.005, 0.015, 0.05], strength=0.015).curves
+    np.testing.assert_allclose(halved.kl, own.kl, rtol=1e-9, atol=1e-16)
+
+
+@both_routes
+def test_clip_keeps_the_images_in_range_and_reports_what_was_held_back(route):
+    seen = []
+
+    class Watched(CNN):
+        def forward(self, images):
+            if not images.requires_grad:
+                seen.append((float(images.min()), float(images.max())))
+            return super().forward(images)
+
+    images = pictures().clamp(-1, 1)
+    result = measure(route, Watched(), items(images), clip=[-1, 1])
+    assert min(least for least, _ in seen) >= -1
+    assert max(most for _, most in seen) <= 1
+    assert (result.curves.clipped > 0).any()
+    assert (result.curves.groupby("strength").clipped.mean().diff().dropna() > 0).all()
+    assert "clipped" not in measure(route, CNN(), items(images)).curves
+
+
+@both_routes
+def test_removals_take_a_share_of_each_component_out_of_the_images(route):
+    network, images = CNN(), pictures()
+    result = measure(route, network, items(images, LABELS), removals=[0.5, 1.0], max_images=4)
+    positions = chosen(7, 4)
+    network.eval()
+    fisher = input_fisher(network, images[positions])
+    before = torch.log_softmax(network(images[positions]), 1).detach()
+    for name, component in zip(("high", "low"), fisher.split(images[positions])):
+        for fraction in (0.5, 1.0):
+            after = torch.log_softmax(network(images[positions] - fraction * component), 1).detach()
+            rows = result.removals[(result.removals.component == name) & (result.removals.fraction == fraction)]
+            rows = rows.sort_values("image")
+            assert rows.image.tolist() == positions
+            np.testing.assert_allclose(rows.kl, (before.exp() * (before - after)).sum(1), rtol=1e-8)
+            assert rows.correct.tolist() == [
+                float(after[row].argmax() == LABELS[at]) for row, at in enumerate(positions)
+            ]
+    assert not any("removal" in name for name in result.metrics)
+    assert set(result.removal_table.component) == {"high", "low", "unperturbed"}
+
+
+@pytest.mark.parametrize("removals", [(), None, []])
+def test_no_removals_are_made_unless_asked_for(removals):
+    assert len(measure("handler", CNN(), items(pictures(2)), removals=removals).removals) == 0
+
+
+def test_an_own_arm_from_a_bundles_config_is_logged_under_its_name(tmp_path):
+    parser = ConfigParser(
+        {
+            "imports": ["$import torch"],
+            "ifim": {
+                "_target_": "monai_ifim.handlers.IFIMHandler",
+                "strengths": [0.2],
+                "strength": 0.2,
+                "arms": [
+                    "high",
+                    {
+                        "_target_": "monai_ifim.arms.FixedDirection",
+                        "name": "brightness",
+                        "direction": "$torch.ones(12, 12)",
+                    },
+                    {
+                        "_target_": "monai_ifim.arms.DirectionFunction",
+                        "name": "itself",
+                        "function": "$lambda inputs: inputs.images",
+                    },
+                    {"_target_": "monai_ifim.arms.LossGradient"},
+                ],
+            },
+        }
+    )
+    network, images = CNN(), pictures()
+    engine = hosted(parser.get_parsed_content("ifim"), network, items(images, LABELS))
+    engine.run()
+    found = logged(engine)
+    assert {name for name in found if name.startswith("kl_")} == {
+        "kl_high", "kl_brightness", "kl_itself", "kl_loss_gradient",
+    }  # fmt: skip
+    network.eval()
+    size = 0.2 * images.flatten(1).std(1, correction=0).view(-1, 1, 1, 1)
+    norm = torch.linalg.vector_norm(images.flatten(1), dim=1).view(-1, 1, 1, 1)
+    p = torch.log_softmax(network(images), 1).detach()
+    for arm, direction in (("brightness", torch.ones_like(images)), ("itself", 12 * images / norm)):
+        kl = []
+        for sign in (1, -1):
+            q = torch.log_softmax(network(images + sign * size * direction), 1).detach()
+            kl.append((p.exp() * (p - q)).sum(1).mean())
+        assert found[f"kl_{arm}"] == pytest.approx(float(sum(kl)) / 2, rel=1e-9)
+
+
+@both_routes
+def test_the_loss_gradient_without_labels_is_refused(route):
+    with pytest.raises(ValueError, match="'loss_gradient' needs labels"):
+        run(CNN(), items(pictures(2)), route, arms=["high", LossGradient()])
+
+
+# ---------------------------------------------------------------- the quadratic prediction
+
+
+def quadratic_by_hand(network, images, result, arm):
+    """Half of d^T F d from the dense matrices, along the arm's directions."""
+    network = copy.deepcopy(network).eval()
+    positions = result.images.image.tolist()
+    fisher = input_fisher(network, images[positions])
+    inputs = ArmInputs(images[positions], fisher, None, positions, 0)
+    directions = ARMS[arm].directions(inputs, 0).flatten(1)
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    size = 12 * images[positions].flatten(1).std(1, correction=0)
+    matrices = [truths.dense_fisher(network, images[position]) for position in positions]
+    forms = torch.stack([vector @ matrix @ vector for vector, matrix in zip(directions, matrices)])
+    return (0.5 * (0.03 * size) ** 2 * forms).detach().numpy()
+
+
+@both_routes
+@pytest.mark.parametrize("arm", ["low", "random"])
+def test_the_quadratic_prediction_is_there_also_outside_the_kept_eigenvectors(route, arm):
+    network, images = CNN(), pictures()
+    result = measure(route, network, items(images), arms=["high", arm], max_images=5, energy=0.5)
+    assert result.images["rank"].eq(1).all()  # of two, so that the eigenvectors are not enough
+    rows = result.curves[(result.curves.arm == arm) & (result.curves.strength == 0.03) & (result.curves.sign == 1)]
+    if arm == "random":
+        truth = quadratic_by_hand(network, images, result, arm)
+        np.testing.assert_allclose(rows.sort_values("image").kl_quadratic, truth, rtol=1e-8)
+    assert (rows.kl_quadratic > 0).all()
+
+
+@both_routes
+def test_without_room_for_the_factor_the_quadratic_prediction_is_nan_and_all_else_the_same(
+    route, monkeypatch, tmp_path
+):
+    network, images, arms = CNN(), pictures(), ["high", "low_matched", "transfer", "random"]
+    numbers = 5 * 2 * 144  # images, eigenvalues, pixels
+    monkeypatch.setattr("monai_ifim.handlers.metric._MOST_FACTOR_NUMBERS", numbers)
+    kept = measure(route, network, items(images), arms=arms, max_images=5, energy=0.5)
+    assert kept.curves.kl_quadratic.notna().all()
+    monkeypatch.setattr("monai_ifim.handlers.metric._MOST_FACTOR_NUMBERS", numbers - 1)
+    dropped = measure(route, network, items(images), {"batch_size": 1}, arms=arms, max_images=5, energy=0.5)
+    assert dropped.curves.kl_quadratic.isna().all()
+    same(dict(dropped.metrics), dict(kept.metrics))
+    table = dropped.curve_table
+    assert table.value[table.endpoint.isin(["kl_quadratic", "kl_ratio"])].isna().all()
+    assert table.value[table.endpoint == "kl"].notna().all()
+    assert dropped.thresholds.quadratic_strength.isna().all()
+    assert set(result_figures(dropped)) == {"curves", "spectrum", "histogram"}
+    whole = measure(route, network, items(images), arms=arms, max_images=5, energy=1.0)
+    assert whole.curves.kl_quadratic.notna().all()
+
+
+def test_the_factors_room_is_reckoned_with_the_images_there_are(monkeypatch):
+    monkeypatch.setattr("monai_ifim.handlers.metric._MOST_FACTOR_NUMBERS", 7 * 2 * 144)
+    result = measure("handler", CNN(), items(pictures()), max_images=10**6, energy=0.5)
+    assert result.curves.kl_quadratic.notna().all()
+
+
+@both_routes
+def test_two_classes_need_no_factor_for_the_quadratic_prediction(route, monkeypatch):
+    network, images = CNN(outputs=2), pictures()
+    truth = measure(route, network, items(images))
+    monkeypatch.setattr("monai_ifim.handlers.metric._MOST_FACTOR_NUMBERS", 0)
+    found = measure(route, network, items(images))
+    np.testing.assert_allclose(found.curves.kl_quadratic, truth.curves.kl_quadratic, rtol=1e-8, atol=1e-25)
+
+
+# ---------------------------------------------------------------- the cases
+
+
+@both_routes
+def test_cases_are_the_most_and_least_sensitive_and_the_same_few_at_every_epoch_none_twice(route):
+    network, images = CNN(), pictures(12)
+    images[0] *= 3  # so that the order is clear
+    ifim = guest(route, shown=2, max_images=11)
+    engine = hosted(ifim, network, items(images))
+    positions, shown = chosen(12, 11), []
+    for epoch in (1, 2):
+        engine.run(epoch)
+        lambdas = dense_lambda_max(network, images)
+        ranked = sorted(positions, key=lambda position: -lambdas[position])
+        cases = result_of(ifim).cases
+        groups = {why: [case.position for case in cases if case.why == why] for why in {case.why for case in cases}}
+        assert groups["most sensitive"] == ranked[:2]
+        assert groups["least sensitive"] == [position for position in ranked[:-3:-1] if position not in ranked[:2]]
+        assert {case.position for case in cases} == {*ranked[:2], *ranked[-2:], *positions[:2]}
+        assert len({case.position for case in cases}) == len(cases)
+        for case in cases:
+            assert torch.equal(case.image, images[case.position])
+            assert case.fisher.eigenvalues[0, 0] == pytest.approx(lambdas[case.position], rel=1e-9)
+        shown.append(ranked)
+        with torch.no_grad():
+            network[0].weight.copy_(torch.randn(network[0].weight.shape, generator=torch.Generator().manual_seed(8)))
+    assert shown[0] != shown[1]  # otherwise "the same at every epoch" says nothing
+
+
+@both_routes
+def test_images_that_were_left_out_are_never_shown(route):
+    images = pictures()
+    images[0] = torch.nan  # the first of the fixed few
+    images[3, 0, 0, 0] = torch.inf
+    result = measure(route, CNN(), items(images), shown=7)
+    assert {case.position for case in result.cases} == {1, 2, 4, 5, 6}
+
+
+@pytest.mark.parametrize(("shown", "count"), [(0, 0), (1, 3), (100, 7)])
+def test_shown_says_how_many(shown, count):
+    assert len(measure("handler", CNN(), items(pictures()), shown=shown).cases) <= count
+    assert len(measure("handler", CNN(), items(pictures()), shown=shown).cases) >= min(count, 2)
+
+
+@both_routes
+def test_nothing_of_the_images_is_kept_after_the_epoch_but_the_cases(route):
+    ifim, kept = guest(route, shown=1), []
+    metric = ifim if route == "metric" else ifim.metric
+    engine = hosted(ifim, CNN(), items(pictures(), mask=list(pictures() > 0)))
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED(once=1), lambda engine: kept.append(weakref.ref(metric._parts[0].images))
+    )
+    engine.run()
+    gc.collect()
+    assert kept[0]() is None
+    assert metric._parts == []
+    for case in result_of(ifim).cases:
+        for tensor in (case.image, case.fisher.eigenvectors, case.fisher.eigenvalues):
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes  # no view of the whole batch
+        assert case.fisher.factor_numbers == 0
+
+
+# ---------------------------------------------------------------- nothing to measure
+
+
+@both_routes
+def test_when_every_image_is_left_out_the_tables_are_empty_and_the_counts_are_there(route):
+    images = torch.full((3, 1, 12, 12), torch.nan, dtype=torch.float64)
+    result = measure(route, CNN(), items(images, [0, 1, 2]), removals=[1.0])
+    assert result.metrics["skipped"] == 3
+    assert result.metrics["images"] == 0
+    assert np.isnan(result.metrics["coupling"])
+    assert len(result.curves) == len(result.removals) == len(result.cases) == 0
+    for table in (result.comparisons, result.thresholds, result.removal_table):
+        assert len(table) == 0
+        assert len(table.columns) > 3
+    assert result.curve_table.value.isna().all()
+    assert result.error_ranking.auroc.isna().all()
 
 
 @both_routes
@@ -239,18 +576,18 @@ def test_float32_networks_have_the_numbers_of_their_float64_copies(route):
 
 
 @both_routes
-def test_without_labels_only_the_accuracy_is_missing(route):
+def test_without_labels_only_the_accuracies_are_missing(route):
     network, images = CNN(), pictures()
     with_labels = logged(run(network, items(images, LABELS), route))
     without = logged(run(network, items(images), route))
-    same({**without, "accuracy": with_labels["accuracy"]}, with_labels)
-    assert "accuracy" not in without
+    same({**without, **{name: with_labels[name] for name in ACCURACIES}}, with_labels)
+    assert not ACCURACIES & set(without)
 
 
 @both_routes
 def test_label_key_none_uses_no_labels(route):
     found = logged(run(CNN(), items(pictures(), LABELS), route, label_key=None))
-    assert set(found) == SCALARS | KLS | COUPLINGS
+    assert set(found) == SCALARS | CHANGES | COUPLINGS
 
 
 @both_routes
@@ -441,6 +778,7 @@ def test_further_inputs_of_each_image_go_along_with_it(route, extra_keys, micro_
         prepare_batch=PrepareBatchExtraInput(extra_keys),
         max_images=5,
         micro_batch_size=micro_batch_size,
+        strengths=[1e-3],
         strength=1e-3,
         rank=1,
     )
@@ -464,6 +802,7 @@ def test_further_inputs_that_all_images_share_go_along_whole(route, rows, micro_
         batch_size=7,
         max_images=5,
         micro_batch_size=micro_batch_size,
+        strengths=[1e-3],
         strength=1e-3,
         rank=1,
     )
@@ -523,7 +862,8 @@ def test_an_image_that_is_not_finite_is_counted_and_left_out_of_every_number(rou
     assert logged(found)["skipped"] == 1
     assert logged(found)["zero"] == 0
     assert logged(found)["accuracy"] == 1
-    for name in (SCALARS | KLS | {"coupling", "coupling_censored"}) - {"skipped", "kl_transfer"}:
+    others = SCALARS | CHANGES | COUPLINGS | ACCURACIES
+    for name in (name for name in others - {"skipped"} if not name.endswith("transfer")):
         assert logged(found)[name] == pytest.approx(logged(truth)[name], rel=1e-10), name
     for name in ("lambda_max", "log10_lambda_max", "trace", "effective_rank", *sorted(KLS)):
         assert np.isnan(details(found, name)[5]), name
@@ -623,8 +963,9 @@ def test_images_of_two_shapes_are_looked_at_apart(route):
 def test_one_single_image_has_no_transfer_and_all_else(route):
     network, images = CNN(), pictures(1)
     found = logged(run(network, items(images, [1]), route))
-    assert set(found) == SCALARS | KLS | COUPLINGS | {"accuracy"}
-    assert {name for name, value in found.items() if np.isnan(value)} == {"kl_transfer", "coupling_transfer"}
+    assert set(found) == SCALARS | CHANGES | COUPLINGS | ACCURACIES
+    missing = {name for name in found if name.endswith("_transfer")} | {"coupling_low", "coupling_high"}
+    assert {name for name, value in found.items() if np.isnan(value)} == missing
     assert found["lambda_max"] == pytest.approx(dense_lambda_max(network, images)[0], rel=1e-10)
 
 
@@ -656,8 +997,8 @@ def test_postprocessing_that_replaces_the_prediction_changes_no_number(route):
     engine = run(network, items(images, LABELS), route, postprocessing=one_hot(), key_val_metric=accuracy())
     found = logged(engine)
     assert engine.state.output[0]["pred"].tolist() in torch.eye(3).tolist()
-    assert found.pop("accuracy") == engine.state.metrics["val_accuracy"]
-    same(found, direct(network, images))
+    assert found["accuracy"] == engine.state.metrics["val_accuracy"]
+    same(found, direct(network, images, labels=LABELS))
 
 
 @both_routes
@@ -783,17 +1124,41 @@ def test_detach_leaves_the_evaluator_without_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_images": 0}, "max_images must be 1 or more, got 0"),
-        ({"interval": 0}, "interval must be 1 or more, got 0"),
-        ({"strength": 0.0}, r"strength must be .*positive.*, got 0"),
-        ({"strength": float("nan")}, r"strength must be .*positive.*, got nan"),
-        ({"strength": float("inf")}, r"strength must be .*positive.*, got inf"),
-        ({"micro_batch_size": 0}, "micro_batch_size must be 1 or more, got 0"),
+        ({"max_images": 0}, "max_images must be a whole number, 1 or more, got 0"),
+        ({"max_images": 2.5}, "max_images must be a whole number, 1 or more, got 2.5"),
+        ({"max_images": None}, "max_images must be a whole number, 1 or more, got None"),
+        ({"interval": 0}, "interval must be a whole number, 1 or more, got 0"),
+        ({"strength": 0.0}, r"^strength, .*must be one of strengths \[0.01, 0.03, 0.1\], got 0.0"),
+        ({"strength": 0.05}, r"^strength, .*must be one of strengths \[0.01, 0.03, 0.1\], got 0.05"),
+        ({"strength": float("nan")}, r"^strength, .*must be one of strengths \[0.01, 0.03, 0.1\], got nan"),
+        ({"strengths": [0.1, 0.0], "strength": 0.1}, r"strengths must be positive.*\[0.1, 0.0\]"),
+        ({"strengths": [0.1, float("nan")], "strength": 0.1}, r"strengths must be positive.*nan"),
+        ({"strengths": [0.1, float("inf")], "strength": 0.1}, r"strengths must be positive.*inf"),
+        ({"strengths": [0.1, 0.1], "strength": 0.1}, r"strengths must be .*none twice.*\[0.1, 0.1\]"),
+        ({"strengths": []}, r"strengths must be .*one at least.*\[\]"),
+        ({"strengths": 0.03}, "strengths must be a list of numbers, got 0.03"),
+        ({"draws": 0}, "draws must be a whole number, 1 or more, got 0"),
+        ({"draws": 1.5}, "draws must be a whole number, 1 or more, got 1.5"),
+        ({"shown": -1}, "shown must be a whole number, 0 or more, got -1"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more, got -1"),
+        ({"sigma": 0.0}, "sigma must be a positive number, got 0.0"),
+        ({"sigma": float("nan")}, "sigma must be a positive number, got nan"),
+        ({"clip": [1.0, 0.0]}, r"clip must be .*in this order, got \[1.0, 0.0\]"),
+        ({"clip": [0.0]}, r"clip must be .*in this order, got \[0.0\]"),
+        ({"clip": 1.0}, "clip must be a list of numbers, got 1.0"),
+        ({"removals": [0.5, 0.0]}, r"removals .*in \(0, 1\].*\[0.5, 0.0\]"),
+        ({"removals": [1.5]}, r"removals .*in \(0, 1\].*\[1.5\]"),
+        ({"removals": [0.5, 0.5]}, r"removals .*different numbers.*\[0.5, 0.5\]"),
+        ({"removals": 0.5}, "removals must be a list of numbers, got 0.5"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be a whole number, 1 or more, got 0"),
         ({"rank": 0}, "rank must be"),
         ({"rank": 1, "energy": 0.5}, "rank or energy, not both"),
         ({"reference": torch.zeros(12, 12)}, "reference must be"),
         ({"prefix": ""}, "prefix must not be empty"),
         ({"arms": ["high", "sideways"]}, "Unknown arm 'sideways'"),
+        ({"arms": ["high", "high"]}, "Each arm must be named once"),
+        ({"arms": []}, "Each arm must be named once, and one at least"),
+        ({"arms": ["high", FixedDirection("low", torch.ones(12, 12))]}, "The name 'low' is that of another arm"),
         ({"predictive": "softplus"}, "predictive must be"),
         ({"temperature": -1.0}, "temperature must be"),
     ],

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from monai.data import DataLoader, MetaTensor
+from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import (
     Compose,
@@ -33,7 +33,8 @@ from torch import nn
 
 import monai_ifim.transforms
 from monai_ifim import input_fisher
-from monai_ifim.transforms import IFIMSplit, IFIMSplitd
+from monai_ifim.arms import DirectionFunction, LossGradient
+from monai_ifim.transforms import IFIMSplit, IFIMSplitd, RandIFIMPerturb, RandIFIMPerturbd
 from tests import truths
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -127,6 +128,172 @@ def test_in_an_evaluators_postprocessing_it_splits_each_image(context):
         torch.testing.assert_close(output["image_ifim_high"].as_tensor(), high, rtol=0, atol=1e-12)
         torch.testing.assert_close(output["image_ifim_low"].as_tensor(), low, rtol=0, atol=1e-12)
         torch.testing.assert_close(output["image_ifim_eigenvalues"], eigenvalues, rtol=1e-12, atol=0)
+
+
+# ---------------------------------------------------------------- RandIFIMPerturbd
+
+
+def done_to(image):
+    return image.meta["ifim_perturbation"]
+
+
+def test_it_perturbs_as_the_array_transform_does_and_leaves_other_keys():
+    network, image, mask = truths.cnn(), truths.images(1)[0], torch.ones(1, 8, 8)
+    data = {"image": image, "label": 1, "mask": mask}
+    options = {"arm": "random", "strength": (0.1, 0.5), "prob": 1.0, "rank": 2, "sigma": 0.7, "clip": (-1, 1)}
+    found = RandIFIMPerturbd("image", network, **options).set_random_state(5)(data)
+    truth = RandIFIMPerturb(network, **options).set_random_state(5)(image)
+    assert torch.equal(found["image"].as_tensor(), truth.as_tensor())
+    assert done_to(found["image"]) == done_to(truth)
+    assert set(found) == {"image", "label", "mask"}
+    assert found["mask"] is mask
+    assert found["label"] == 1
+    assert data["image"] is image  # the caller's dictionary is not changed
+    assert not torch.equal(found["image"].as_tensor(), image)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 3.0}, {"energy": 1.0}, {"output_key": "z"}, {"predictive": "sigmoid"}]
+)
+def test_options_of_the_perturbation_are_those_of_the_array_transform(options):
+    body, image = truths.cnn(), truths.images(1)[0]
+    network = (lambda x: {"z": body(x)}) if "output_key" in options else body
+    options = {"prob": 1.0, "strength": 0.2, **options}
+    found = RandIFIMPerturbd("image", network, **options).set_random_state(5)({"image": image})["image"]
+    truth = RandIFIMPerturb(network, **options).set_random_state(5)(image)
+    assert torch.equal(found.as_tensor(), truth.as_tensor())
+
+
+def test_all_keys_share_one_draw_and_each_image_has_its_own_direction():
+    network, images = truths.cnn(), truths.images(2)
+    transform = RandIFIMPerturbd(["first", "second"], network, "high", (0.1, 0.5), prob=0.5, rank=1).set_random_state(1)
+    causes = []
+    for _ in range(30):
+        found = transform({"first": images[0], "second": images[1]})
+        done = [done_to(found[key]) for key in ("first", "second")]
+        assert [done[0][name] == done[1][name] for name in ("strength", "sign", "cause")] == [True] * 3
+        causes.append(done[0]["cause"])
+        if not done[0]["cause"]:
+            vectors = input_fisher(network, images, rank=1).eigenvectors[:, 0]
+            for key, image, vector, one in zip(found, images, vectors, done):
+                change = (found[key] - image).as_tensor()
+                torch.testing.assert_close(change, one["sign"] * one["norm"] * vector, rtol=0, atol=1e-12)
+    assert 5 < causes.count("not drawn") < 25
+
+
+def test_probabilities_zero_and_one_leave_or_perturb_every_image():
+    network, image = truths.cnn(), truths.images(1)[0]
+    for prob, cause in ((0.0, "not drawn"), (1.0, "")):
+        transform = RandIFIMPerturbd("image", network, prob=prob).set_random_state(0)
+        for _ in range(5):
+            found = transform({"image": image})["image"]
+            assert isinstance(found, MetaTensor)
+            assert done_to(found)["cause"] == cause
+            assert torch.equal(found.as_tensor(), image) == (prob == 0)
+
+
+def test_the_random_state_of_the_dictionary_transform_repeats():
+    network, image = truths.cnn(), truths.images(1)[0]
+    transform = RandIFIMPerturbd("image", network, "random", (0.1, 0.5), prob=0.5)
+    series = []
+    for state in ({"seed": 3}, {"state": np.random.RandomState(3)}, {"seed": 4}):
+        transform.set_random_state(**state)
+        series.append([done_to(transform({"image": image})["image"])["norm"] for _ in range(8)])
+    assert series[0] == series[1]
+    assert series[0] != series[2]
+    pipeline = Compose([transform]).set_random_state(3)
+    norms = [done_to(pipeline({"image": image})["image"])["norm"] for _ in range(8)]
+    again = pipeline.set_random_state(3)
+    assert [done_to(again({"image": image})["image"])["norm"] for _ in range(8)] == norms
+
+
+def test_the_label_is_read_for_the_loss_gradient():
+    network, image = truths.cnn(), truths.images(1)[0]
+    transform = RandIFIMPerturbd("image", network, LossGradient(), 0.2, prob=1.0, label_key="label").set_random_state(0)
+    for label in (0, torch.tensor([2])):
+        found = transform({"image": image, "label": label})
+        truth = RandIFIMPerturb(network, LossGradient(), 0.2, prob=1.0)
+        truth._drawn = transform.perturb._drawn
+        assert torch.equal(found["image"].as_tensor(), truth(image, label, randomize=False).as_tensor())
+        assert found["label"] is label
+    with pytest.raises(KeyError, match="label"):
+        transform({"image": image})
+
+
+def test_a_rule_of_ones_own_may_read_the_label_too():
+    network, image = truths.cnn(), truths.images(1)[0]
+    seen = []
+
+    def function(inputs):
+        seen.append(inputs.truth.tolist())
+        return inputs.images
+
+    RandIFIMPerturbd("image", network, DirectionFunction("own", function), prob=1.0, label_key="class")(
+        {"image": image, "class": 2}
+    )
+    assert seen == [[[2]]]
+
+
+def test_the_loss_gradient_without_the_key_of_the_label_is_refused_at_construction():
+    with pytest.raises(ValueError, match="'loss_gradient' needs labels: give label_key"):
+        RandIFIMPerturbd("image", truths.cnn(), LossGradient())
+
+
+def test_transfer_is_refused_at_construction():
+    with pytest.raises(ValueError, match="'transfer' takes the eigenvector of another image"):
+        RandIFIMPerturbd("image", truths.cnn(), "transfer")
+
+
+def test_missing_images_raise_unless_allowed():
+    network, image = truths.cnn(), truths.images(1)[0]
+    with pytest.raises(KeyError, match="other"):
+        RandIFIMPerturbd(["image", "other"], network)({"image": image})
+    transform = RandIFIMPerturbd(["other", "image"], network, prob=1.0, allow_missing_keys=True)
+    found = transform({"image": image})
+    assert set(found) == {"image"}
+    assert done_to(found["image"])["norm"] > 0
+
+
+def test_aliases_of_the_perturbation_are_the_same_class():
+    for alias in ("RandIFIMPerturbD", "RandIFIMPerturbDict"):
+        assert getattr(monai_ifim.transforms, alias) is RandIFIMPerturbd
+        assert alias in monai_ifim.transforms.__all__
+
+
+def test_copies_and_pickles_of_the_dictionary_transform_do_the_same():
+    network, image = truths.cnn(), truths.images(1)[0]
+    transform = RandIFIMPerturbd("image", network, "low", 0.2, prob=1.0)
+    truth = transform.set_random_state(2)({"image": image})["image"]
+    for other in (copy.deepcopy(transform), pickle.loads(pickle.dumps(transform))):
+        found = other.set_random_state(2)({"image": image})["image"]
+        assert torch.equal(found.as_tensor(), truth.as_tensor())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_with_labels_gives_the_same_batches_at_the_same_seed(workers):
+    network, images = truths.cnn(dtype=torch.float32), truths.images(6, dtype=torch.float32)
+    data = [{"image": MetaTensor(image), "label": index % 3} for index, image in enumerate(images)]
+
+    def epoch(seed):
+        arms = RandIFIMPerturbd("image", network, LossGradient(), (0.1, 1.0), prob=0.7, label_key="label")
+        generator = torch.Generator().manual_seed(seed)
+        loader = DataLoader(Dataset(data, Compose([arms])), batch_size=3, num_workers=workers, generator=generator)
+        return torch.cat([batch["image"].as_tensor() for batch in loader])
+
+    first = epoch(1)
+    assert first.equal(epoch(1))
+    assert not first.equal(epoch(2))
+    assert 0 < (first != images).flatten(1).any(1).double().mean() < 1
+
+
+def test_saving_an_image_with_what_was_done_in_its_meta_data_works(source, tmp_path):
+    data = preprocessing()({"image": str(source)})
+    data = RandIFIMPerturbd("image", volume_network(), strength=0.1, prob=1.0)(data)
+    assert done_to(data["image"])["norm"] > 0
+    SaveImaged("image", output_dir=tmp_path, output_postfix="perturbed", resample=False, separate_folder=False)(data)
+    opened = nibabel.load(tmp_path / "source_perturbed.nii.gz")
+    np.testing.assert_array_equal(opened.get_fdata(dtype=np.float32), data["image"][0].numpy())
+    np.testing.assert_allclose(opened.affine, data["image"].affine.numpy(), rtol=1e-6, atol=1e-4)
 
 
 # ---------------------------------------------------------------- volumes

@@ -1,0 +1,193 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the batch that an evaluator just passed through its network holds: images, labels, masks, patients, names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.engines import Evaluator, default_prepare_batch
+from monai.utils import ImageMetaKey, MetaKeys
+from torch import Tensor
+
+from monai_ifim.network import left_as_found, parameter_dtype
+from monai_ifim.predictive import Predictive
+
+__all__ = ["BatchKeys", "NetworkInputs"]
+
+
+@dataclass(frozen=True)
+class NetworkInputs:
+    """What the network was given: images (B, C_in, *spatial) on the device, and its further inputs."""
+
+    images: Tensor
+    arguments: tuple
+    keyword_arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BatchKeys:
+    """Under which keys of the evaluator's output or batch things are.
+
+    Args:
+        image: the images.
+        label: the labels; optional under the default key ``"label"``. None: do not use labels.
+        mask: masks (B, 1 or C_in, *spatial) of the region that should matter, non-zero inside. None: no masks.
+        group: one value an image, of what images belong together (the patient), in the batch or in the images'
+            meta-data. None: every image for itself.
+    """
+
+    image: str = "image"
+    label: str | None = "label"
+    mask: str | None = None
+    group: str | None = None
+
+    def network_inputs(self, engine: Evaluator, network: Callable) -> NetworkInputs:
+        """Images and the further inputs of the network, as the evaluator passed them.
+
+        Raises:
+            KeyError: When the images are under another key.
+        """
+        found = _find(engine, self.image)
+        if found is None:
+            raise KeyError(_missing(engine, "image_key", self.image, "the key of the network's input"))
+        images = plain_tensor(found).to(engine.state.device)
+        if images.dtype.is_floating_point:  # autocast would have cast them for the network
+            images = images.to(parameter_dtype(network, images.dtype))
+        prepare_batch = getattr(engine, "prepare_batch", default_prepare_batch)
+        if prepare_batch is default_prepare_batch:
+            return NetworkInputs(images, (), {})
+        # the evaluator keeps the image and label that prepare_batch gave, but not the further inputs
+        with left_as_found(network):
+            prepared: Any = prepare_batch(
+                engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
+            )
+        arguments, keyword_arguments = prepared[2:] if len(prepared) == 4 else ((), {})
+        return NetworkInputs(images, arguments, keyword_arguments)
+
+    def labels(self, engine: Evaluator, predictive: Predictive, outputs: int) -> Tensor | None:
+        """The labels (B, ...), or None.
+
+        Raises:
+            KeyError: When a key was given, and nothing is there.
+            ValueError: When they cannot be labels of this distribution.
+        """
+        if self.label is None:
+            return None
+        labels = _find(engine, self.label)
+        if labels is None and self.label != "label":
+            raise KeyError(_missing(engine, "label_key", self.label, "the labels' key, or null for none"))
+        if labels is None:
+            return None
+        try:
+            labels = plain_tensor(labels)
+            predictive.label_outcomes(labels, outputs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The labels under label_key='{self.label}' cannot be used: {error} Set label_key to the key of "
+                "the class labels, or to null for none."
+            ) from error
+        return labels
+
+    def masks(self, engine: Evaluator, images: Tensor) -> Tensor | None:
+        """The masks, bool, (B, 1 or C_in, *spatial), on the device of the images; None without a key.
+
+        Raises:
+            KeyError: When nothing is under the key.
+            ValueError: When their shape does not fit the images, or they hold NaN.
+        """
+        if self.mask is None:
+            return None
+        found = _find(engine, self.mask)
+        if found is None:
+            raise KeyError(_missing(engine, "mask_key", self.mask, "the masks' key, or null for none"))
+        masks = plain_tensor(found).to(images.device)
+        wanted = [(len(images), channels, *images.shape[2:]) for channels in dict.fromkeys((1, images.shape[1]))]
+        if tuple(masks.shape) not in wanted:
+            raise ValueError(
+                f"The masks under mask_key='{self.mask}' must have the shape {' or '.join(map(str, wanted))}, as the "
+                f"images, got {tuple(masks.shape)}. Bring both to the same grid in the preprocessing."
+            )
+        if masks.isnan().any():
+            raise ValueError(f"The masks under mask_key='{self.mask}' hold NaN; expected zero outside, else inside.")
+        return masks != 0
+
+    def groups(self, engine: Evaluator, batch_size: int) -> list[str] | None:
+        """What group (patient) each image belongs to, empty where that is unknown; None without a key.
+
+        Raises:
+            KeyError: When nothing is under the key.
+            ValueError: When there is not one value an image.
+        """
+        if self.group is None:
+            return None
+        found = _find(engine, self.group)
+        if found is None:
+            found = self._meta(engine).get(self.group)
+        if found is None:
+            raise KeyError(_missing(engine, "group_key", self.group, "the key of the patients, or null for none"))
+        values = found.flatten().tolist() if isinstance(found, (Tensor, np.ndarray)) else found
+        if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or len(values) != batch_size:
+            raise ValueError(
+                f"group_key='{self.group}' must give one value for each of {batch_size} images, got {found}."
+            )
+        return ["" if value is None or value != value else str(value) for value in values]  # NaN is unknown, too
+
+    def names(self, engine: Evaluator, batch_size: int) -> list[str] | None:
+        """File name of each image; None where the meta-data do not have them."""
+        files = self._meta(engine).get(ImageMetaKey.FILENAME_OR_OBJ)
+        files = [files] if isinstance(files, str) else files
+        if not isinstance(files, Sequence) or len(files) != batch_size:
+            return None
+        return [str(file).encode("utf-8", "replace").decode() for file in files]  # any bytes can be in a file name
+
+    def affines(self, engine: Evaluator, batch_size: int) -> list[Tensor] | None:
+        """Affine matrix of each image, from its grid to space; None where the meta-data do not have them."""
+        found = self._meta(engine).get(MetaKeys.AFFINE)
+        if found is None:
+            return None
+        affine = plain_tensor(found).double().cpu()
+        return list((affine if affine.ndim == 3 else affine.expand(batch_size, *affine.shape)).clone())
+
+    def _meta(self, engine: Evaluator) -> Mapping[str, Any]:
+        image = _find(engine, self.image)
+        if isinstance(image, MetaTensor):
+            return image.meta
+        meta = _find(engine, f"{self.image}_meta_dict")
+        return meta if isinstance(meta, Mapping) else {}
+
+
+def plain_tensor(values: Any) -> Tensor:
+    """A plain tensor of a MetaTensor, an array or a list of numbers."""
+    return torch.as_tensor(values).as_subclass(Tensor)
+
+
+def _find(engine: Evaluator, key: str) -> Any:
+    for held in (engine.state.output, engine.state.batch):
+        if isinstance(held, Mapping) and held.get(key) is not None:
+            return held[key]
+    return None
+
+
+def _missing(engine: Evaluator, option: str, key: str, remedy: str) -> str:
+    return (
+        f"{option}='{key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor "
+        f"in its batch ({_keys(engine.state.batch)}). Set {option} to {remedy}."
+    )
+
+
+def _keys(held: Any) -> str:
+    return ", ".join(map(str, held)) if isinstance(held, Mapping) else f"a {type(held).__name__}"

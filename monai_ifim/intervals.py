@@ -1,0 +1,273 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Bootstrap intervals of a mean, a median and an area under the curve, and the correction for several tests.
+
+The intervals are bias-corrected and accelerated (BCa): B. Efron, "Better bootstrap confidence intervals", Journal of
+the American Statistical Association 82, 171 (1987), as in :func:`scipy.stats.bootstrap`. Values are sorted before they
+are resampled, so that with the same seed the order of the images changes nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
+
+__all__ = ["DEFAULT_RESAMPLES", "Interval", "auc_interval", "bootstrap_interval", "holm", "one_vs_rest_auc"]
+
+DEFAULT_RESAMPLES = 2000
+_STATISTICS: dict[str, Callable] = {"mean": np.mean, "median": np.median}
+_NUMBERS_AT_A_TIME = 2**22  # in memory while resampling
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number over a set of values, with its confidence interval.
+
+    Attributes:
+        value: the number; NaN without values.
+        low: lower end; NaN where there is no interval.
+        high: upper end; NaN where there is no interval.
+        count: values that it was computed from.
+        degenerate: the interval has no width, because all values or all resamples agree: no sign of precision.
+        method: ``"BCa"``; ``"percentile"`` where BCa is undefined, as with ties; ``"none"`` where nothing can be
+            resampled, as with fewer than two values.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+    degenerate: bool
+    method: str
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: str = "mean",
+    *,
+    level: float = 0.95,
+    resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Mean or median of independent values, with its bootstrap interval.
+
+    Args:
+        values: (n,); NaN are dropped and not counted.
+        statistic: ``"mean"`` or ``"median"``.
+        level: confidence level.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: When an option is out of range.
+
+    Example:
+        >>> interval = bootstrap_interval([1.0, 2.0, 4.0, 8.0, float("nan")])
+        >>> interval.value, interval.count, interval.method
+        (3.75, 4, 'BCa')
+        >>> bool(interval.low < interval.value < interval.high)
+        True
+    """
+    if statistic not in _STATISTICS:
+        raise ValueError(f"statistic must be one of {', '.join(_STATISTICS)}, got {statistic!r}.")
+    _check_options(level, resamples)
+    sample = np.sort(np.asarray(values, dtype=float).ravel())
+    sample = sample[~np.isnan(sample)]
+    if len(sample) == 0:
+        return Interval(np.nan, np.nan, np.nan, 0, False, "none")
+    value = float(_STATISTICS[statistic](sample))
+    if len(sample) == 1:
+        return Interval(value, np.nan, np.nan, 1, False, "none")
+    if sample[0] == sample[-1]:
+        value = float(sample[0])  # their mean may differ in the last digit
+        return Interval(value, value, value, len(sample), True, "percentile")
+    # exactly, by a power of two: BCa takes cubes, and those of the KL divergences of a sure network underflow
+    exponent = int(np.frexp(np.abs(sample).max())[1])
+    low, high, method = _ends(
+        [np.ldexp(sample, -exponent)], _STATISTICS[statistic], len(sample), level, resamples, seed
+    )
+    low, high = float(np.ldexp(low, exponent)), float(np.ldexp(high, exponent))
+    return Interval(value, low, high, len(sample), low == high, method)
+
+
+def one_vs_rest_auc(truth: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve of each output against the rest, averaged over the outputs that have both kinds.
+
+    Ties count one half (midranks), as in the Mann-Whitney U statistic.
+
+    Args:
+        truth: (n, outputs), 0 or 1.
+        scores: (n, outputs), greater where 1 is the more likely.
+
+    Returns:
+        The area; NaN where no output has both kinds.
+
+    Raises:
+        ValueError: When the shapes differ, or ``truth`` holds anything but 0 and 1.
+
+    Example:
+        >>> one_vs_rest_auc([[0], [0], [1], [1]], [[0.1], [0.4], [0.4], [0.8]])
+        0.875
+    """
+    truth, scores = _checked(truth, scores)
+    if scores.shape != truth.shape:
+        raise ValueError(f"scores must have the shape of truth, {truth.shape}, got {scores.shape}.")
+    positive = truth.sum(axis=0)
+    pairs = positive * (len(truth) - positive)
+    wins = (rankdata(scores, axis=0) * truth).sum(axis=0) - positive * (positive + 1) / 2
+    return float(np.mean(wins[pairs > 0] / pairs[pairs > 0])) if (pairs > 0).any() else np.nan
+
+
+def auc_interval(
+    truth: ArrayLike,
+    scores: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """:func:`one_vs_rest_auc` with its bootstrap interval; images are resampled within their class.
+
+    A class is a distinct row of ``truth``; that of a single image stays as it is, so that with many labels, most of
+    their combinations seen once, the interval is too narrow.
+
+    Args:
+        truth: (n, outputs), 0 or 1. Rows with NaN here or in the scores are dropped and not counted.
+        scores: (n, outputs), or (n, repeats, outputs) for several scores of the same images, over which the area is
+            averaged.
+        level: confidence level.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: When an option is out of range, shapes differ, or ``truth`` holds anything but 0 and 1.
+
+    Example:
+        >>> interval = auc_interval([[0], [0], [0], [1], [1], [1]], [[1], [2], [4], [3], [5], [6]])
+        >>> round(interval.value, 3), interval.count
+        (0.889, 6)
+    """
+    _check_options(level, resamples)
+    truth, scores = _checked(truth, scores)
+    scores = scores[:, None] if scores.ndim == 2 else scores
+    count = len(truth)
+    in_order = np.sort(scores, axis=1).reshape(count, scores.shape[1] * scores.shape[2])
+    order = np.lexsort([*truth.T, *in_order.T])
+    truth, scores = truth[order], scores[order]
+    value = float(np.mean([one_vs_rest_auc(truth, scores[:, repeat]) for repeat in range(scores.shape[1])]))
+    classes = np.unique(truth, axis=0, return_inverse=True)[1].ravel()
+    members = [np.flatnonzero(classes == number) for number in np.unique(classes)]
+    resampled = [rows for rows in members if len(rows) > 1]
+    if np.isnan(value) or not resampled:
+        return Interval(value, np.nan, np.nan, count, False, "none")
+    fixed = np.isin(np.arange(count), [rows[0] for rows in members if len(rows) == 1]).astype(float)
+    outputs = [(column, _wins(column, scores[..., index])) for index, column in enumerate(truth.T == 1)]
+
+    def area(*rows: np.ndarray, axis: int) -> np.ndarray:
+        # how often each image was drawn, (..., n)
+        drawn = np.concatenate(rows, axis=axis)
+        flat = drawn.reshape(-1, drawn.shape[-1]) + count * np.arange(drawn[..., 0].size)[:, None]
+        times = fixed + np.bincount(flat.ravel(), minlength=drawn[..., 0].size * count).reshape(-1, count)
+        areas = [
+            ((times[:, positive] @ wins) * times[:, ~positive]).sum(axis=1)
+            / (times[:, positive].sum(axis=1) * times[:, ~positive].sum(axis=1) * scores.shape[1])
+            for positive, wins in outputs
+            if wins.size
+        ]
+        return np.mean(areas, axis=0).reshape(drawn.shape[:-1])
+
+    low, high, method = _ends(resampled, area, count, level, resamples, seed)
+    return Interval(value, low, high, count, low == high, method)
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """P-values corrected for their number, so that the chance of any false one stays below the level.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 65 (1979).
+
+    Args:
+        p_values: (n,); NaN stay NaN and do not count.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
+        [0.03, 0.06, 0.06]
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    corrected = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values)[: np.count_nonzero(~np.isnan(p_values))]  # NaN sort last
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.maximum.accumulate(p_values[order] * factors).clip(max=1)
+    return corrected
+
+
+def _wins(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """In how many repeats each positive image beats each negative one, (positive, negative); a tie is one half.
+
+    Args:
+        positive: (n,), boolean.
+        scores: (n, repeats).
+    """
+    wins = np.zeros((np.count_nonzero(positive), np.count_nonzero(~positive)))
+    for repeat in scores.T:
+        ours, theirs = repeat[positive][:, None], repeat[~positive]
+        wins += (ours > theirs) + 0.5 * (ours == theirs)
+    return wins
+
+
+def _ends(
+    samples: Sequence[np.ndarray], statistic: Callable, count: int, level: float, resamples: int, seed: int
+) -> tuple[float, float, str]:
+    """Both ends of the interval and its method."""
+    options: dict[str, Any] = {
+        "vectorized": True,
+        "confidence_level": level,
+        "batch": max(1, _NUMBERS_AT_A_TIME // count),
+    }
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        result = bootstrap(
+            samples, statistic, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed), **options
+        )
+        method = "BCa"
+        if not np.isfinite(result.confidence_interval).all():
+            method = "percentile"
+            result = bootstrap(
+                samples, statistic, n_resamples=0, method="percentile", bootstrap_result=result, **options
+            )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high), method
+
+
+def _check_options(level: float, resamples: int) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}.")
+    if resamples < 1:
+        raise ValueError(f"resamples must be 1 or more, got {resamples}.")
+
+
+def _checked(outcomes: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Truth (n, outputs) and scores (n, ..., outputs) as arrays of the images without NaN."""
+    truth, scores = np.asarray(outcomes, dtype=float), np.asarray(values, dtype=float)
+    if truth.ndim != 2 or scores.ndim not in (2, 3) or (len(truth), truth.shape[1]) != (len(scores), scores.shape[-1]):
+        raise ValueError(
+            "truth must be (n, outputs) and scores (n, outputs) or (n, repeats, outputs) of the same n and outputs, "
+            f"got {truth.shape} and {scores.shape}."
+        )
+    known = ~np.isnan(truth).any(axis=1) & ~np.isnan(scores).any(axis=tuple(range(1, scores.ndim)))
+    truth, scores = truth[known], scores[known]
+    if not np.isin(truth, (0, 1)).all():
+        raise ValueError("truth must hold 0 and 1 only.")
+    return truth, scores

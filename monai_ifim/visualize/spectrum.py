@@ -1,0 +1,160 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Figures of the eigenvalues over a set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from monai_ifim.visualize.style import NEUTRAL, empty_axes
+
+__all__ = ["plot_lambda_histogram", "plot_spectrum"]
+
+# More do not fit beside each other.
+_MOST_INDICES = 10
+_BINS = 16
+
+
+def plot_spectrum(eigenvalues: np.ndarray) -> Figure:
+    """The eigenvalues of all images: for each index a dot an image, and a box (median, quartiles, whole range).
+
+    Zeros have no place on a logarithmic axis; the title counts them.
+
+    Args:
+        eigenvalues: (images, R), descending, per squared unit of the network's input; NaN rows for images left out.
+
+    Returns:
+        A matplotlib figure, without a window.
+
+    Raises:
+        ValueError: When the eigenvalues are not a table (images, R).
+
+    Example:
+        >>> plot_spectrum(np.array([[4.0, 1.0], [0.0, 0.0]])).axes[0].get_title().splitlines()
+        ['Eigenvalues of the iFIM, 1 image', 'not shown: 1 all-zero spectrum']
+    """
+    eigenvalues = np.asarray(eigenvalues, dtype=float)
+    if eigenvalues.ndim != 2:
+        raise ValueError(f"eigenvalues must be (images, R), got shape {eigenvalues.shape}.")
+    left_out = np.isnan(eigenvalues).any(axis=1)
+    all_zero = ~left_out & ~(eigenvalues > 0).any(axis=1)
+    spectra = eigenvalues[~left_out & ~all_zero]
+    shown = min(eigenvalues.shape[1], _MOST_INDICES)
+    counts = {
+        "all-zero spectrum|all-zero spectra": int(all_zero.sum()),
+        "further zero|further zeros": int((spectra[:, :shown] <= 0).sum()),
+        "image left out|images left out": int(left_out.sum()),
+    }
+    title = f"Eigenvalues of the iFIM, {_counted(len(spectra), 'image|images')}{_not_shown(counts)}"
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axis = figure.subplots()
+    axis.set_title(title, fontsize=11)
+    if len(spectra) == 0:
+        empty_axes(axis, "no image has an eigenvalue above zero")
+        return figure
+    for index in range(shown):
+        values = spectra[:, index][spectra[:, index] > 0]
+        if len(values) == 0:
+            continue
+        # scattered to the sides, always in the same way
+        sides = np.random.default_rng(index).uniform(-0.17, 0.17, len(values))
+        axis.plot(index + 1 + sides, values, "o", color="#0072B2", alpha=0.5, markersize=4.5, markeredgewidth=0)
+        axis.boxplot(
+            values,
+            positions=[index + 1],
+            widths=0.5,
+            whis=(0, 100),  # all values are there as dots
+            showfliers=False,
+            boxprops={"color": NEUTRAL},
+            whiskerprops={"color": NEUTRAL},
+            capprops={"color": NEUTRAL},
+            medianprops={"color": "#D55E00", "linewidth": 2.5},
+        )
+    axis.set_yscale("log")
+    axis.set_xlim(0.4, shown + 0.6)
+    axis.set_xticks(range(1, shown + 1), [str(index) for index in range(1, shown + 1)])
+    more = f", the first {shown} of {eigenvalues.shape[1]}" if shown < eigenvalues.shape[1] else ""
+    axis.set_xlabel(f"index of the eigenvalue{more}")
+    axis.set_ylabel("eigenvalue (per squared unit of the input)")
+    axis.grid(axis="y", alpha=0.25)
+    return figure
+
+
+def plot_lambda_histogram(images: pd.DataFrame) -> Figure:
+    """Histogram of the greatest eigenvalue of each image, for right and for wrong predictions.
+
+    Args:
+        images: one row an image: ``lambda_max``, ``skipped`` (a cause, or an empty string) and ``correct`` (1 is
+            right, less is wrong, NaN is unknown). Without any label, all images are drawn as one.
+
+    Returns:
+        A matplotlib figure, without a window.
+
+    Raises:
+        ValueError: When a column is missing.
+
+    Example:
+        >>> images = pd.DataFrame({"lambda_max": [1.0, 2.0, 0.0], "correct": [1.0, 0.0, 1.0], "skipped": ""})
+        >>> [text.get_text() for text in plot_lambda_histogram(images).axes[0].get_legend().get_texts()]
+        ['right (1)', 'wrong (1)']
+    """
+    if missing := [name for name in ("lambda_max", "correct", "skipped") if name not in images]:
+        raise ValueError(f"The table of images has no column {', '.join(missing)}.")
+    used = images[images.skipped == ""]
+    nonzero = used[used.lambda_max > 0]
+    correct = nonzero.correct.astype(float)
+    counts = {
+        "all-zero spectrum|all-zero spectra": len(used) - len(nonzero),
+        "image left out|images left out": len(images) - len(used),
+    }
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    title = f"Greatest eigenvalue, {_counted(len(nonzero), 'image|images')}{_not_shown(counts)}"
+    axis.set_title(title, fontsize=11)
+    if len(nonzero) == 0:
+        empty_axes(axis, "no image has an eigenvalue above zero")
+        return figure
+    logarithms = np.log10(nonzero.lambda_max.astype(float))
+    groups = {"right": correct == 1, "wrong": correct < 1, "without label": correct.isna()}
+    if correct.isna().all():
+        groups = {"all images, no labels": correct.isna()}
+    bins = np.histogram_bin_edges(logarithms, _BINS).tolist()
+    looks: tuple[dict[str, Any], ...] = (
+        {"histtype": "stepfilled", "color": "0.78"},
+        {"histtype": "step", "color": "black", "linewidth": 1.8, "hatch": "////"},
+        {"histtype": "step", "color": NEUTRAL, "linewidth": 1.5, "linestyle": "--"},
+    )
+    for (name, chosen), look in zip(groups.items(), looks):
+        if name != "without label" or chosen.any():
+            axis.hist(logarithms[chosen], bins=bins, label=f"{name} ({int(chosen.sum())})", **look)
+    axis.set_xlabel(r"$\log_{10}$ of the greatest eigenvalue (per squared unit of the input)")
+    axis.set_ylabel("images")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(fontsize=10)
+    axis.grid(axis="y", alpha=0.25)
+    return figure
+
+
+def _counted(count: int, words: str) -> str:
+    """``"3 images"``, from words such as ``"image|images"``."""
+    return f"{count} {words.split('|')[count != 1]}"
+
+
+def _not_shown(counts: Mapping[str, int]) -> str:
+    listed = [_counted(count, words) for words, count in counts.items() if count]
+    return f"\nnot shown: {', '.join(listed)}" if listed else ""

@@ -1,0 +1,313 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the numbers of the report say, in words: as loudly where a control speaks against the claim as where for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from monai_ifim.intervals import Interval
+
+__all__ = [
+    "ARM_TEXTS",
+    "Verdict",
+    "as_factor",
+    "as_interval",
+    "as_number",
+    "as_p_value",
+    "as_percent",
+    "as_strength",
+    "control_verdict",
+    "locality_verdict",
+    "mask_verdict",
+    "ranking_verdicts",
+]
+
+ARM_TEXTS = {
+    "high": "the claim: the direction that the Fisher information names most sensitive for this image (a random one "
+    "among the leading eigenvectors, where there are several)",
+    "transfer": "control for the image: the leading eigenvector of another image",
+    "low_matched": "control for texture: the direction of high with scrambled phases, so with the same power spectrum, "
+    "outside the leading eigenspace",
+    "low": "counterpart: white noise outside the leading eigenspace",
+    "random": "white noise, the average over all directions",
+    "high_image": "the part of the image itself that lies in the leading eigenspace",
+    "low_image": "the part of the image itself that lies outside the leading eigenspace",
+    "loss_gradient": "the gradient of the loss with respect to the image",
+}
+_NONE, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+# what belongs to a number stays on its line
+_TIMES, _PERCENT = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}", "\N{NO-BREAK SPACE}%"
+
+
+class Verdict(NamedTuple):
+    """What a part of the experiment says.
+
+    Attributes:
+        kind: ``"for"``, ``"against"``, ``"check"`` (true by construction) or ``"open"`` (cannot be judged).
+        label: in a few words.
+        number: that it rests on, with its interval; empty where there is none.
+        text: in full.
+    """
+
+    kind: str
+    label: str
+    number: str
+    text: str
+
+
+def as_number(value: Any, digits: int = 3) -> str:
+    r"""A number for readers, rounded.
+
+    Example:
+        >>> [as_number(value) for value in (0.12345, 1234.5, -8.27e-7, 0, None, float("inf"))]
+        ['0.123', '1230', '−8.27\xa0×\xa010⁻⁷', '0', '–', '∞']
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return _NONE
+    value = float(value)
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{_MINUS}∞"
+    rounded = float(f"{value:.{digits}g}")
+    if rounded == 0 or 1e-3 <= abs(rounded) < 1e5:
+        text = np.format_float_positional(rounded, trim="-")
+    else:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        text = f"{mantissa}{_TIMES}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return text.replace("-", _MINUS)
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def as_percent(value: Any) -> str:
+    r"""A share in per cent.
+
+    Example:
+        >>> [as_percent(value) for value in (0.065, 0.99996, 1, None)]
+        ['6.5\xa0%', '> 99.9\xa0%', '100\xa0%', '–']
+    """
+    text = as_number(None if value is None else 100 * float(value))
+    if text == "100" and value != 1:  # a confidence of 0.99996 is not certainty
+        text = "> 99.9"
+    return text if text == _NONE else f"{text}{_PERCENT}"
+
+
+def as_factor(logarithm: Any) -> str:
+    r"""The factor of a log10 ratio.
+
+    Example:
+        >>> as_factor(0.5), as_factor(6.9)
+        ('3.16 times', '7.94\xa0×\xa010⁶ times')
+    """
+    text = as_number(None if logarithm is None else 10 ** float(logarithm))
+    return text if text == _NONE else f"{text} times"
+
+
+def as_p_value(value: Any) -> str:
+    """A p-value; very small ones are only said to be so.
+
+    Example:
+        >>> as_p_value(3.9e-18), as_p_value(0.0312)
+        ('p < 0.0001', 'p = 0.0312')
+    """
+    if value is None or math.isnan(value):
+        return f"p {_NONE}"
+    return "p < 0.0001" if value < 1e-4 else f"p = {as_number(value)}"
+
+
+def as_interval(value: Any, low: Any, high: Any, percent: bool = False) -> str:
+    r"""A number with its interval; one without width is said to be none.
+
+    Example:
+        >>> as_interval(0.84, 0.76, 0.9), as_interval(0.0, 0.0, 0.0, percent=True)
+        ('0.84 (0.76 to 0.9)', '0\xa0% (no interval: all values are equal)')
+    """
+    shown = as_percent if percent else as_number
+    if as_number(value) == _NONE:
+        return _NONE
+    if as_number(low) == _NONE or as_number(high) == _NONE:
+        return f"{shown(value)} (no interval)"
+    if low == high:
+        return f"{shown(value)} (no interval: all values are equal)"
+    return f"{shown(value)} ({shown(low).removesuffix(_PERCENT)} to {shown(high)})"
+
+
+def as_strength(value: Any, tested: Sequence[float]) -> str:
+    """A threshold of the strength, which may lie outside the strengths that were tested.
+
+    Example:
+        >>> [as_strength(value, [0.01, 0.1]) for value in (0.0424, "inf", None)]
+        ['0.0424', 'above 0.1, the greatest tested', 'not measurable']
+        >>> as_strength(0.003, [0.01, 0.1])
+        '0.003, interpolated below 0.01, the smallest tested'
+    """
+    if as_number(value) == _NONE or not len(tested):
+        return "not measurable"
+    if math.isinf(float(value)):
+        return f"above {as_number(max(tested))}, the greatest tested"
+    if float(value) < min(tested):
+        return f"{as_number(value)}, interpolated below {as_number(min(tested))}, the smallest tested"
+    return as_number(value)
+
+
+def control_verdict(row: pd.Series, unit: str, single_eigenvector: bool) -> Verdict:
+    """What the comparison of ``high`` with one control says, from a row of the table of comparisons (KL divergence).
+
+    Args:
+        row: ``control, count, median_log10_ratio, ratio_low, ratio_high, holm_p``.
+        unit: what is counted, ``"images"`` or ``"patients"``.
+        single_eigenvector: whether the leading eigenspace of every image is one eigenvector.
+    """
+    control, ratio, low, high = row.control, row.median_log10_ratio, row.ratio_low, row.ratio_high
+    if not np.isfinite([ratio, low, high]).all():
+        text = f"There is no interval for high against {control}: {row['count']:g} {unit} have both."
+        return Verdict("open", "Cannot be judged", "", text)
+    number = f"{as_factor(ratio)} ({as_factor(low).removesuffix(' times')} to {as_factor(high).removesuffix(' times')})"
+    found = f"the KL divergence along high is {number} that along {control} (median of pairs with its 95 % interval; "
+    found += f"{row['count']:g} {unit}; Wilcoxon {as_p_value(row.holm_p)} after Holm's correction)."
+    caveat = ""
+    if control == "transfer" and not single_eigenvector:
+        caveat = " Mind that high is a random direction among several leading eigenvectors here, while transfer is the "
+        caveat += "first eigenvector of the other image, which favours transfer."
+    if control == "high_image":
+        text = "The image's own high component lies in the same eigenspace. With one eigenvector it is the same "
+        text += f"direction, so that a ratio of 1 is expected: {found}"
+        return Verdict("check", "For information", number, text)
+    if low > 0 and control in _BY_CONSTRUCTION:
+        return Verdict("check", "True by construction", number, f"As it must be: {found} {_BY_CONSTRUCTION[control]}")
+    if low > 0 and control == "transfer":
+        kept = as_percent(10**-ratio)
+        text = f"The image's own direction moves the prediction more than that of another image: {found} The other "
+        text += f"image's direction keeps {kept} of the effect.{caveat}"
+        if single_eigenvector:
+            text += " To second order no direction can beat the leading eigenvector, so that a ratio above 1 is "
+            text += "expected: its size is what counts."
+        weakly = ", weakly: most of the effect is common to the images" if 10**-ratio > 0.5 else ""
+        return Verdict("for", f"Supports the claim{weakly}", number, text)
+    if low > 0:
+        text = f"A change along high moves the prediction more than one along {control}: {found}"
+        return Verdict("for", "Supports the claim", number, text)
+    if control in _BY_CONSTRUCTION and control != "low_matched":
+        text = f"By construction high must beat {control} as long as the change is small. It does not: {found} The "
+        text += "change may be too large for the local picture, or the effects may be of the size of rounding."
+        return Verdict("against", "The check of the arithmetic fails", number, text)
+    if high < 0:
+        text = f"A change along {control} moves the prediction MORE than one along high: {found}{caveat}"
+        return Verdict("against", f"Contradicts the claim: {control} moves the prediction more", number, text)
+    text = _EQUAL.get(control, f"A change along {control} was not found to move the prediction less")
+    text = f"{text}. The interval includes 1: {found}{caveat}"
+    return Verdict("against", "Does not support the claim: no difference was found", number, text)
+
+
+_LEFT_OUT = (
+    "To second order an arm outside the leading eigenspace has at most the effect of the eigenvalues left out, so "
+)
+_LEFT_OUT += "that the ratio grows as the strength falls and says little about the network."
+_BY_CONSTRUCTION = {
+    "low_matched": f"{_LEFT_OUT} What counts is how the two compare at strengths that flip decisions.",
+    "low": _LEFT_OUT,
+    "low_image": _LEFT_OUT,
+    "random": "A random direction has the mean effect over all directions, which for one eigenvector is smaller by the "
+    "number of voxels.",
+}
+_EQUAL = {
+    "transfer": "The direction of another image was not found to move the prediction less, so these data do not show "
+    "that the sensitive direction is particular to the image",
+    "low_matched": "Texture with the same power spectrum was not found to move the prediction less, so spatial "
+    "frequency alone may explain the effect",
+}
+
+
+def locality_verdict(quadratic: Any, strength: float, tested: Sequence[float]) -> Verdict:
+    """Whether the quadratic prediction holds for ``high`` at the reference strength.
+
+    Args:
+        quadratic: the strength up to which it holds.
+        strength: the reference strength.
+        tested: all strengths.
+    """
+    reach = as_strength(quadratic, tested)
+    if reach == as_strength(None, tested):
+        text = "It is not known how far the quadratic prediction, and with it the eigenvalues, describes the network."
+        return Verdict("open", "Cannot be judged", "", text)
+    text = "Along high, the strength up to which the measured KL divergence stays within 10 % of what the eigenvalues "
+    text += f"predict (median ratio) is: {reach}. The reference strength is {as_number(strength)}."
+    if float(quadratic) >= strength:
+        return Verdict("for", "Holds at the reference strength", f"up to: {reach}", text)
+    text += " At the reference strength, eigenvalues do not predict the effect: read the measured curves."
+    return Verdict("against", "Fails at the reference strength", f"up to: {reach}", text)
+
+
+def ranking_verdicts(ranking: list[dict[str, Any]], unit: str) -> list[Verdict]:
+    """How well sensitivity ranks the wrong predictions, beside the confidence.
+
+    Args:
+        ranking: rows of :func:`monai_ifim.statistics.error_ranking`.
+        unit: what is counted.
+    """
+    rows = {row["score"]: row for row in ranking}
+    baseline = rows.get("confidence", {}).get("auroc")
+    verdicts = []
+    for score, name in (("lambda_max", "the greatest eigenvalue"), ("flip_strength", "the flip strength")):
+        row = rows.get(score)
+        if row is None:
+            continue
+        counted = f"{row['errors']:g} wrong of {row['count']:g} {unit}"
+        if as_number(row["auroc"]) == _NONE:
+            text = f"There is nothing to rank by {name}: {counted}."
+            verdicts.append(Verdict("open", "Cannot be judged", counted, text))
+            continue
+        number = f"AUROC of {name} {as_interval(row['auroc'], row['low'], row['high'])}"
+        text = f"{number}; {counted}. "
+        if row["low"] is None or row["low"] <= 0.5:
+            worse = row["high"] is not None and row["high"] < 0.5
+            label = "Ranks the errors worse than chance" if worse else "Not shown to rank the errors better than chance"
+            text += "The interval does not lie above 0.5, which is chance."
+            verdicts.append(Verdict("against", label, number, text))
+            continue
+        text += f"The confidence of the network, which needs no Fisher information, reaches {as_number(baseline)}; "
+        text += "whether the two differ was not tested."
+        if baseline is not None and row["auroc"] <= baseline:
+            label = "Ranks the errors better than chance, but no better than the confidence"
+            verdicts.append(Verdict("against", label, number, text))
+        else:
+            verdicts.append(Verdict("for", "Ranks the errors better than chance", number, text))
+    return verdicts
+
+
+def mask_verdict(energy: Any, share: Any, excess: Interval, unit: str) -> Verdict:
+    """Whether the leading eigenvectors lie in the masked region more than a direction without preference would.
+
+    Args:
+        energy: mean share of the eigenvector's energy inside the mask.
+        share: mean share of the image that the mask covers.
+        excess: of the differences of the two.
+        unit: what is counted.
+    """
+    number = f"{as_percent(energy)} of the energy in {as_percent(share)} of the image"
+    text = f"Inside the mask lies {as_percent(energy)} of the leading eigenvector's energy; the mask covers "
+    text += f"{as_percent(share)} of the image, which a direction without preference would give. Mean difference: "
+    text += f"{as_interval(excess.value, excess.low, excess.high, percent=True)}, {excess.count} {unit}."
+    if not np.isfinite([excess.value, excess.low, excess.high]).all():
+        return Verdict("open", "Cannot be judged", number, text)
+    if excess.low > 0:
+        text += " What lies outside is sensitivity to something else than the masked region."
+        return Verdict("for", "More sensitive inside the mask than elsewhere", number, text)
+    less = "LESS sensitive inside the mask than elsewhere"
+    label = less if excess.high < 0 else "Not shown to be more sensitive inside the mask than elsewhere"
+    text += " The decision may rest on something outside the region that should matter."
+    return Verdict("against", label, number, text)

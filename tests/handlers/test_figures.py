@@ -1,0 +1,332 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Figures and curve scalars in TensorBoard, read back from the event files."""
+
+import dataclasses
+import io
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
+from monai_ifim.handlers.figures import case_figures, result_figures
+from tests.handlers import (
+    CNN,
+    ROUTES,
+    evaluator,
+    guest,
+    hosted,
+    items,
+    logged,
+    measure,
+    pictures,
+    result_of,
+    same,
+)
+
+both_routes = pytest.mark.parametrize("route", ROUTES)
+LABELS = [0, 2, 1, 1, 0, 2, 0]
+LIGHT = {"arms": ["high", "low"], "strengths": [0.03], "shown": 1}  # few lines and pictures to draw
+FIGURES = {"curves", "spectrum", "histogram", "components"}
+
+
+def events_in(folder):
+    """What the only event file in a folder holds."""
+    (file,) = folder.glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    return events
+
+
+def pixels(event):
+    """The picture (H, W, 3 or 4) of an image event."""
+    picture = matplotlib.image.imread(io.BytesIO(event.encoded_image_string), format="png")
+    assert picture.shape[:2] == (event.height, event.width)
+    return picture
+
+
+def check_pictures(events, names, steps, group="ifim"):
+    """Exactly these figures at these steps, each a picture of a size that TensorBoard can show."""
+    assert set(events.Tags()["images"]) == {f"{group}/{name}" for name in names}
+    for name in names:
+        shown = events.Images(f"{group}/{name}")
+        assert [event.step for event in shown] == steps, name
+        for event in shown:
+            picture = pixels(event)
+            assert 500 <= picture.shape[1] <= 1200, name
+            assert 200 <= picture.shape[0] <= 6000, name
+            assert 0.02 < np.mean(picture[..., :3].min(axis=2) < 0.9) < 0.98, name  # neither blank nor filled
+
+
+def check_curves(events, step, table):
+    """The scalars are the finite values of the table."""
+    table = table[(table.arm != "unperturbed") & np.isfinite(table.value)]
+    values = {
+        f"ifim_curve_{row.endpoint}/{row.arm}_{row.strength:g}": row.value for row in table.itertuples(index=False)
+    }
+    assert len(values) == len(table) > 50
+    assert {tag for tag in events.Tags()["scalars"] if tag.startswith("ifim_curve_")} >= set(values)
+    for tag, value in values.items():
+        (found,) = [event.value for event in events.Scalars(tag) if event.step == step]
+        assert found == pytest.approx(value, rel=1e-6, abs=1e-30), tag
+
+
+class Keep:
+    """Keeps the tables of every epoch."""
+
+    def __init__(self, ifim):
+        metric = ifim if isinstance(ifim, IFIMMetric) else ifim.metric
+        self.results = []
+        metric.listeners.append(lambda engine, result: self.results.append(result))
+
+
+@pytest.mark.parametrize("place", ["before", "behind", "metric"])
+def test_every_evaluation_writes_all_figures_and_the_curves_as_scalars(place, tmp_path):
+    network, images = CNN(), pictures()
+    arms = ("high", "low_matched", "transfer")
+    ifim = guest("metric" if place == "metric" else "handler", rank=1, arms=arms, shown=1)
+    figures, keep = IFIMFigureHandler(ifim, log_dir=tmp_path), Keep(ifim)
+    if place == "before":
+        engine = evaluator(network, items(images, LABELS), val_handlers=[figures, ifim])
+    else:
+        engine = hosted(ifim, network, items(images, LABELS), figures)
+    steps = [3, 5] if place == "before" else [4]
+    for epoch in steps:
+        engine.run(epoch)
+        with torch.no_grad():
+            network[5].weight.mul_(1.5)
+    events = events_in(tmp_path)
+    check_pictures(events, FIGURES, steps)
+    assert [result.epoch for result in keep.results] == steps
+    for result in keep.results:
+        check_curves(events, result.epoch, result.curve_table)
+    pictures_of_curves = {event.encoded_image_string for event in events.Images("ifim/curves")}
+    assert len(pictures_of_curves) == len(steps)  # of another network each
+
+
+@both_routes
+def test_evaluations_that_interval_leaves_out_draw_nothing(route, tmp_path):
+    ifim = guest(route, interval=2, **LIGHT)
+    engine = hosted(ifim, CNN(), items(pictures(4)), IFIMFigureHandler(ifim, log_dir=tmp_path))
+    for epoch in (1, 2, 3):
+        engine.run(epoch)
+    assert [event.step for event in events_in(tmp_path).Images("ifim/spectrum")] == [1, 3]
+
+
+def test_the_removal_experiment_is_drawn_only_when_asked_for(tmp_path):
+    ifim = guest("handler", removals=[0.5, 1.0], **LIGHT)
+    hosted(ifim, CNN(), items(pictures(4)), IFIMFigureHandler(ifim, log_dir=tmp_path)).run()
+    check_pictures(events_in(tmp_path), FIGURES | {"removals"}, [1])
+
+
+def test_without_shown_images_there_is_no_panel_of_them(tmp_path):
+    ifim = guest("handler", **LIGHT | {"shown": 0})
+    hosted(ifim, CNN(), items(pictures(4)), IFIMFigureHandler(ifim, log_dir=tmp_path)).run()
+    check_pictures(events_in(tmp_path), FIGURES - {"components"}, [1])
+
+
+def test_tags_carry_the_prefix(tmp_path):
+    for number, (prefix, group) in enumerate([("fim/", "fim"), ("mine_", "mine")]):
+        ifim = guest("handler", prefix=prefix, **LIGHT)
+        folder = tmp_path / str(number)
+        hosted(ifim, CNN(), items(pictures(4)), IFIMFigureHandler(ifim, log_dir=folder)).run()
+        check_pictures(events_in(folder), FIGURES, [1], group)
+        assert f"{prefix}curve_kl/high_0.03" in events_in(folder).Tags()["scalars"]
+
+
+def test_a_given_writer_is_the_one_written_to(tmp_path):
+    ifim, writer = guest("handler", **LIGHT), SummaryWriter(str(tmp_path / "mine"))
+    figures = IFIMFigureHandler(ifim, summary_writer=writer, log_dir=tmp_path / "other")
+    hosted(ifim, CNN(), items(pictures(4)), figures).run()
+    check_pictures(events_in(tmp_path / "mine"), FIGURES, [1])
+    assert not (tmp_path / "other").exists()
+
+
+# ---------------------------------------------------------------- other images
+
+
+def flat_network(shape, outputs=2, seed=0):
+    """A small network of images of any shape."""
+    torch.manual_seed(seed)
+    size = int(np.prod(shape))
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
+
+
+def shaped(shape, count=4, affine=None, **extra):
+    """Items with random images of any shape."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {"image": MetaTensor(torch.randn(*shape, generator=generator, dtype=torch.float64), affine=affine)}
+        | {name: values[index] for name, values in extra.items()}
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 8, 7), (2, 6, 7, 8), (3, 12, 10), (2, 12, 10)], ids=str)
+def test_volumes_and_several_channels_are_drawn_with_their_masks(shape, tmp_path):
+    masks = [torch.ones(1, *shape[1:]) for _ in range(4)]
+    affine = torch.diag(torch.tensor([1.0, 2.0, 4.0, 1.0]))
+    ifim = guest("handler", mask_key="mask", **LIGHT)
+    data = shaped(shape, affine=affine, mask=masks)
+    hosted(ifim, flat_network(shape), data, IFIMFigureHandler(ifim, log_dir=tmp_path)).run()
+    check_pictures(events_in(tmp_path), FIGURES, [1])
+
+
+def test_volumes_are_drawn_with_the_proportions_of_their_affine_matrix():
+    shape, heights = (1, 8, 8, 8), {}
+    for thickness in (1.0, 3.0):
+        affine = torch.diag(torch.tensor([1.0, 1.0, thickness, 1.0]))
+        result = measure("handler", flat_network(shape), shaped(shape, affine=affine), **LIGHT)
+        figure = next(iter(case_figures(result).values()))
+        heights[thickness] = sorted(axis.get_aspect() for axis in figure.axes if axis.images)
+    assert set(heights[1.0]) == {1.0}
+    assert set(heights[3.0]) == {1.0, 3.0}
+
+
+def test_images_of_two_shapes_have_a_panel_each(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    images = [item["image"] for shape in ((1, 12, 12), (1, 10, 14)) for item in shaped(shape, 2)]
+    ifim = guest("handler", **LIGHT | {"shown": 2})
+    figures = IFIMFigureHandler(ifim, log_dir=tmp_path)
+    hosted(ifim, network.double(), items(images), figures, batch_size=1).run()
+    check_pictures(events_in(tmp_path), FIGURES | {"components_2"}, [1])
+
+
+def test_images_without_spatial_axes_have_figures_and_no_panel(tmp_path):
+    ifim = guest("handler", **LIGHT)
+    figures = IFIMFigureHandler(ifim, log_dir=tmp_path)
+    hosted(ifim, flat_network((1, 30)), shaped((1, 30)), figures).run()
+    check_pictures(events_in(tmp_path), FIGURES - {"components"}, [1])
+
+
+def test_a_flat_affine_matrix_is_drawn_without_proportions():
+    affine = torch.diag(torch.tensor([0.0, 2.0, 2.0, 1.0]))
+    result = measure("handler", CNN(), [{"image": MetaTensor(image, affine=affine)} for image in pictures(2)])
+    assert len(case_figures(result)) == 2
+
+
+@both_routes
+def test_when_every_image_is_left_out_the_spectrum_says_so_and_nothing_fails(route, tmp_path, caplog):
+    images = torch.full((3, 1, 12, 12), torch.nan, dtype=torch.float64)
+    ifim = guest(route)
+    hosted(ifim, CNN(), items(images, [0, 1, 2]), IFIMFigureHandler(ifim, log_dir=tmp_path)).run()
+    assert set(events_in(tmp_path).Tags()["images"]) == {"ifim/spectrum", "ifim/histogram"}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_an_epoch_without_a_chosen_image_draws_nothing():
+    result = measure("handler", CNN(), items(pictures(4)), {"epoch_length": 1, "batch_size": 1})
+    assert result_figures(result)
+    empty = dataclasses.replace(
+        result, images=result.images[:0], curves=result.curves[:0], eigenvalues=np.zeros((0, 0)), cases=[]
+    )
+    assert result_figures(empty) == {}
+    assert case_figures(empty) == {}
+
+
+# ---------------------------------------------------------------- file names in titles
+
+
+@pytest.mark.parametrize(
+    "name", ["price_$5_{a$.nii", "漢字_スキャン.nii.gz", "x" * 300, "two\nlines\t.nii", "<b>.png", ""]
+)
+def test_any_file_name_can_stand_in_a_title(name):
+    data = [{"image": MetaTensor(image, meta={"filename_or_obj": name})} for image in pictures(2)]
+    figures = case_figures(measure("handler", CNN(), data, **LIGHT))
+    for figure in figures.values():
+        figure.savefig(io.BytesIO(), format="png")
+        width = figure.get_window_extent().width
+        for subfigure in figure.subfigs:
+            assert subfigure._suptitle.get_window_extent().width < width
+
+
+# ---------------------------------------------------------------- errors
+
+
+def not_attached(kind, handler):
+    """Evaluators to which the handler's ``ifim`` is not attached."""
+    images = items(pictures(2))
+    ifim = IFIMHandler() if kind == "handler" else IFIMMetric()
+    if kind == "additional metric without a key metric":  # MONAI ignores it silently
+        return evaluator(CNN(), images, additional_metrics={"ifim": ifim}, val_handlers=[handler(ifim)])
+    if kind == "twin":
+        return evaluator(CNN(), images, val_handlers=[IFIMHandler(), handler(ifim)])
+    return evaluator(CNN(), images, val_handlers=[handler(ifim)])
+
+
+def makers(tmp_path):
+    """The two that take an ``ifim``."""
+    return {
+        "IFIMFigureHandler": lambda ifim: IFIMFigureHandler(ifim, log_dir=tmp_path / "events"),
+        "IFIMSaver": lambda ifim: IFIMSaver(ifim, tmp_path / "tables"),
+    }
+
+
+@pytest.mark.parametrize("who", ["IFIMFigureHandler", "IFIMSaver"])
+@pytest.mark.parametrize("kind", ["handler", "metric", "twin", "additional metric without a key metric"])
+def test_an_ifim_that_is_not_attached_is_refused_when_the_run_starts(who, kind, tmp_path):
+    engine = not_attached(kind, makers(tmp_path)[who])
+    with pytest.raises(ValueError, match=f"The ifim of {who} is not attached to this evaluator"):
+        engine.run()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("who", ["IFIMFigureHandler", "IFIMSaver"])
+def test_what_is_no_ifim_is_refused_naming_what_it_is(who, tmp_path):
+    with pytest.raises(TypeError, match=f"ifim of {who} must be an IFIMHandler or IFIMMetric, got str"):
+        evaluator(CNN(), items(pictures(2)), val_handlers=[makers(tmp_path)[who]("@ifim")])
+
+
+@both_routes
+def test_a_writer_that_fails_is_reported_once_and_the_run_goes_on_with_its_metrics(
+    route, tmp_path, monkeypatch, caplog
+):
+    def fails(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_figure", fails)
+    network, images = CNN(), pictures()
+    ifim, other = guest(route, **LIGHT), IFIMHandler(prefix="other_", arms=["high"])
+    tables = IFIMSaver(ifim, tmp_path / "tables", components=False)
+    engine = hosted(ifim, network, items(images, LABELS), IFIMFigureHandler(ifim, log_dir=tmp_path), tables, other)
+    plain = evaluator(network, items(images, LABELS), route, **LIGHT)
+    plain.run()
+    truth = logged(plain)
+    for epoch in (1, 2, 3):
+        engine.run(epoch)
+        same(logged(engine), truth)
+        assert "other_kl_high" in engine.state.metrics
+    reports = [record for record in caplog.records if "IFIMFigureHandler failed" in record.getMessage()]
+    assert [record.getMessage() for record in reports] == [
+        "IFIMFigureHandler failed at epoch 1; the run goes on, and this is said once."
+    ]
+    assert "No space left on device" in str(reports[0].exc_info[1])
+    assert (tmp_path / "tables" / "ifim" / "summary.json").is_file()  # the saver behind it got its turn
+
+
+def test_a_handler_on_two_evaluators_draws_that_of_each_for_itself(tmp_path):
+    ifim = IFIMHandler(**LIGHT)
+    figures = IFIMFigureHandler(ifim, log_dir=tmp_path)
+    first = evaluator(CNN(), items(pictures(3)), val_handlers=[ifim, figures])
+    second = evaluator(CNN(seed=1), items(pictures(5)), val_handlers=[ifim, figures])
+    assert isinstance(second, SupervisedEvaluator)
+    first.run(1)
+    second.run(2)
+    assert [event.step for event in events_in(tmp_path).Images("ifim/curves")] == [1, 2]
+    assert len(result_of(ifim).images) == 5

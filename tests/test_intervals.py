@@ -1,0 +1,431 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.optimize import brentq
+from scipy.special import expit, ndtr
+from scipy.stats import binom, bootstrap, mannwhitneyu, norm, skew, t
+
+from monai_ifim.data import SignalDetectionTask
+from monai_ifim.intervals import Interval, auc_interval, bootstrap_interval, holm, one_vs_rest_auc
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+NAN = float("nan")
+
+
+def ends(interval):
+    return interval.low, interval.high
+
+
+def one_hot(labels, outputs):
+    return np.eye(outputs)[labels]
+
+
+# ---------------------------------------------------------------- mean and median
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_the_interval_is_that_of_scipy(statistic):
+    values = np.random.default_rng(1).exponential(size=40)
+    truth = bootstrap(
+        [np.sort(values)], getattr(np, statistic), n_resamples=700, confidence_level=0.9, rng=np.random.default_rng(5)
+    )
+    found = bootstrap_interval(values, statistic, level=0.9, resamples=700, seed=5)
+    assert ends(found) == tuple(truth.confidence_interval)
+    assert found.value == pytest.approx(getattr(np, statistic)(values), rel=1e-14)
+    assert (found.count, found.degenerate, found.method) == (40, False, "BCa")
+
+
+def test_the_interval_of_a_mean_of_normal_values_is_students():
+    values = np.random.default_rng(2).normal(3, 2, size=400)
+    found = bootstrap_interval(values, resamples=20_000)
+    truth = t.interval(0.95, 399, values.mean(), values.std(ddof=1) / 20)
+    np.testing.assert_allclose(ends(found), truth, atol=0.02 * (truth[1] - truth[0]))
+
+
+def test_the_interval_of_a_median_lies_at_the_order_statistics_of_the_binomial_law():
+    values = np.sort(np.random.default_rng(3).normal(size=201))
+    found = bootstrap_interval(values, "median", resamples=20_000)
+    # P(as many values or fewer below the median), and one rank of leeway for discreteness
+    for end, rank in zip(ends(found), binom.ppf([0.025, 0.975], 201, 0.5).astype(int)):
+        assert values[rank - 2] <= end <= values[rank + 2]
+
+
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.99])
+def test_a_greater_level_gives_a_wider_interval(level):
+    values = np.random.default_rng(4).normal(size=30)
+    narrow, wide = bootstrap_interval(values, level=level), bootstrap_interval(values, level=level + 0.009)
+    assert wide.low <= narrow.low < narrow.value < narrow.high <= wide.high
+    assert wide.low < narrow.low or narrow.high < wide.high
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_nan_values_are_dropped_and_not_counted(statistic):
+    values = np.random.default_rng(5).exponential(size=20)
+    found = bootstrap_interval(np.concatenate([[NAN], values, [NAN, NAN]]), statistic)
+    assert found == bootstrap_interval(values, statistic)
+    assert found.count == 20
+
+
+@pytest.mark.parametrize("values", [[], [NAN, NAN]])
+def test_no_values_give_nothing(values):
+    found = bootstrap_interval(values)
+    assert np.isnan([found.value, found.low, found.high]).all()
+    assert (found.count, found.degenerate, found.method) == (0, False, "none")
+
+
+def test_one_value_has_no_interval():
+    found = bootstrap_interval([NAN, 2.5], "median")
+    assert (found.value, found.count, found.degenerate, found.method) == (2.5, 1, False, "none")
+    assert np.isnan(ends(found)).all()
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+@pytest.mark.parametrize("values", [[1.0, 2.0], [1.0, 2.0, 4.0], [-1e-30, 1e-30, 1e300]])
+def test_two_and_three_values_have_an_interval_inside_their_range(values, statistic):
+    found = bootstrap_interval(values, statistic)
+    assert min(values) <= found.low < found.high <= max(values)
+    assert not found.degenerate
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+@pytest.mark.parametrize("count", [2, 3, 64])
+def test_a_constant_sample_gives_a_degenerate_interval(count, statistic):
+    assert bootstrap_interval([0.1] * count, statistic) == Interval(0.1, 0.1, 0.1, count, True, "percentile")
+
+
+def test_a_median_that_no_resample_moves_is_degenerate():
+    assert bootstrap_interval([0.0] * 60 + [1.0], "median") == Interval(0.0, 0.0, 0.0, 61, True, "percentile")
+
+
+def test_where_ties_leave_bca_undefined_the_interval_is_the_percentile_one():
+    values = [1.0] * 7 + [2.0, 3.0]  # leave any one out, and the median stays
+    truth = bootstrap([values], np.median, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    found = bootstrap_interval(values, "median")
+    assert found.method == "percentile"
+    assert ends(found) == tuple(truth.confidence_interval)
+    assert found.low < found.high
+    assert not found.degenerate
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_the_order_of_the_values_changes_nothing(statistic):
+    random = np.random.default_rng(6)
+    values = random.exponential(size=50)
+    assert bootstrap_interval(random.permutation(values), statistic) == bootstrap_interval(values, statistic)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+@pytest.mark.parametrize("scale", [1e-250, 1e-12, 0.3, 1e250])
+def test_the_interval_scales_with_the_values(scale, statistic):
+    values = np.random.default_rng(7).exponential(size=51)
+    found, truth = bootstrap_interval(scale * values, statistic), bootstrap_interval(values, statistic)
+    assert found.method == truth.method == "BCa"
+    np.testing.assert_allclose(np.array(ends(found)) / scale, ends(truth), rtol=1e-12)
+
+
+def test_the_seed_alone_decides():
+    values = np.random.default_rng(8).exponential(size=30)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    found = bootstrap_interval(values, seed=1)
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    assert found == bootstrap_interval(values, seed=1)
+    assert found != bootstrap_interval(values, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"statistic": "mode"}, "statistic must be one of mean, median, got 'mode'"),
+        ({"level": 1.0}, "level must lie between 0 and 1, got 1.0"),
+        ({"resamples": 0}, "resamples must be 1 or more, got 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval([1.0, 2.0], **options)
+
+
+# ---------------------------------------------------------------- area under the curve
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("outputs", [1, 2, 4])
+def test_the_area_is_the_mann_whitney_statistic_over_the_number_of_pairs(outputs, ties):
+    random = np.random.default_rng(outputs)
+    truth = random.integers(0, 2, size=(50, outputs))
+    scores = random.integers(0, 5, size=truth.shape) if ties else random.normal(size=truth.shape)
+    areas = []
+    for labels, values in zip(truth.T, scores.T):
+        wins = mannwhitneyu(values[labels == 1], values[labels == 0]).statistic
+        areas.append(wins / ((labels == 1).sum() * (labels == 0).sum()))
+    assert one_vs_rest_auc(truth, scores) == pytest.approx(np.mean(areas), rel=1e-14)
+
+
+@pytest.mark.parametrize("detectability", [0.0, 0.5, 1.46, 3.0])
+def test_the_area_for_two_normal_laws_is_known_in_closed_form(detectability):
+    labels = np.arange(200_000) % 2
+    scores = np.random.default_rng(9).normal(size=len(labels)) + detectability * labels
+    assert one_vs_rest_auc(labels[:, None], scores[:, None]) == pytest.approx(ndtr(detectability / 2**0.5), abs=4e-3)
+
+
+def test_the_area_knows_ranks_only_and_turns_over_with_scores_or_truth():
+    random = np.random.default_rng(10)
+    truth, scores = random.integers(0, 2, size=(40, 3)), random.normal(size=(40, 3))
+    area = one_vs_rest_auc(truth, scores)
+    assert one_vs_rest_auc(truth, np.exp(3 * scores)) == area
+    assert one_vs_rest_auc(truth, -scores) == pytest.approx(1 - area, rel=1e-14)
+    assert one_vs_rest_auc(1 - truth, -scores) == pytest.approx(area, rel=1e-14)
+
+
+def test_outputs_without_both_kinds_do_not_count():
+    truth = np.array([[0, 1, 0], [1, 1, 0], [1, 1, 0]])
+    scores = np.array([[0.2, 9, 1], [0.1, 8, 2], [0.3, 7, 3]])
+    assert one_vs_rest_auc(truth, scores) == 0.5
+    assert np.isnan(one_vs_rest_auc(truth[:, 1:], scores[:, 1:]))
+    assert np.isnan(one_vs_rest_auc(np.zeros((0, 2)), np.zeros((0, 2))))
+
+
+def test_infinite_scores_rank_at_the_ends():
+    assert one_vs_rest_auc([[0], [0], [1], [1]], [[-np.inf], [2], [1], [np.inf]]) == 0.75
+
+
+@pytest.mark.parametrize("function", [one_vs_rest_auc, auc_interval])
+@pytest.mark.parametrize(
+    ("truth", "scores", "message"),
+    [
+        (np.zeros(4), np.zeros(4), r"got \(4,\) and \(4,\)"),
+        (np.zeros((4, 2)), np.zeros((3, 2)), r"got \(4, 2\) and \(3, 2\)"),
+        (np.zeros((4, 2)), np.zeros((4, 3)), r"got \(4, 2\) and \(4, 3\)"),
+        (np.full((4, 2), 2), np.zeros((4, 2)), "truth must hold 0 and 1 only"),
+    ],
+)
+def test_truth_and_scores_that_do_not_fit_are_refused(function, truth, scores, message):
+    with pytest.raises(ValueError, match=message):
+        function(truth, scores)
+
+
+def test_repeats_are_for_the_interval_only():
+    with pytest.raises(ValueError, match=r"scores must have the shape of truth, \(4, 2\), got \(4, 1, 2\)"):
+        one_vs_rest_auc(np.zeros((4, 2)), np.zeros((4, 1, 2)))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_the_interval_of_the_area_is_that_of_resampling_images_within_class(outputs, repeats):
+    random = np.random.default_rng(11)
+    labels = np.repeat(np.arange(max(2, outputs)), [3, 8, 12][: max(2, outputs)])
+    truth = one_hot(labels, 3) if outputs == 3 else labels[:, None]
+    scores = np.round(truth[:, None] + random.normal(size=(len(labels), repeats, outputs)), 1)  # with ties
+    scores[:, -1, -1] = scores[..., -1].max(axis=1) + np.arange(len(labels)) * 1e-6  # no ties in the key below
+    order = np.argsort(scores[:, -1, -1])  # as it sorts before it resamples
+    truth, scores = truth[order], scores[order]
+
+    def area(*rows):
+        rows = np.concatenate(rows).astype(int)
+        areas = [one_vs_rest_auc(truth[rows], scores[rows, repeat]) for repeat in range(repeats)]
+        return np.round(np.mean(areas), 12)  # equal areas must be equal, as BCa counts ties
+
+    classes = [np.flatnonzero((truth == row).all(axis=1)) for row in np.unique(truth, axis=0)]
+    resampling = bootstrap(classes, area, n_resamples=200, vectorized=False, rng=np.random.default_rng(3))
+    found = auc_interval(truth, scores, resamples=200, seed=3)
+    np.testing.assert_allclose(ends(found), resampling.confidence_interval, rtol=1e-11)
+    assert found.value == pytest.approx(area(np.arange(len(truth))), rel=1e-11)
+    assert (found.count, found.method, found.degenerate) == (len(truth), "BCa", False)
+
+
+def test_the_interval_of_the_area_has_the_width_that_delong_gives():
+    random = np.random.default_rng(12)
+    positive, negative = random.normal(1, 1, size=200), random.normal(0, 1, size=300)
+    wins = (positive[:, None] > negative).astype(float)
+    error = np.sqrt(wins.mean(axis=1).var(ddof=1) / 200 + wins.mean(axis=0).var(ddof=1) / 300)
+    truth = np.repeat([1, 0], [200, 300])[:, None]
+    found = auc_interval(truth, np.concatenate([positive, negative])[:, None], resamples=5000)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert found.value == pytest.approx(wins.mean(), rel=1e-14)
+
+
+@pytest.mark.parametrize("rare", [1, 2])
+def test_a_rare_class_is_in_every_resample(rare):
+    # resampled at large, a class of two would be absent from one resample in seven, and the area NaN
+    labels = np.repeat([0, 1, 2], [rare, 8, 20])
+    scores = one_hot(labels, 3) + np.random.default_rng(13).normal(size=(len(labels), 3))
+    found = auc_interval(one_hot(labels, 3), scores)
+    assert found.method == "BCa"
+    assert 0 < found.low < found.value < found.high < 1
+
+
+def test_a_class_of_one_image_stays_as_it_is():
+    negative = np.arange(20.0)
+    truth, scores = np.append(np.zeros(20), 1)[:, None], np.append(negative, 11.5)[:, None]
+    found = auc_interval(truth, scores, level=0.9)
+    share = bootstrap_interval(negative < 11.5, level=0.9)  # the one positive against resampled negatives
+    assert found.value == share.value == 0.6
+    np.testing.assert_allclose(ends(found), ends(share), atol=0.051)
+
+
+def test_where_no_class_has_two_images_there_is_no_interval():
+    found = auc_interval(np.eye(3), np.eye(3))
+    assert (found.value, found.count, found.degenerate, found.method) == (1.0, 3, False, "none")
+    assert np.isnan(ends(found)).all()
+
+
+@pytest.mark.parametrize("truth", [np.zeros((5, 1)), np.ones((5, 1)), np.zeros((0, 1))])
+def test_an_area_that_is_undefined_is_nan(truth):
+    found = auc_interval(truth, np.arange(len(truth))[:, None])
+    assert np.isnan([found.value, found.low, found.high]).all()
+    assert found.count == len(truth)
+
+
+def test_perfect_separation_is_marked_as_degenerate():
+    truth = np.repeat([0, 1], 10)[:, None]
+    assert auc_interval(truth, truth) == Interval(1.0, 1.0, 1.0, 20, True, "percentile")
+
+
+def test_images_with_nan_are_dropped_and_not_counted():
+    random = np.random.default_rng(14)
+    truth = one_hot(random.integers(0, 3, 30), 3)
+    scores = truth[:, None] + random.normal(size=(30, 2, 3))
+    truth[3, 1], scores[7, 1, 2] = NAN, NAN
+    kept = np.setdiff1d(np.arange(30), [3, 7])
+    assert auc_interval(truth, scores) == auc_interval(truth[kept], scores[kept])
+    assert auc_interval(truth, scores).count == 28
+
+
+def test_the_order_of_images_and_repeats_and_the_scale_of_scores_change_nothing():
+    random = np.random.default_rng(15)
+    truth = one_hot(random.integers(0, 3, 40), 3)
+    scores = truth[:, None] + random.normal(size=(40, 2, 3))
+    order = random.permutation(40)
+    assert auc_interval(truth[order], scores[order]) == auc_interval(truth, scores)
+    assert auc_interval(truth, scores[:, ::-1]) == auc_interval(truth, scores)
+    assert auc_interval(truth, 8 * scores) == auc_interval(truth, scores)
+
+
+def test_a_repeat_that_only_repeats_changes_nothing():
+    random = np.random.default_rng(16)
+    truth = random.integers(0, 2, size=(40, 2))
+    scores = truth + random.normal(size=(40, 2))
+    found = auc_interval(truth, np.stack([scores] * 4, axis=1))
+    assert found == auc_interval(truth, scores)
+
+
+def test_memory_is_bounded_for_many_images(monkeypatch):
+    random = np.random.default_rng(17)
+    labels = random.integers(0, 2, size=(60, 1))
+    scores = labels + random.normal(size=(60, 1))
+    whole = auc_interval(labels, scores, resamples=4000), bootstrap_interval(scores, resamples=4000)
+    monkeypatch.setattr("monai_ifim.intervals._NUMBERS_AT_A_TIME", 60 * 7)
+    pieces = auc_interval(labels, scores, resamples=4000), bootstrap_interval(scores, resamples=4000)
+    for one, other in zip(whole, pieces):  # other random numbers, so close only
+        np.testing.assert_allclose(ends(one), ends(other), atol=0.1 * (one.high - one.low))
+
+
+# ---------------------------------------------------------------- several tests
+
+
+@pytest.mark.parametrize(
+    ("p_values", "truth"),
+    [
+        # 4 x 0.005; 3 x 0.01; 2 x 0.03; 1 x 0.04 would be below the one before
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0.6, 0.9, 0.7], [1.0, 1.0, 1.0]),
+        ([NAN, 0.02, NAN, 0.03], [NAN, 0.04, NAN, 0.04]),
+        ([0.3], [0.3]),
+        ([NAN], [NAN]),
+        ([], []),
+    ],
+)
+def test_holms_correction_against_examples_worked_by_hand(p_values, truth):
+    np.testing.assert_allclose(holm(p_values), truth, rtol=1e-14)
+
+
+# ---------------------------------------------------------------- coverage, on the ideal observer
+#
+# Its logit z has the law N(+-d'^2 / 2, d'^2), with the sign of the class. A change of root mean square
+# strength * sigma (sigma = 1) along the template w shifts it by strength * sqrt(D) * |w|.
+
+REPETITIONS, IMAGES = 400, 64
+PUBLISHED = SignalDetectionTask()
+EASY = SignalDetectionTask(signal_amplitude=1.6)  # d' = 3.9: sure of most images, so that few have a large KL
+
+
+def logits(task, random):
+    labels = random.integers(0, 2, size=IMAGES)
+    return (labels - 0.5) * task.detectability**2 + task.detectability * random.normal(size=IMAGES), labels
+
+
+def shift(task, strength):
+    return strength * task.template.numel() ** 0.5 * float(task.template.norm())
+
+
+def kl(z, change):
+    """KL divergence of the two classes, the mean over both signs of the change."""
+
+    def one(step):
+        p = expit(z)
+        return p * (np.logaddexp(0, -z - step) - np.logaddexp(0, -z)) + (1 - p) * (
+            np.logaddexp(0, z + step) - np.logaddexp(0, z)
+        )
+
+    return (one(change) + one(-change)) / 2
+
+
+def coverage(truth, interval_of, seed):
+    random = np.random.default_rng(seed)
+    hits = 0
+    for repetition in range(REPETITIONS):
+        interval = interval_of(random, repetition)
+        hits += interval.low <= truth <= interval.high
+    return hits / REPETITIONS
+
+
+@pytest.mark.parametrize("task", [PUBLISHED, EASY])
+def test_the_interval_of_a_median_log_ratio_covers_the_truth(task):
+    mean, spread = task.detectability**2 / 2, task.detectability
+    high, control = shift(task, 0.03), shift(task, 0.03) / 5  # along a direction with a cosine of 1/5
+
+    def log_ratio(z):
+        return np.log10(kl(z, high) / kl(z, control))
+
+    # it grows with |z| (up to rounding), so that its median is the value at the median of |z|
+    assert (np.diff(log_ratio(np.linspace(0, mean + 6 * spread, 1000))) > -1e-12).all()
+    middle = brentq(lambda z: ndtr((z - mean) / spread) - ndtr((-z - mean) / spread) - 0.5, 0, 100)
+
+    def interval_of(random, seed):
+        return bootstrap_interval(log_ratio(logits(task, random)[0]), "median", resamples=1000, seed=seed)
+
+    assert 0.91 <= coverage(log_ratio(middle), interval_of, seed=1) <= 0.98
+
+
+@pytest.mark.parametrize(("task", "strength", "skewness"), [(PUBLISHED, 0.03, -0.5), (EASY, 0.01, 3.1)])
+def test_the_interval_of_a_mean_of_skewed_kl_divergences_covers_the_truth(task, strength, skewness):
+    change, mean, spread = shift(task, strength), task.detectability**2 / 2, task.detectability
+    # the same for both classes, as KL of both signs is even in z
+    truth = quad(lambda z: kl(z, change) * norm.pdf(z, mean, spread), mean - 12 * spread, mean + 12 * spread)[0]
+    sample = np.random.default_rng(0).normal(mean, spread, size=100_000)
+    assert skew(kl(sample, change)) == pytest.approx(skewness, abs=0.1)
+
+    def interval_of(random, seed):
+        return bootstrap_interval(kl(logits(task, random)[0], change), resamples=1000, seed=seed)
+
+    assert 0.91 <= coverage(truth, interval_of, seed=2) <= 0.98
+
+
+def test_the_interval_of_the_area_covers_the_truth():
+    def interval_of(random, seed):
+        z, labels = logits(PUBLISHED, random)
+        return auc_interval(labels[:, None], z[:, None], resamples=1000, seed=seed)
+
+    assert 0.91 <= coverage(PUBLISHED.ideal_auc, interval_of, seed=3) <= 0.98

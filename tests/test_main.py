@@ -1,0 +1,72 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from monai_ifim.__main__ import main
+from tests.visualize.folders import write_folder
+
+
+def test_report_writes_the_page_and_prints_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = write_folder(tmp_path / "ifim")
+    assert main(["report", str(folder)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{folder / 'report.html'}\n"
+    assert printed.err == ""
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_report_writes_where_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = write_folder(tmp_path / "ifim")
+    assert main(["report", str(folder), "--output", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
+    assert not (folder / "report.html").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_said_in_one_line_with_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        f"python -m monai_ifim: There is no folder {tmp_path / 'nowhere'}. Give the folder that IFIMSaver wrote.\n"
+    )
+
+
+def test_a_foreign_folder_is_said_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"{tmp_path} has no file summary.json" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["report"], ["repot", "folder"]])
+def test_a_command_that_is_not_understood_has_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: python -m monai_ifim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("folder", "status"), [("ifim", 0), ("nowhere", 2)])
+def test_the_module_runs_from_the_command_line(
+    folder: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_folder(tmp_path / "ifim")
+    monkeypatch.setattr(sys, "argv", ["monai_ifim", "report", str(tmp_path / folder)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("monai_ifim", run_name="__main__")
+    assert stopped.value.code == status

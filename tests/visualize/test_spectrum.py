@@ -1,0 +1,145 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import same_color
+
+from monai_ifim.visualize import plot_lambda_histogram, plot_spectrum
+
+
+def dots(axis: Axes) -> list[np.ndarray]:
+    """The values drawn as dots, one array an index."""
+    return [np.asarray(line.get_ydata()) for line in axis.lines if line.get_marker() == "o"]
+
+
+def spectra(images: int = 9, rank: int = 3) -> np.ndarray:
+    values = np.random.default_rng(0).lognormal(sigma=2, size=(images, rank))
+    return -np.sort(-values, axis=1)
+
+
+def test_every_eigenvalue_is_a_dot_at_its_index_on_a_log_axis():
+    values = spectra()
+    axis = plot_spectrum(values).axes[0]
+    assert axis.get_yscale() == "log"
+    assert axis.get_ylabel() == "eigenvalue (per squared unit of the input)"
+    found = dots(axis)
+    assert len(found) == 3
+    for index, column in enumerate(found):
+        np.testing.assert_array_equal(column, values[:, index])
+    for index, line in enumerate(line for line in axis.lines if line.get_marker() == "o"):
+        assert (np.abs(np.asarray(line.get_xdata()) - (index + 1)) < 0.25).all()
+    assert axis.get_title() == "Eigenvalues of the iFIM, 9 images"
+
+
+def test_boxes_have_the_medians():
+    values = spectra()
+    axis = plot_spectrum(values).axes[0]
+    medians = [line.get_ydata()[0] for line in axis.lines if same_color(line.get_color(), "#D55E00")]
+    np.testing.assert_allclose(medians, np.median(values, axis=0))
+
+
+def test_zeros_and_images_left_out_are_counted_and_not_drawn():
+    values = spectra()
+    values[1] = 0
+    values[2] = 0
+    values[3, 2] = 0
+    values[4] = np.nan
+    axis = plot_spectrum(values).axes[0]
+    assert axis.get_title() == (
+        "Eigenvalues of the iFIM, 6 images\nnot shown: 2 all-zero spectra, 1 further zero, 1 image left out"
+    )
+    assert [len(column) for column in dots(axis)] == [6, 6, 5]
+
+
+def test_at_most_ten_indices_are_drawn():
+    axis = plot_spectrum(spectra(rank=14)).axes[0]
+    assert len(dots(axis)) == 10
+    assert axis.get_xlabel() == "index of the eigenvalue, the first 10 of 14"
+
+
+def test_the_scatter_repeats():
+    one, other = (plot_spectrum(spectra()).axes[0].lines[0].get_xdata() for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("values", [np.zeros((3, 2)), np.full((2, 1), np.nan), np.zeros((0, 0))])
+def test_without_an_eigenvalue_above_zero_the_figure_says_so(values: np.ndarray):
+    axis = plot_spectrum(values).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["no image has an eigenvalue above zero"]
+
+
+def test_a_spectrum_that_is_no_table_is_refused():
+    with pytest.raises(ValueError, match=r"\(images, R\), got shape \(3,\)"):
+        plot_spectrum(np.ones(3))
+
+
+def table(**changes: object) -> pd.DataFrame:
+    columns = {
+        "lambda_max": [1e-3, 1e-2, 1e-1, 1.0, 10.0, 0.0, np.nan],
+        "correct": [1.0, 1.0, 0.0, 1.0, 0.5, 1.0, np.nan],
+        "skipped": [""] * 6 + ["the logits are NaN or infinite"],
+    }
+    return pd.DataFrame(columns | changes)
+
+
+def counts(axis: Axes) -> list[float]:
+    """Images in each histogram, from the areas that are drawn."""
+    found = []
+    for patch in axis.patches:
+        x, y = patch.get_xy().T
+        found.append(round(0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))), 6))
+    return found
+
+
+def test_the_histogram_is_split_by_right_and_wrong_and_counts_what_it_does_not_show():
+    axis = plot_lambda_histogram(table()).axes[0]
+    # a share of the labels right is not right
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["right (3)", "wrong (2)"]
+    assert axis.get_title() == "Greatest eigenvalue, 5 images\nnot shown: 1 all-zero spectrum, 1 image left out"
+    width = 4 / 16  # of a bin: log10 from -3 to 1
+    assert counts(axis) == pytest.approx([3 * width, 2 * width])
+
+
+def test_the_histogram_is_of_the_decimal_logarithm():
+    axis = plot_lambda_histogram(table()).axes[0]
+    corners = np.concatenate([patch.get_xy()[:, 0] for patch in axis.patches])
+    assert (corners.min(), corners.max()) == (pytest.approx(-3), pytest.approx(1))
+    assert axis.get_xlabel() == r"$\log_{10}$ of the greatest eigenvalue (per squared unit of the input)"
+    assert axis.get_ylabel() == "images"
+
+
+def test_without_labels_all_images_are_one():
+    axis = plot_lambda_histogram(table(correct=np.nan)).axes[0]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["all images, no labels (5)"]
+
+
+def test_images_without_label_among_labelled_ones_are_told_apart():
+    axis = plot_lambda_histogram(table(correct=[1.0, np.nan, 0.0, 1.0, 1.0, 1.0, 1.0])).axes[0]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "right (3)",
+        "wrong (1)",
+        "without label (1)",
+    ]
+
+
+@pytest.mark.parametrize("images", [table(lambda_max=0.0), table()[:0]])
+def test_without_an_image_to_show_the_histogram_says_so(images: pd.DataFrame):
+    axis = plot_lambda_histogram(images).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["no image has an eigenvalue above zero"]
+
+
+def test_a_table_of_images_without_a_column_is_refused():
+    with pytest.raises(ValueError, match="no column correct"):
+        plot_lambda_histogram(table().drop(columns="correct"))
