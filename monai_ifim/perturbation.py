@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from monai_ifim.arms import ARMS, Arm, ArmInputs, _column, randomise_phases, resolve_arms
+from monai_ifim.arms import _ROUNDINGS, ARMS, Arm, ArmInputs, _column, randomise_phases, resolve_arms
 from monai_ifim.fisher import InputFisher, _checked_images
 from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
 from monai_ifim.predictive import Predictive, PredictiveLike, agreement, resolve_predictive
@@ -323,7 +323,7 @@ def sensitivity_curves(
                 kept_norm[arm.name].append(norm.cpu().numpy())
                 for index, cause in causes.items():
                     skipped[arm.name].setdefault(index, cause)
-                curvature = fisher.quadratic(change) if fisher.can_quadratic else torch.full_like(norm, torch.nan)
+                curvature = _curvature(fisher, change)
                 kept = torch.tensor([row for row in range(batch) if row not in skipped[arm.name]]).long()
                 jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
                 step, row = steps[jobs[:, 0]], jobs[:, 1].to(images.device)
@@ -565,6 +565,16 @@ def _full_batches(pieces: Iterator[_Piece], size: int) -> Iterator[_Piece]:
     rest = [torch.cat(values) for values in zip(*waiting)]
     if rest and len(rest[0]):
         yield _Piece(*rest)
+
+
+def _curvature(fisher: InputFisher, change: Tensor) -> Tensor:
+    """``d^T F d`` (B,), zero where it is rounding beside the greatest for a change of this length."""
+    if not fisher.can_quadratic:
+        return torch.full((len(change),), torch.nan, dtype=torch.float64, device=change.device)
+    curvature = fisher.quadratic(change)
+    length = torch.linalg.vector_norm(change.double().flatten(1), dim=1)
+    rounding = (_ROUNDINGS * torch.finfo(change.dtype).eps * length).square() * fisher.eigenvalues[:, 0]
+    return curvature.where(~(curvature <= rounding), 0.0)
 
 
 def _outcome_names(outcomes: Tensor) -> list[str]:

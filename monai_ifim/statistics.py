@@ -148,8 +148,10 @@ def curve_table(
         ``degenerate`` (see :class:`~monai_ifim.intervals.Interval`). Endpoints: the means ``kl``, ``kl_quadratic``,
         ``fisher_rao``, ``confidence_drop``, ``flip_rate`` and, with labels, ``accuracy``; ``kl_ratio``, the median of
         KL over its quadratic prediction among the images where that lies above the noise floor; and ``auc``, one
-        output against the rest, resampled within class (of a patient's images with the same label, the probabilities
-        are averaged). The arm ``unperturbed`` at strength 0 holds accuracy and area of all images that were used.
+        output against the rest, resampled within class, a mean over draws and over the sign that harms the confidence
+        of each image more and the one that harms it less (of a patient's images with the same label, the
+        probabilities are averaged). The arm ``unperturbed`` at strength 0 holds accuracy and area of all images that
+        were used.
 
     Example:
         >>> curves = pd.DataFrame({"image": [0, 1, 2], "arm": "high", "strength": 0.1, "kl": [1.0, 2.0, 6.0]})
@@ -520,9 +522,15 @@ def _outputs(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
 
 
 def _repeated_scores(part: pd.DataFrame) -> pd.DataFrame:
-    """By image, the probability of each output (in their order) in each draw and sign."""
+    """By image, the probability of each output (in their order) in each draw, after the milder and the harsher sign.
+
+    Which sign of a direction is +1 is arbitrary for each image, and must not decide with what it is compared.
+    """
     if "probability_0" not in part:
         return pd.DataFrame(index=part.image.unique())
+    if "confidence_drop" in part:
+        part = part.sort_values(["confidence_drop", "sign"])
+        part = part.assign(sign=part.groupby(["image", "draw"]).cumcount())
     probabilities = _outputs(part, "probability").columns.to_list()
     return part.pivot(index="image", columns=["draw", "sign"], values=probabilities)
 

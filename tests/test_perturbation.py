@@ -1263,3 +1263,12 @@ def test_an_image_whose_perturbed_logits_are_not_finite_is_left_out_of_that_arm_
     assert curves.skipped["high"] == {2: "the logits of the perturbed image are NaN or infinite"}
     assert sorted(curves.to_frame().image.unique()) == [0, 1, 3]
     assert curves.to_frame().kl.notna().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_quadratic_prediction_outside_a_rank_one_eigenspace_is_zero_and_not_rounding(dtype):
+    network, images = truths.cnn(outputs=2, dtype=dtype), truths.images(6, dtype=dtype)
+    curves = sensitivity_curves(network, images, input_fisher(network, images), ("high", "low", "low_image", "random"))
+    predicted = curves.to_frame().groupby("arm").kl_quadratic
+    assert predicted.max()[["low", "low_image"]].tolist() == [0.0, 0.0]
+    assert (predicted.min()[["high", "random"]] > 0).all()

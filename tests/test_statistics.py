@@ -340,7 +340,15 @@ def test_the_intervals_of_the_curves_are_those_of_values_an_image():
         assert (row.value, row.low, row.high) == pytest.approx((truth.value, truth.low, truth.high), rel=1e-12)
 
 
-def test_the_area_is_the_mean_over_draws_and_signs_of_the_mann_whitney_statistic_of_each_class():
+def test_which_sign_of_a_direction_is_the_first_does_not_change_any_number():
+    turned = CURVES.image.isin(IMAGES.image.sample(frac=0.5, random_state=5))
+    assert 0 < turned.sum() < len(CURVES)
+    other = CURVES.assign(sign=CURVES.sign.where(~turned, -CURVES.sign))
+    for table, truth in zip(tables(IMAGES, other), tables(IMAGES, CURVES)):
+        same(table, truth)
+
+
+def test_the_area_is_the_mean_over_draws_and_harsher_and_milder_signs_of_the_mann_whitney_statistic_of_each_class():
     table = curve_table(IMAGES, CURVES, resamples=50).set_index(["arm", "strength", "endpoint"])
     truth = IMAGES.set_index("image")
 
@@ -353,7 +361,8 @@ def test_the_area_is_the_mean_over_draws_and_signs_of_the_mann_whitney_statistic
         return np.mean(areas)
 
     for (arm, strength), rows in CURVES.groupby(["arm", "strength"]):
-        areas = [area(part.set_index("image")) for _, part in rows.groupby(["draw", "sign"])]
+        harm = rows.groupby(["image", "draw"]).confidence_drop.rank(method="first")
+        areas = [area(part.set_index("image")) for _, part in rows.groupby([rows.draw, harm])]
         assert table.loc[arm, strength, "auc"].value == pytest.approx(np.mean(areas), rel=1e-12)
     assert table.loc["unperturbed", 0.0, "auc"].value == pytest.approx(area(truth[truth.skipped == ""]), rel=1e-12)
 

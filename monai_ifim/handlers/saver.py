@@ -103,12 +103,11 @@ class IFIMSaver:
             OSError: When it cannot be written; what was there before stays.
         """
         _check_ours(self.folder)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         unique = uuid.uuid4().hex[:8]
         new = self.folder.with_name(f".{self.folder.name}.{unique}.new")
         old = self.folder.with_name(f".{self.folder.name}.{unique}.old")
         try:
-            new.mkdir()
+            new.mkdir(parents=True)
             self._fill(new, result)
             if self.folder.exists():
                 os.replace(self.folder, old)
@@ -140,7 +139,8 @@ class IFIMSaver:
 
         images = result.images.loc[:, [c for c in result.images if not re.match("(probability|truth)_", str(c))]]
         images = images.assign(
-            flip_strength=images.image.map(flip_strengths(result.curves)), case=images.image.map(stems).fillna("")
+            flip_strength=images.image.map(flip_strengths(result.curves)),
+            case=[stems.get(position, "") for position in images.image],
         )
         images = images.sort_values("lambda_max", ascending=False, kind="stable", na_position="last")
         images.to_csv(folder / "images.csv", index=False)

@@ -193,13 +193,11 @@ def _finish(axis: Axes, name: str, shown: pd.DataFrame) -> None:
         axis.axhline(0, color=NEUTRAL, linewidth=0.8)
     if name == "flip_rate":
         axis.set_ylim(0, max(0.05, 1.08 * float(shown[["value", "high"]].max().max())))
-    if not endpoint.log:
-        return
-    axis.set_yscale("log", nonpositive="clip")
     numbers = shown[["value", "low", "high"]].to_numpy(dtype=float)
     positive = numbers[np.isfinite(numbers) & (numbers > 0)]
-    if len(positive) == 0:
+    if not endpoint.log or len(positive) == 0:
         return
+    axis.set_yscale("log", nonpositive="clip")
     least, greatest = float(positive.min()), float(positive.max())
     if name == "kl_ratio":
         limits = float(np.clip(least / 1.1, 0.1, 0.5)), float(np.clip(greatest * 1.1, 2, 10))

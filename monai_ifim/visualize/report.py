@@ -172,7 +172,7 @@ def _content(results: _Folder, folder: Path) -> dict[str, Any]:
         "mask": _mask(results),
         "ranking": wording.ranking_verdicts(summary["error_ranking"], results.unit),
         "curve_rows": perturbed.to_dict("records"),
-        "comparison_rows": results.comparisons.to_dict("records"),
+        "comparison_rows": _ordered(results.comparisons).to_dict("records"),
         "removal_rows": [] if results.removals is None else results.removals.to_dict("records"),
         "figures": results.figures,
         "cases": [row | {"panel": results.cases.get(row["case"])} for row in _records(results.images) if row["case"]],
@@ -208,14 +208,21 @@ def _arm(results: _Folder, arm: str, colour: str, threshold: dict[str, Any]) -> 
     }
 
 
+def _ordered(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """KL divergence first, small strengths first, and the controls that tell most first."""
+    order = ["transfer", "low_matched", *sorted(set(comparisons.control) - set(wording.ARM_TEXTS)), *wording.ARM_TEXTS]
+    table = comparisons.assign(other=comparisons.endpoint != "kl", place=comparisons.control.map(order.index))
+    return table.sort_values(["other", "strength", "place"])
+
+
 def _controls(results: _Folder) -> list[dict[str, Any]]:
     """Each control's verdict at the reference strength and its ratios at the others; those that tell most first."""
     table = results.comparisons[results.comparisons.endpoint == "kl"]
-    order = ["transfer", "low_matched", *sorted(set(table.control) - set(wording.ARM_TEXTS)), *wording.ARM_TEXTS]
     controls = []
-    for control in [name for name in dict.fromkeys(order) if name in set(table.control)]:
-        rows = table[table.control == control].sort_values("strength")
+    for control, rows in _ordered(table).groupby("control", sort=False):
         here = np.isclose(rows.strength, results.strength)
+        if not here.any():
+            continue
         verdict = wording.control_verdict(rows[here].iloc[0], results.unit, results.single_eigenvector)
         flips = results.curves[(results.curves.endpoint == "flip_rate") & results.curves.arm.isin(["high", control])]
         flips = flips[np.isclose(flips.strength, flips.strength.max())].sort_values(

@@ -214,9 +214,9 @@ def control_verdict(row: pd.Series, unit: str, single_eigenvector: bool) -> Verd
 
 
 _LEFT_OUT = (
-    "To second order an arm outside the leading eigenspace has at most the effect of the eigenvalues left out, so "
+    "To second order an arm outside the leading eigenspace has at most the effect of the eigenvalues left out; where "
+    "none is left out, the ratio grows without bound as the strength falls. It says little about the network."
 )
-_LEFT_OUT += "that the ratio grows as the strength falls and says little about the network."
 _BY_CONSTRUCTION = {
     "low_matched": f"{_LEFT_OUT} What counts is how the two compare at strengths that flip decisions.",
     "low": _LEFT_OUT,

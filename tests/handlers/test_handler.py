@@ -14,6 +14,8 @@ import logging
 import random
 import re
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ from monai.handlers import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from monai_ifim.handlers import IFIMHandler, IFIMMetric
+from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from tests import truths
 from tests.handlers import (
     CNN,
@@ -42,6 +44,7 @@ from tests.handlers import (
     details,
     direct,
     evaluator,
+    guest,
     items,
     key_metric,
     logged,
@@ -282,8 +285,8 @@ def test_where_the_length_is_unknown_the_numbers_are_there_for_handlers_further_
 # ---------------------------------------------------------------- the guest leaves no trace
 
 
-def trained(route, keyed, mixed=False):
-    """All that a training run leaves behind, with the handler on a route, or without it."""
+def trained(route, keyed, folder=None, epochs=EPOCHS, **options):
+    """All that a training run leaves behind, with the handler on a route, or without it; writing into a folder."""
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
@@ -306,15 +309,21 @@ def trained(route, keyed, mixed=False):
             modes.append([module.training for module in network.modules()])
             modes.append((torch.rand(1).item(), np.random.rand(), random.random()))  # noqa: NPY002
 
+    handlers, others = [Modes()], {}
+    if route:
+        ifim = guest(route, **options)
+        others = {"additional_metrics": {"ifim": ifim}} if route == "metric" else {}
+        handlers += [] if route == "metric" else [ifim]
+        handlers += [IFIMFigureHandler(ifim, log_dir=folder), IFIMSaver(ifim, folder)] if folder else []
     validator = evaluator(
         network,
         items(pictures(), LABELS),
-        route,
         key_val_metric=accuracy() if keyed else None,
         postprocessing=one_hot(),
-        val_handlers=[Modes()],
+        val_handlers=handlers,
+        **others,
     )
-    engine = trainer(network, validator)
+    engine = trainer(network, validator, epochs)
     engine.run()
     metrics = {name: value for name, value in validator.state.metrics.items() if not name.startswith("ifim_")}
     left = {
@@ -328,6 +337,8 @@ def trained(route, keyed, mixed=False):
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(),  # noqa: NPY002
         "python": random.getstate(),
+        "pyplot": (plt.get_fignums(), matplotlib.get_backend(auto_select=False)),
+        "rcParams": {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"},
         "hooks": [
             len(hooks)
             for module in network.modules()
@@ -364,6 +375,29 @@ def test_a_training_run_ends_bit_by_bit_as_without_the_guest(route, keyed):
     assert_identical(found, truth)
     assert not any(found["hooks"])
     assert all(np.isfinite(value).all() for value in map(np.asarray, found["weights"].values()))
+
+
+@pytest.fixture
+def undecided():
+    """Matplotlib as it is before anything asked it for a window: without a backend."""
+    before = matplotlib.get_backend(auto_select=False)
+    matplotlib.rcParams._set("backend", matplotlib.rcsetup._auto_backend_sentinel)
+    yield
+    matplotlib.rcParams._set("backend", before or matplotlib.rcsetup._auto_backend_sentinel)
+
+
+@both_routes
+@pytest.mark.usefixtures("undecided")
+def test_figures_and_files_leave_no_trace_in_a_training_run_either(route, tmp_path):
+    truth, _, _ = trained(None, True, epochs=2)
+    light = {"arms": ["high", "low"], "strengths": [0.03], "shown": 1, "interval": 2}  # the first evaluation only
+    found, _, _ = trained(route, True, tmp_path, epochs=2, **light)
+    assert_identical(found, truth)
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    assert len(events.Tags()["images"]) == 4
+    assert (tmp_path / "ifim" / "summary.json").is_file()
 
 
 def test_the_plain_training_run_depends_on_what_the_guest_could_disturb():

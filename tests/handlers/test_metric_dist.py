@@ -11,25 +11,42 @@
 """Two processes on one CPU. Both make all the runs below; each test then looks at one of them."""
 
 import csv
+import json
+import multiprocessing
 import time
 import traceback
 import warnings
 from datetime import timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
 from monai.data import DataLoader, DistributedSampler
 from monai.handlers import MetricsSaver
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from monai_ifim.handlers import IFIMHandler, IFIMMetric
-from tests.handlers import CNN, chosen, details, direct, evaluator, items, key_metric, logged, pictures, same
+from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
+from tests.handlers import (
+    CNN,
+    chosen,
+    details,
+    direct,
+    evaluator,
+    items,
+    key_metric,
+    logged,
+    measure,
+    pictures,
+    same,
+)
 
 RANKS, TIMEOUT = 2, 120
 LABELS = [0, 2, 1, 1, 0, 2, 0]
+LIGHT = {"arms": ["high", "low", "transfer"], "strengths": [0.03], "shown": 2}  # few lines and pictures to draw
 REFERENCE = torch.linspace(-1, 1, 144).view(12, 12)
 
 
@@ -53,6 +70,19 @@ def metric_run(net, images, saver=None, shuffle=False, **options):
     return logged(engine), {name: values[:, 0].tolist() for name, values in engine.state.metric_details.items()}
 
 
+def written_run(folder, images, max_images):
+    """Tables and cases of one evaluation with figures and files, of a process that writes into a folder of its own."""
+    ifim = IFIMMetric(max_images=max_images, removals=[1.0], **LIGHT)
+    handlers = [IFIMFigureHandler(ifim, log_dir=f"{folder}/events"), IFIMSaver(ifim, folder)]
+    engine = evaluator(
+        CNN(), loader(images), key_val_metric=key_metric(), additional_metrics={"ifim": ifim}, val_handlers=handlers
+    )
+    engine.run()
+    result = ifim.result
+    cases = [(case.position, case.name, case.why, case.image) for case in result.cases]
+    return {"images": result.images, "curves": result.curves, "removals": result.removals, "cases": cases}
+
+
 def rank_main(rank, folder):
     """All the runs of one process; the results go to a file."""
     torch.set_num_threads(1)
@@ -71,6 +101,8 @@ def rank_main(rank, folder):
         spoilt = images.clone()
         spoilt[3, 0, 0, 0] = torch.nan
         results["spoilt"] = metric_run(CNN(), spoilt)
+        for name, max_images in (("written", 64), ("written by one", 1)):
+            results[name] = written_run(f"{folder}/{name}/rank{rank}", images, max_images)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             results["shuffled"] = metric_run(CNN(), images, max_images=4, shuffle=True)
@@ -98,7 +130,10 @@ def rank_main(rank, folder):
 def folder(tmp_path_factory):
     """Where the two processes wrote; they are ended when they take too long."""
     folder = tmp_path_factory.mktemp("dist")
-    context = torch.multiprocessing.spawn(rank_main, (str(folder),), nprocs=RANKS, join=False)
+    multiprocessing.set_forkserver_preload([__name__])  # imported once for both
+    context = torch.multiprocessing.start_processes(
+        rank_main, (str(folder),), nprocs=RANKS, join=False, start_method="forkserver"
+    )
     end = time.monotonic() + TIMEOUT
     try:
         while not context.join(timeout=max(0.1, end - time.monotonic())):
@@ -135,8 +170,8 @@ def test_both_ranks_log_the_numbers_of_one_process(ranks, run, max_images):
 def test_the_numbers_are_those_of_direct_calls(ranks):
     for rank in ranks:
         found = dict(rank["some"][0])
-        del found["accuracy"], found["reference_cosine"]
-        same(found, direct(CNN(), pictures(), chosen(7, 5)))
+        del found["reference_cosine"]
+        same(found, direct(CNN(), pictures(), chosen(7, 5), LABELS))
 
 
 def test_a_network_in_distributed_data_parallel_has_the_same_numbers_on_uneven_shares(ranks):
@@ -180,6 +215,48 @@ def test_rows_of_the_raw_tables_line_up_with_the_gathered_file_names(folder, ran
     for name, value in rows[:7]:
         assert value == pytest.approx(truth[int(name[-2:])], rel=1e-6)
     assert np.isnan(rows[7][1])  # the padding copy of image 0
+
+
+@pytest.mark.parametrize(("run", "max_images"), [("written", 64), ("written by one", 1)])
+def test_both_ranks_have_the_tables_of_one_process(ranks, run, max_images):
+    truth = measure("metric", CNN(), items(pictures(), LABELS), max_images=max_images, removals=[1.0], **LIGHT)
+    for rank in ranks:
+        for name, by in (
+            ("images", ["image"]),
+            ("curves", ["arm", "image", "sign"]),
+            ("removals", ["component", "image"]),
+        ):
+            found, table = (
+                table.sort_values(by, ignore_index=True) for table in (rank[run][name], getattr(truth, name))
+            )
+            pd.testing.assert_frame_equal(found, table, rtol=1e-10, atol=1e-14)
+
+
+def test_cases_are_those_of_one_process_and_come_from_both_ranks(ranks):
+    truth = measure("metric", CNN(), items(pictures(), LABELS), **LIGHT).cases
+    assert {case.position % RANKS for case in truth} == set(range(RANKS))
+    for rank in ranks:
+        assert [case[:3] for case in rank["written"]["cases"]] == [
+            (case.position, case.name, case.why) for case in truth
+        ]
+        for (_, _, _, image), case in zip(rank["written"]["cases"], truth):
+            assert torch.equal(image, case.image)
+
+
+@pytest.mark.parametrize(("run", "count"), [("written", 7), ("written by one", 1)])
+def test_rank_0_alone_writes_with_the_images_of_both(folder, ranks, run, count):
+    assert not (folder / run / "rank1").exists()
+    (events,) = (folder / run / "rank0" / "events").iterdir()
+    found = EventAccumulator(str(events))
+    found.Reload()
+    assert set(found.Tags()["images"]) == {
+        f"ifim/{name}" for name in ("curves", "spectrum", "histogram", "removals", "components")
+    }
+    written = folder / run / "rank0" / "ifim"
+    assert len(pd.read_csv(written / "images.csv")) == count
+    summary = json.loads((written / "summary.json").read_text())
+    assert (summary["images"]["data_set"], summary["images"]["used"]) == (7, count)
+    assert len(list((written / "figures").glob("case_*.png"))) == len(ranks[0][run]["cases"])
 
 
 def test_a_shuffled_sampler_looks_at_as_many_images_as_asked_for_in_all(ranks):

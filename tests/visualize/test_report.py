@@ -112,7 +112,7 @@ def test_the_headline_numbers_have_their_intervals(tmp_path: Path):
     for expected in (
         "8.33 % (4.17 to 12.5 %) of the decisions flip along high",
         "61.1 % (51.2 to 71.3 %) accuracy after a change along high; unperturbed 77.7 % (66.6 to 88.8 %)",
-        "above 0.1, the greatest tested strength at which half of the decisions flip along high",
+        "above 0.1, the greatest tested strength at which half of the decisions are flipped by either sign",
         "0.577 (0.41 to 0.73) transfer coupling",
         "4.67 (4.12 to 5.23) coupling",
         "0.0765 strength up to which the eigenvalues predict the effect along high within 10 %",
@@ -195,6 +195,20 @@ def test_the_comparisons_have_differences_ratios_and_corrected_p_values(tmp_path
     )
 
 
+def test_the_controls_that_tell_most_come_first(tmp_path: Path):
+    names = ("low", "random", "motion", "low_matched", "transfer")
+    rows = [comparison(name, (3.3, 3.1, 3.5), strength) for name in names for strength in (0.1, 0.03)]
+    source = page(write_folder(tmp_path / "ifim", comparisons=rows))
+    order = ["transfer", "low_matched", "motion", "low", "random"]
+    listed = [shown.split(":")[0].removeprefix("High against ") for _, shown in boxes(source)]
+    assert [name for name in listed if name in order] == 2 * order
+    tables = source[source.index("High minus control") :]
+    assert re.findall(r"<tr><td>(\w+)</td><td class=\"n\">([\d.]+)</td><td>KL", tables) == [
+        *[(name, "0.03") for name in order],
+        *[(name, strength) for strength in ("0.03", "0.1") for name in order],
+    ]
+
+
 def test_ratios_at_the_other_strengths_are_told_too(tmp_path: Path):
     rows = [
         comparison("transfer", (0.5, 0.4, 0.6)),
@@ -273,7 +287,7 @@ def test_the_ranking_of_errors_stands_beside_the_confidence(tmp_path: Path):
     assert "confidence of the network (smaller: more likely wrong); the baseline 0.555 (0.333 to 0.711) 24 9" in shown
     assert (
         "against",
-        "Finding errors: Not shown to rank the errors better than chance – AUROC of the flip strength "
+        "Finding errors: Not shown to rank the errors better than chance \N{EN DASH} AUROC of the flip strength "
         "0.666 (0.444 to 0.811)",
     ) in boxes(source)
 
@@ -368,7 +382,7 @@ def test_a_missing_file_is_named_and_no_page_is_left(name: str, tmp_path: Path):
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="There is no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere"):
         write_report(tmp_path / "nowhere")
 
 
@@ -429,7 +443,7 @@ def test_no_other_file_can_be_overwritten_by_mistake(tmp_path: Path):
 
 
 def test_a_missing_folder_for_the_page_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="There is no folder .*pages to write the page to"):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*pages to write the page to"):
         write_report(write_folder(tmp_path / "ifim"), tmp_path / "pages" / "report.html")
 
 
@@ -468,8 +482,9 @@ def test_a_folder_of_the_saver_gives_a_page_with_its_numbers(tmp_path: Path):
         }
         for index, (image, label) in enumerate(zip(images, labels))
     ]
-    ifim = IFIMHandler(removals=[1.0], mask_key="mask", shown=1)
-    saver = IFIMSaver(ifim, tmp_path)
+    arms, strengths = ("high", "low_matched", "transfer"), (0.03, 0.1)
+    ifim = IFIMHandler(arms=arms, strengths=strengths, removals=[1.0], mask_key="mask", shown=1)
+    saver = IFIMSaver(ifim, tmp_path, components=False)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(data, batch_size=3),

@@ -38,8 +38,8 @@ def verdict(control: str, ratio: tuple[float, float, float], single: bool = True
     ("value", "text"),
     [
         (1e-3, "0.001"),
-        (9.994e-4, "9.99\xa0×\xa010⁻⁴"),
-        (99950, "1.00\xa0×\xa010⁵"),
+        (9.994e-4, "9.99\xa0\N{MULTIPLICATION SIGN}\xa010⁻⁴"),
+        (99950, "1.00\xa0\N{MULTIPLICATION SIGN}\xa010⁵"),
         (-0.5, "\N{MINUS SIGN}0.5"),
         (1, "1"),
     ],
@@ -57,7 +57,7 @@ def test_near_certainty_is_not_called_certainty():
 def test_an_interval_that_is_missing_or_has_no_width_is_said_to_be_none():
     assert as_interval(0.5, math.nan, None) == "0.5 (no interval)"
     assert as_interval(0.5, 0.5, 0.5) == "0.5 (no interval: all values are equal)"
-    assert as_interval(None, 0.1, 0.2) == "–"
+    assert as_interval(None, 0.1, 0.2) == "\N{EN DASH}"
 
 
 @pytest.mark.parametrize(
