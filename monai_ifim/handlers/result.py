@@ -28,6 +28,7 @@ from torch import Tensor
 
 import monai_ifim
 from monai_ifim.fisher import InputFisher
+from monai_ifim.handlers.pictures import Pictures, draw_pictures
 from monai_ifim.statistics import compare_arms, curve_table, error_ranking, removal_table, thresholds
 
 __all__ = ["Case", "IFIMResult"]
@@ -94,6 +95,11 @@ class IFIMResult:
     strength: float
     seed: int
     versions: Mapping[str, str] = field(default_factory=lambda: _versions())
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """The figures, and the components of the shown images."""
+        return draw_pictures(self)
 
     @cached_property
     def curve_table(self) -> pd.DataFrame:

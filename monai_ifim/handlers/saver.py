@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.image import imsave
 from monai.data import MetaTensor
 from monai.engines import Evaluator
 from monai.transforms import SaveImage
 
-from monai_ifim.handlers.figures import case_figures, result_figures
 from monai_ifim.handlers.handler import IFIMHandler, listen
 from monai_ifim.handlers.metric import IFIMMetric
 from monai_ifim.handlers.result import Case, IFIMResult
@@ -38,7 +38,6 @@ from monai_ifim.statistics import flip_strengths
 __all__ = ["IFIMSaver"]
 
 _MARK = "summary.json"
-_DPI = 100
 
 
 class IFIMSaver:
@@ -146,10 +145,10 @@ class IFIMSaver:
         images.to_csv(folder / "images.csv", index=False)
 
         (folder / "figures").mkdir()
-        for name, figure in result_figures(result).items():
-            figure.savefig(folder / "figures" / f"{name}.png", dpi=_DPI)
-        for position, figure in case_figures(result).items():
-            figure.savefig(folder / "figures" / f"case_{stems[position]}.png", dpi=_DPI)
+        for name, picture in result.pictures.figures.items():
+            imsave(folder / "figures" / f"{name}.png", picture)
+        for position, picture in result.pictures.cases.items():
+            imsave(folder / "figures" / f"case_{stems[position]}.png", picture)
         if self.components:
             (folder / "components").mkdir()
             for case in result.cases:

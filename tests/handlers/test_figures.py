@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
-from monai_ifim.handlers.figures import case_figures, result_figures
+from monai_ifim.handlers.pictures import case_panels, result_figures
 from tests.handlers import (
     CNN,
     ROUTES,
@@ -91,7 +91,8 @@ class Tags:
     def __init__(self):
         self.figures, self.scalars = [], []
 
-    def add_figure(self, tag, figure, step):
+    def add_image(self, tag, image, step, dataformats):
+        assert dataformats == "HWC"
         self.figures.append((tag, step))
 
     def add_scalar(self, tag, value, step):
@@ -212,7 +213,7 @@ def test_volumes_are_drawn_with_the_proportions_of_their_affine_matrix():
     for thickness in (1.0, 3.0):
         affine = torch.diag(torch.tensor([1.0, 1.0, thickness, 1.0]))
         result = measure("handler", flat_network(shape), shaped(shape, affine=affine), **LIGHT)
-        figure = next(iter(case_figures(result).values()))
+        ((_, figure),) = case_panels(result.cases)
         heights[thickness] = sorted(axis.get_aspect() for axis in figure.axes if axis.images)
     assert set(heights[1.0]) == {1.0}
     assert set(heights[3.0]) == {1.0, 3.0}
@@ -234,7 +235,7 @@ def test_images_without_spatial_axes_have_figures_and_no_panel():
 def test_a_flat_affine_matrix_is_drawn_without_proportions():
     affine = torch.diag(torch.tensor([0.0, 2.0, 2.0, 1.0]))
     result = measure("handler", CNN(), [{"image": MetaTensor(image, affine=affine)} for image in pictures(2)])
-    assert len(case_figures(result)) == 2
+    assert len(result.pictures.cases) == 2
 
 
 @both_routes
@@ -253,7 +254,7 @@ def test_an_epoch_without_a_chosen_image_draws_nothing():
         result, images=result.images[:0], curves=result.curves[:0], eigenvalues=np.zeros((0, 0)), cases=[]
     )
     assert result_figures(empty) == {}
-    assert case_figures(empty) == {}
+    assert empty.pictures.cases == {}
 
 
 # ---------------------------------------------------------------- file names in titles
@@ -264,8 +265,7 @@ def test_an_epoch_without_a_chosen_image_draws_nothing():
 )
 def test_any_file_name_can_stand_in_a_title(name):
     data = [{"image": MetaTensor(image, meta={"filename_or_obj": name})} for image in pictures(1)]
-    figures = case_figures(measure("handler", CNN(), data, **LIGHT))
-    for figure in figures.values():
+    for _, figure in case_panels(measure("handler", CNN(), data, **LIGHT).cases):
         figure.savefig(io.BytesIO(), format="png")
         width = figure.get_window_extent().width
         for subfigure in figure.subfigs:
@@ -316,7 +316,7 @@ def test_a_writer_that_fails_is_reported_once_and_the_run_goes_on_with_its_metri
     def fails(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(SummaryWriter, "add_figure", fails)
+    monkeypatch.setattr(SummaryWriter, "add_image", fails)
     network, images = CNN(), pictures()
     ifim, other = guest(route, **LIGHT), IFIMHandler(prefix="other_", arms=["high"])
     handlers = IFIMFigureHandler(ifim, log_dir=tmp_path), IFIMFigureHandler(ifim, summary_writer=(behind := Tags()))

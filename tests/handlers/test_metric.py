@@ -26,7 +26,7 @@ from monai_ifim import Bernoulli, input_fisher
 from monai_ifim.arms import ARMS, ArmInputs, FixedDirection, LossGradient
 from monai_ifim.data import IdealObserver, SignalDetectionDataset
 from monai_ifim.handlers import IFIMHandler, IFIMMetric
-from monai_ifim.handlers.figures import result_figures
+from monai_ifim.handlers.pictures import result_figures
 from tests import truths
 from tests.handlers import (
     ACCURACIES,

@@ -22,13 +22,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
 from monai_ifim.arms import FixedDirection
 from monai_ifim.handlers import IFIMHandler, IFIMSaver
-from monai_ifim.handlers.figures import case_figures
+from monai_ifim.handlers import saver as saver_module
+from monai_ifim.handlers.pictures import Pictures
+from monai_ifim.handlers.result import IFIMResult
 from tests.handlers import CNN, ROUTES, evaluator, guest, hosted, items, logged, measure, pictures, result_of, same
 from tests.handlers.test_figures import flat_network, shaped
 
@@ -203,14 +204,13 @@ def test_numbers_that_no_image_gives_stand_in_the_summary_as_null(tmp_path):
 def small_figures(monkeypatch):
     """In place of the figures small ones, which are quicker to write."""
 
-    def over_all(result):
-        return {name: Figure(figsize=(1, 1)) for name in ("curves", "spectrum", "histogram")}
+    dot = np.zeros((1, 1, 3), dtype=np.uint8)
 
-    def of_each(result):
-        return {case.position: Figure(figsize=(1, 1)) for case in result.cases}
+    def small(result):
+        figures = dict.fromkeys(("curves", "spectrum", "histogram"), dot)
+        return Pictures(figures, [], {case.position: dot for case in result.cases})
 
-    monkeypatch.setattr("monai_ifim.handlers.saver.result_figures", over_all)
-    monkeypatch.setattr("monai_ifim.handlers.saver.case_figures", of_each)
+    monkeypatch.setattr(IFIMResult, "pictures", property(small))
 
 
 @both_routes
@@ -290,7 +290,7 @@ def test_components_can_be_left_out(tmp_path):
     result = measure("handler", CNN(), items(pictures(2)), **LIGHT | {"shown": 1})
     folder = IFIMSaver(IFIMHandler(), tmp_path, components=False).write(result)
     assert not (folder / "components").exists()
-    assert len(list((folder / "figures").glob("case_*.png"))) == len(case_figures(result)) == 2
+    assert len(list((folder / "figures").glob("case_*.png"))) == len(result.pictures.cases) == 2
 
 
 def test_images_without_spatial_axes_have_tables_and_no_components(tmp_path):
@@ -329,8 +329,8 @@ def fail_at(owner, name, call, error=None):
 FAILURES = {
     "first table": lambda: fail_at(pd.DataFrame, "to_csv", 1),
     "last table": lambda: fail_at(pd.DataFrame, "to_csv", 4),
-    "first figure": lambda: fail_at(Figure, "savefig", 1),
-    "last figure": lambda: fail_at(Figure, "savefig", 5),
+    "first figure": lambda: fail_at(saver_module, "imsave", 1),
+    "last figure": lambda: fail_at(saver_module, "imsave", 5),
     "first component": lambda: fail_at(SaveImage, "__call__", 1),
     "last component": lambda: fail_at(SaveImage, "__call__", 8),
     "move of the old folder": lambda: fail_at(os, "replace", 1),

@@ -13,7 +13,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -25,11 +27,18 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from monai_ifim.perturbation import DEFAULT_ARMS
 from monai_ifim.statistics import summary_names
 
 ROOT = Path(__file__).parents[2]
-ARMS = ("high", "low", "low_matched", "transfer")
-IFIM_NAMES = {f"ifim_{name}" for name in summary_names(ARMS)}
+MASK_NAMES = {"ifim_mask_energy", "ifim_mask_share"}  # only with mask_key
+IFIM_NAMES = {f"ifim_{name}" for name in summary_names(DEFAULT_ARMS)} - MASK_NAMES
+ACCURACIES = {name for name in IFIM_NAMES if name.startswith("ifim_accuracy")}
+FIGURES = {f"ifim/{name}" for name in ("curves", "spectrum", "histogram", "components")}
+TABLES = ("summary.json", "images.csv", "perturbations.csv", "curves.csv", "comparisons.csv")
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # the networks are tiny; more threads only wait for each other
+# Fewer lines and pictures to draw, where the test looks at something else.
+LIGHT = {"ifim#arms": ["high", "low_matched", "transfer"], "ifim#strengths": [0.03], "ifim#shown": 1}
 SHORT = {"train_samples": 256, "val_samples": 64, "num_epochs": 2, "batch_size": 32}
 
 
@@ -40,7 +49,9 @@ def run_bundle(bundle: str, configs: list[str], tmp_path: Path, **overrides: obj
     options = [part for name, value in overrides.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files]
     command += ["--logging_file", "configs/logging.conf", *options]
-    done = subprocess.run(command, cwd=ROOT / "bundles" / bundle, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT / "bundles" / bundle, capture_output=True, text=True, timeout=300, env=ONE_THREAD
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -49,6 +60,35 @@ def logged_metrics(output: str) -> list[dict[str, float]]:
     """The metrics of each epoch, from StatsHandler's lines."""
     lines = re.findall(r"Epoch\[\d+\] Metrics -- (.*)", output)
     return [{name: float(value) for name, value in re.findall(r"(\w+): (\S+)", line)} for line in lines]
+
+
+def event_figures(folder: Path) -> dict[str, list[int]]:
+    """Tag of each figure -> the steps at which there is a picture, from all event files of a folder."""
+    figures: dict[str, list[int]] = {}
+    for file in folder.glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file), size_guidance={"images": 0})
+        events.Reload()
+        for tag in events.Tags()["images"]:
+            assert all(event.encoded_image_string.startswith(b"\x89PNG") for event in events.Images(tag))
+            figures[tag] = [event.step for event in events.Images(tag)]
+    return figures
+
+
+def check_folder(folder: Path, cases: int, components: int = 4) -> dict:
+    """The saver's folder is complete, with a picture and the components of each shown case; its summary."""
+    assert all((folder / name).stat().st_size > 0 for name in TABLES)
+    pictures = [file.name for file in (folder / "figures").iterdir()]
+    assert {"curves.png", "spectrum.png", "histogram.png"} <= set(pictures)
+    assert len([name for name in pictures if name.startswith("case_")]) == cases
+    assert len(list((folder / "components").glob("*.nii.gz"))) == cases * components
+    assert [path.name for path in folder.parent.glob(f".{folder.name}.*")] == []
+    return json.loads((folder / "summary.json").read_text())
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
 
 
 def event_scalars(folder: Path) -> dict[str, dict[int, float]]:
@@ -82,6 +122,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         capture_output=True,
         text=True,
         timeout=300,
+        env=ONE_THREAD,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder, done.stdout + done.stderr
@@ -106,6 +147,38 @@ def test_ifim_metrics_have_the_same_tensorboard_steps_as_the_validation_accuracy
             assert scalars[name][epoch] == pytest.approx(metrics[name], abs=6e-5)
 
 
+def test_each_evaluation_has_its_figures_in_tensorboard(trained: tuple[Path, str]):
+    assert event_figures(trained[0] / "eval") == {tag: [1, 2] for tag in FIGURES}
+    scalars = event_scalars(trained[0] / "eval")
+    curves = read_table(trained[0] / "eval" / "ifim" / "curves.csv")
+    for row in curves:
+        if row["arm"] != "unperturbed" and row["value"]:
+            tag = f"ifim_curve_{row['endpoint']}/{row['arm']}_{float(row['strength']):g}"
+            assert list(scalars[tag]) == [1, 2]
+            assert scalars[tag][2] == pytest.approx(float(row["value"]), rel=1e-6, abs=1e-30)
+
+
+def test_the_folder_of_the_last_evaluation_is_complete_and_makes_a_page(trained: tuple[Path, str]):
+    folder = trained[0] / "eval" / "ifim"
+    images = read_table(folder / "images.csv")
+    summary = check_folder(folder, cases=sum(bool(row["case"]) for row in images))
+    last = logged_metrics(trained[1])[-1]
+    assert summary["epoch"] == SHORT["num_epochs"]
+    assert summary["images"]["data_set"] == len(images) == SHORT["val_samples"]
+    for name in IFIM_NAMES:
+        assert summary["metrics"][name.removeprefix("ifim_")] == pytest.approx(last[name], abs=6e-5), name
+    command = [sys.executable, "-m", "monai_ifim", "report", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = Path(done.stdout.strip())
+    assert page == folder / "report.html"
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") >= 3 + sum(bool(row["case"]) for row in images)
+    assert re.search(r"(src|href)=.https?:", text) is None  # nothing from a network
+    for arm in DEFAULT_ARMS:
+        assert arm in text
+
+
 def test_training_with_the_overlay_gives_bit_identical_weights_and_the_same_other_metrics(
     trained: tuple[Path, str], tmp_path: Path
 ):
@@ -118,6 +191,7 @@ def test_training_with_the_overlay_gives_bit_identical_weights_and_the_same_othe
         {name: value for name, value in epoch.items() if name not in IFIM_NAMES} for epoch in logged_metrics(trained[1])
     ]
     assert logged_metrics(output) == others
+    assert "failed" not in trained[1]
     plain, watched = event_scalars(tmp_path / "eval"), event_scalars(trained[0] / "eval")
     assert plain["train_loss"] == watched["train_loss"]
 
@@ -154,7 +228,7 @@ def test_inference_without_labels_takes_the_overlay_and_writes_components_that_a
         samples=3,
     )
     (metrics,) = logged_metrics(output)
-    assert set(metrics) == IFIM_NAMES - {"ifim_accuracy"}
+    assert set(metrics) == IFIM_NAMES - ACCURACIES
     from monai_ifim.data import SignalDetectionDataset, SignalDetectionTask
 
     data = SignalDetectionDataset(SignalDetectionTask(), 3, seed=2000002)
@@ -197,10 +271,17 @@ def test_medmnist_bundle_reads_classes_channels_and_axes_from_the_file(
     kind: str, made_up_sets: dict[str, Path], tmp_path: Path
 ):
     output = run_bundle(
-        "medmnist_classification", ["train", "ifim"], tmp_path, dataset_file=made_up_sets[kind], num_epochs=1
+        "medmnist_classification",
+        ["train", "ifim"],
+        tmp_path,
+        dataset_file=made_up_sets[kind],
+        num_epochs=1,
+        **{"ifim#shown": 1},
     )
     (metrics,) = logged_metrics(output)
     assert set(metrics) == (IFIM_NAMES - {"ifim_reference_cosine"}) | {"val_accuracy", "val_auc"}
+    assert event_figures(tmp_path / "eval") == {tag: [1] for tag in FIGURES}
+    check_folder(tmp_path / "eval" / "ifim", cases=3)
     assert metrics["ifim_images"] == 16
     assert 1 <= metrics["ifim_effective_rank"] <= (3 if kind == "rgb" else 1) + 1e-3
 
@@ -242,20 +323,23 @@ def test_medmnist_bundle_takes_other_monai_networks_at_28_pixels(
         dataset_file=made_up_sets["grey"],
         num_epochs=1,
         network_def={**NETWORKS[name], "spatial_dims": "@spatial_dims"},
-        **{"validate#dataloader#batch_size": 4},
+        **{"validate#dataloader#batch_size": 4, **LIGHT},
     )
     (metrics,) = logged_metrics(output)
     assert metrics["ifim_images"] == 16
+    assert "failed" not in output
     assert math.isfinite(metrics["ifim_log10_lambda_max"])
 
 
 def test_medmnist_bundle_evaluates_and_predicts_with_the_same_overlay(made_up_sets: dict[str, Path], tmp_path: Path):
     options = {"dataset_file": made_up_sets["grey"], "num_epochs": 1}
     run_bundle("medmnist_classification", ["train"], tmp_path, **options)
+    options |= LIGHT
     evaluated = run_bundle("medmnist_classification", ["train", "evaluate", "ifim"], tmp_path, **options)
     predicted = run_bundle("medmnist_classification", ["train", "inference", "ifim"], tmp_path, **options)
     (with_labels,), (without_labels,) = logged_metrics(evaluated), logged_metrics(predicted)
-    assert set(with_labels) - set(without_labels) == {"val_auc", "val_accuracy", "ifim_accuracy"}
+    accuracies = {"ifim_accuracy", *(f"ifim_accuracy_{arm}" for arm in LIGHT["ifim#arms"])}
+    assert set(with_labels) - set(without_labels) == {"val_auc", "val_accuracy"} | accuracies
     assert without_labels["ifim_lambda_max"] == with_labels["ifim_lambda_max"]
     with (tmp_path / "eval" / "predictions.csv").open() as file:
         assert [row[0] for row in csv.reader(file)] == [f"grey_test_{index:06d}" for index in range(16)]
