@@ -440,7 +440,9 @@ def test_the_name_of_an_arm_that_is_there_cannot_be_taken(arms):
         resolve_arms(arms)
 
 
-@pytest.mark.parametrize("arm", [3, None, lambda inputs: inputs.images, torch.ones(1, 4, 4), Arm], ids=str)
+@pytest.mark.parametrize(
+    "arm", [3, None, lambda inputs: inputs.images, torch.ones(1, 4, 4), Arm], ids=lambda arm: type(arm).__name__
+)
 def test_what_is_no_arm_is_refused(arm):
     with pytest.raises(TypeError, match=r"must be a name or a monai_ifim\.arms\.Arm, got"):
         resolve_arms(["high", arm])

@@ -74,17 +74,11 @@ def plot_spectrum(eigenvalues: np.ndarray) -> Figure:
         # scattered to the sides, always in the same way
         sides = np.random.default_rng(index).uniform(-0.17, 0.17, len(values))
         axis.plot(index + 1 + sides, values, "o", color="#0072B2", alpha=0.5, markersize=4.5, markeredgewidth=0)
-        axis.boxplot(
-            values,
-            positions=[index + 1],
-            widths=0.5,
-            whis=(0, 100),  # all values are there as dots
-            showfliers=False,
-            boxprops={"color": NEUTRAL},
-            whiskerprops={"color": NEUTRAL},
-            capprops={"color": NEUTRAL},
-            medianprops={"color": "#D55E00", "linewidth": 2.5},
-        )
+        # by hand: matplotlib's boxplot picks a backend for the whole process
+        least, first, middle, third, most = np.quantile(values, (0, 0.25, 0.5, 0.75, 1))
+        axis.vlines([index + 1, index + 1], [least, third], [first, most], color=NEUTRAL)
+        axis.bar(index + 1, third - first, width=0.5, bottom=first, fill=False, edgecolor=NEUTRAL)
+        axis.hlines(middle, index + 0.75, index + 1.25, color="#D55E00", linewidth=2.5)
     axis.set_yscale("log")
     axis.set_xlim(0.4, shown + 0.6)
     axis.set_xticks(range(1, shown + 1), [str(index) for index in range(1, shown + 1)])

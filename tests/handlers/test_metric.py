@@ -10,6 +10,7 @@
 # limitations under the License.
 import copy
 import gc
+import re
 import weakref
 
 import numpy as np
@@ -1162,7 +1163,7 @@ def test_detach_leaves_the_evaluator_without_it():
         ({"predictive": "softplus"}, "predictive must be"),
         ({"temperature": -1.0}, "temperature must be"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value)),
 )
 def test_options_out_of_range_are_refused_at_construction(make, options, message):
     with pytest.raises(ValueError, match=message):

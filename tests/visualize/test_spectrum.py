@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import same_color
 
 from monai_ifim.visualize import plot_lambda_histogram, plot_spectrum
 
@@ -43,11 +42,16 @@ def test_every_eigenvalue_is_a_dot_at_its_index_on_a_log_axis():
     assert axis.get_title() == "Eigenvalues of the iFIM, 9 images"
 
 
-def test_boxes_have_the_medians():
+def test_boxes_have_the_medians_quartiles_and_the_whole_range():
     values = spectra()
     axis = plot_spectrum(values).axes[0]
-    medians = [line.get_ydata()[0] for line in axis.lines if same_color(line.get_color(), "#D55E00")]
+    edges = [(box.get_y(), box.get_y() + box.get_height()) for box in axis.patches]
+    np.testing.assert_allclose(edges, np.quantile(values, (0.25, 0.75), axis=0).T)
+    lines = [segment for lines in axis.collections for segment in lines.get_segments()]
+    medians = [segment[0, 1] for segment in lines if segment[0, 1] == segment[1, 1]]
     np.testing.assert_allclose(medians, np.median(values, axis=0))
+    ends = np.array([segment[:, 1] for segment in lines if segment[0, 1] != segment[1, 1]])
+    np.testing.assert_allclose([ends.min(), ends.max()], [values.min(), values.max()])
 
 
 def test_zeros_and_images_left_out_are_counted_and_not_drawn():
