@@ -155,7 +155,7 @@ class _LowMatched(Arm):
 
 
 class _Transfer(Arm):
-    name, cause_of_zero = "transfer", "the donor has no eigenvector of this shape"
+    name, cause_of_zero = "transfer", "no other image has an eigenvector to lend, of this shape"
 
     def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
         if inputs.donors is None:

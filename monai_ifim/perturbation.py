@@ -205,6 +205,8 @@ def check_strengths(strengths: Sequence[float]) -> list[float]:
         >>> check_strengths([0.01, 0.1])
         [0.01, 0.1]
     """
+    if isinstance(strengths, (str, int, float)):
+        raise ValueError(f"strengths must be a list of positive numbers, got {strengths!r}.")
     values = [float(strength) for strength in strengths]
     if not values or not all(np.isfinite(value) and value > 0 for value in values) or len(set(values)) < len(values):
         raise ValueError(f"strengths must be positive numbers, one at least and none twice, got {list(strengths)}.")
@@ -217,7 +219,7 @@ def check_clip(clip: Sequence[float] | None) -> None:
     Raises:
         ValueError: When it is not two numbers in ascending order.
     """
-    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
+    if clip is not None and not (isinstance(clip, Sequence) and len(clip) == 2 and clip[0] < clip[1]):
         raise ValueError(f"clip must be the least and the greatest intensity, in this order, got {clip}.")
 
 

@@ -326,6 +326,8 @@ def _label_matrix(labels: Tensor) -> Tensor:
 
 
 def _integers(labels: Tensor, least: int, greatest: int) -> Tensor:
+    if labels.is_floating_point() and bool(torch.isnan(labels).any()):
+        raise ValueError(f"Labels must be whole numbers from {least} to {greatest}; some are missing (NaN).")
     integers = labels.long()
     if not ((integers == labels).all() and (integers >= least).all() and (integers <= greatest).all()):
         raise ValueError(

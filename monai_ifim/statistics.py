@@ -52,6 +52,7 @@ _ENDPOINTS = {
     "confidence_drop": ("confidence_drop", "mean"),
     "flip_rate": ("flipped", "mean"),
     "accuracy": ("correct", "mean"),
+    "clipped": ("clipped", "mean"),
 }
 _NUMBERS = ["value", "low", "high", "count", "degenerate"]
 _COMPARISON = ["arm", "control", "strength", "endpoint", "count", "median_difference", "difference_low"]
@@ -72,7 +73,7 @@ def per_image(frame: pd.DataFrame, arm: str, strength: float, endpoint: str = "k
         >>> per_image(frame, "high", 0.1).to_list()
         [2.0]
     """
-    rows = frame[(frame.arm == arm) & np.isclose(frame.strength.astype(float), strength)]
+    rows = frame[(frame.arm == arm) & np.isclose(frame.strength.astype(float), strength, atol=0)]
     return rows.groupby("image")[endpoint].mean().astype(float)
 
 
@@ -146,12 +147,12 @@ def curve_table(
     Returns:
         One row an arm, strength and endpoint, with ``statistic, value, low, high, count`` (of images, or patients) and
         ``degenerate`` (see :class:`~monai_ifim.intervals.Interval`). Endpoints: the means ``kl``, ``kl_quadratic``,
-        ``fisher_rao``, ``confidence_drop``, ``flip_rate`` and, with labels, ``accuracy``; ``kl_ratio``, the median of
-        KL over its quadratic prediction among the images where that lies above the noise floor; and ``auc``, one
-        output against the rest, resampled within class, a mean over draws and over the sign that harms the confidence
-        of each image more and the one that harms it less (of a patient's images with the same label, the
-        probabilities are averaged). The arm ``unperturbed`` at strength 0 holds accuracy and area of all images that
-        were used.
+        ``fisher_rao``, ``confidence_drop``, ``flip_rate`` and, with labels, ``accuracy``, with clipping ``clipped``;
+        ``kl_ratio``, the median of KL over its quadratic prediction among the images where that lies above the noise
+        floor and nothing was clipped; and ``auc``, one output against the rest, resampled within class, a mean over
+        draws and over the sign that harms the confidence of each image more and the one that harms it less (of a
+        patient's images with the same label, the probabilities are averaged). The arm ``unperturbed`` at strength 0
+        holds accuracy and area of all images that were used.
 
     Example:
         >>> curves = pd.DataFrame({"image": [0, 1, 2], "arm": "high", "strength": 0.1, "kl": [1.0, 2.0, 6.0]})
@@ -255,7 +256,7 @@ def compare_arms(
     if endpoint not in known:
         raise ValueError(f"endpoint must be one of {', '.join(known)}, got {endpoint!r}.")
     tested = sorted(curves.strength.astype(float).unique())
-    if len(tested) and not np.isclose(tested, strength).any():
+    if len(tested) and not np.isclose(tested, strength, atol=0).any():
         raise ValueError(f"strength must be one of those tested, {', '.join(map(str, tested))}, got {strength}.")
     floor = images.set_index("image").noise_floor
     rows = []
@@ -511,6 +512,8 @@ def _image_values(part: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
         # below the noise floor the quadratic prediction is rounding too, and so is a ratio to it
         floor = images.set_index("image").get("noise_floor", pd.Series(dtype=float))
         above = values.kl_quadratic > floor.reindex(values.index).fillna(0.0)
+        if "clipped" in values:  # the prediction is that of the whole change
+            above &= values.clipped == 0
         values["kl_ratio"] = values.kl / values.kl_quadratic.where(above)
     return values
 

@@ -935,7 +935,7 @@ def test_an_image_without_eigenvector_is_left_out_of_the_arms_that_need_one_and_
     network, images = dead_image()
     curves = left_out(ARMS_WITHOUT_LABELS, images, network)
     assert input_fisher(network, images).rank[2] == 0
-    assert ARMS["transfer"].cause_of_zero.startswith("the donor has no eigenvector")
+    assert ARMS["transfer"].cause_of_zero.startswith("no other image has an eigenvector")
     assert curves.skipped == {
         "high": {2: "no eigenvector"},
         "low": {},
@@ -1154,6 +1154,8 @@ BAD_OPTIONS = {
     "negative strength": ({"strengths": (0.1, -0.2)}, r"strengths must be positive numbers.*\[0.1, -0.2\]"),
     "zero strength": ({"strengths": (0.0,)}, "strengths must be positive numbers"),
     "NaN strength": ({"strengths": (float("nan"),)}, "strengths must be positive numbers"),
+    "one number for the strengths": ({"strengths": 0.1}, "strengths must be a list of positive numbers, got 0.1"),
+    "one number for the range": ({"clip": 0.1}, "clip must be the least and the greatest intensity"),
     "no strength": ({"strengths": ()}, "strengths must be positive numbers, one at least"),
     "no draw": ({"draws": 0}, "draws must be 1 or more, got 0"),
     "donors of another shape": (

@@ -348,6 +348,16 @@ def test_which_sign_of_a_direction_is_the_first_does_not_change_any_number():
         same(table, truth)
 
 
+def test_the_clipped_share_is_reported_and_clipped_images_have_no_ratio_to_the_quadratic_prediction():
+    clipped = CURVES.assign(clipped=np.where(CURVES.image == 7, 0.25, 0.0))
+    table = curve_table(IMAGES, clipped, resamples=20).set_index(["arm", "strength", "endpoint"])
+    plain = curve_table(IMAGES, CURVES[CURVES.image != 7], resamples=20).set_index(["arm", "strength", "endpoint"])
+    count = CURVES[CURVES.arm == "high"].image.nunique()
+    assert table.loc["high", 0.1, "clipped"].value == pytest.approx(0.25 / count)
+    for name in ("value", "low", "high", "count"):
+        assert table.loc["high", 0.1, "kl_ratio"][name] == plain.loc["high", 0.1, "kl_ratio"][name]
+
+
 def test_the_area_is_the_mean_over_draws_and_harsher_and_milder_signs_of_the_mann_whitney_statistic_of_each_class():
     table = curve_table(IMAGES, CURVES, resamples=50).set_index(["arm", "strength", "endpoint"])
     truth = IMAGES.set_index("image")

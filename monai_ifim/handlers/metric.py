@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Number
+from numbers import Integral
 from typing import Any, TypeVar, cast
 
 import ignite.distributed as idist
@@ -172,8 +172,10 @@ class IFIMMetric(Metric):
             if not by_default and (not isinstance(value, Integral) or value < least):
                 raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}.")
         for name in ("strengths", "removals", "clip"):
-            if isinstance(self.options[name], (Number, str)):
-                raise ValueError(f"{name} must be a list of numbers, got {self.options[name]!r}.")
+            value = self.options[name]
+            by_default = value is None and name != "strengths"
+            if not by_default and (not isinstance(value, Iterable) or isinstance(value, str)):
+                raise ValueError(f"{name} must be a list of numbers, got {value!r}.")
         if not prefix:
             raise ValueError("prefix must not be empty: names such as 'accuracy' may be the evaluator's own.")
         _check_rank_and_energy(rank, energy)
@@ -514,21 +516,32 @@ class IFIMMetric(Metric):
         return [cases[position] for position in why]
 
     def _donors(self) -> dict[int, Tensor]:
-        """For each position, the leading eigenvector of the next chosen image, cyclically, over all processes."""
+        """For each position, the leading eigenvector of the next chosen image, cyclically, over all processes.
+
+        Where patients are known, of the next image of another patient: two images of one are not independent.
+        """
         vectors = {
             position: part.fisher.eigenvectors[row, 0].clone()  # of a view, the whole batch would be sent
             for part in self._parts
             for row, position in enumerate(part.positions)
             if part.fisher.rank[row] > 0
         }
-        positions = [position for part in self._parts for position in part.positions]
-        gathered = self._gathered((positions, vectors))
-        ring = sorted(position for theirs, _ in gathered for position in theirs)
-        vectors = {position: vector for _, theirs in gathered for position, vector in theirs.items()}
-        following = dict(zip(ring, ring[1:] + ring[:1]))
-        return {
-            position: vectors[donor] for position, donor in following.items() if donor in vectors and donor != position
+        patients = {
+            position: str(position) if "group" not in part.table else part.table.group[row] or str(position)
+            for part in self._parts
+            for row, position in enumerate(part.positions)
         }
+        gathered = self._gathered((patients, vectors))
+        patients = {position: patient for theirs, _ in gathered for position, patient in theirs.items()}
+        vectors = {position: vector for _, theirs in gathered for position, vector in theirs.items()}
+        ring = sorted(patients)
+        donors = {}
+        for place, position in enumerate(ring):
+            others = (other for other in ring[place + 1 :] + ring[:place] if patients[other] != patients[position])
+            donor = next(others, None)
+            if donor in vectors:
+                donors[position] = vectors[donor]
+        return donors
 
     def _gathered(self, mine: _T) -> list[_T]:
         """What each process has, in the order of ranks: only on the metric route, where every process comes by."""

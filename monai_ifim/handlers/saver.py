@@ -201,6 +201,9 @@ def _summary(result: IFIMResult) -> dict[str, Any]:
         ],
         "kept_norm": dict(result.kept_norm),
         "metrics": dict(result.metrics),
+        "at_reference_strength": result.curve_table[result.curve_table.strength.isin([0.0, result.strength])].to_dict(
+            "records"
+        ),
         "thresholds": result.thresholds.to_dict("records"),
         "error_ranking": result.error_ranking.to_dict("records"),
     }

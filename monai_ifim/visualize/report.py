@@ -194,7 +194,7 @@ def _records(images: pd.DataFrame) -> list[dict[str, Any]]:
 def _arm(results: _Folder, arm: str, colour: str, threshold: dict[str, Any]) -> dict[str, Any]:
     """One arm: what it is, whom it left out, and its numbers at the reference strength."""
     curves, summary = results.curves, results.summary
-    here = curves[(curves.arm == arm) & np.isclose(curves.strength, results.strength)]
+    here = curves[(curves.arm == arm) & np.isclose(curves.strength, results.strength, atol=0)]
     return {
         "name": arm,
         "colour": colour,
@@ -220,12 +220,12 @@ def _controls(results: _Folder) -> list[dict[str, Any]]:
     table = results.comparisons[results.comparisons.endpoint == "kl"]
     controls = []
     for control, rows in _ordered(table).groupby("control", sort=False):
-        here = np.isclose(rows.strength, results.strength)
+        here = np.isclose(rows.strength, results.strength, atol=0)
         if not here.any():
             continue
         verdict = wording.control_verdict(rows[here].iloc[0], results.unit, results.single_eigenvector)
         flips = results.curves[(results.curves.endpoint == "flip_rate") & results.curves.arm.isin(["high", control])]
-        flips = flips[np.isclose(flips.strength, flips.strength.max())].sort_values(
+        flips = flips[np.isclose(flips.strength, flips.strength.max(), atol=0)].sort_values(
             "arm", key=lambda arm: arm != "high"
         )
         controls.append(
@@ -261,12 +261,13 @@ def _read(folder: Path) -> _Folder:
     images, curves, comparisons = (_read_table(folder, f"{name}.csv") for name in ("images", "curves", "comparisons"))
     removals = _read_table(folder, "removals.csv") if (folder / "removals.csv").is_file() else None
     tested = curves.strength[curves.arm != "unperturbed"]
-    if len(tested) and not np.isclose(tested, summary["reference_strength"]).any():
+    if len(tested) and not np.isclose(tested, summary["reference_strength"], atol=0).any():
         raise ValueError(
             f"{folder / 'curves.csv'} has no row at the reference strength of summary.json, "
             f"{summary['reference_strength']}. The files are not of one run: write the folder again."
         )
-    names = ["curves", "spectrum", "histogram", *(["removals"] if removals is not None else [])]
+    drawn = {"curves": len(tested), "spectrum": len(images), "histogram": len(images), "removals": removals is not None}
+    names = [name for name, there in drawn.items() if there]
     figures = {name: _picture(_existing(folder, f"figures/{name}.png")) for name in names}
     cases = {}
     for case in sorted(set(images.case) - {""}):

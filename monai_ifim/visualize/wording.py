@@ -183,9 +183,12 @@ def control_verdict(row: pd.Series, unit: str, single_eigenvector: bool) -> Verd
     if control == "transfer" and not single_eigenvector:
         caveat = " Mind that high is a random direction among several leading eigenvectors here, while transfer is the "
         caveat += "first eigenvector of the other image, which favours transfer."
-    if control == "high_image":
-        text = "The image's own high component lies in the same eigenspace. With one eigenvector it is the same "
-        text += f"direction, so that a ratio of 1 is expected: {found}"
+    if control in _SAME_DIRECTION:
+        text = f"{_SAME_DIRECTION[control]} With one eigenvector it is the same direction, so that a ratio of 1 is "
+        text += f"expected: {found}"
+        return Verdict("check", "For information", number, text)
+    if control not in (*_BY_CONSTRUCTION, "transfer"):
+        text = f"An arm of the user's own, which is neither for nor against the claim: {found}"
         return Verdict("check", "For information", number, text)
     if low > 0 and control in _BY_CONSTRUCTION:
         return Verdict("check", "True by construction", number, f"As it must be: {found} {_BY_CONSTRUCTION[control]}")
@@ -196,10 +199,8 @@ def control_verdict(row: pd.Series, unit: str, single_eigenvector: bool) -> Verd
         if single_eigenvector:
             text += " To second order no direction can beat the leading eigenvector, so that a ratio above 1 is "
             text += "expected: its size is what counts."
-        weakly = ", weakly: most of the effect is common to the images" if 10**-ratio > 0.5 else ""
-        return Verdict("for", f"Supports the claim{weakly}", number, text)
-    if low > 0:
-        text = f"A change along high moves the prediction more than one along {control}: {found}"
+        if 10**-low > _MATERIAL:
+            return Verdict("check", "Mostly common to the images, as may be by construction", number, text)
         return Verdict("for", "Supports the claim", number, text)
     if control in _BY_CONSTRUCTION and control != "low_matched":
         text = f"By construction high must beat {control} as long as the change is small. It does not: {found} The "
@@ -208,8 +209,7 @@ def control_verdict(row: pd.Series, unit: str, single_eigenvector: bool) -> Verd
     if high < 0:
         text = f"A change along {control} moves the prediction MORE than one along high: {found}{caveat}"
         return Verdict("against", f"Contradicts the claim: {control} moves the prediction more", number, text)
-    text = _EQUAL.get(control, f"A change along {control} was not found to move the prediction less")
-    text = f"{text}. The interval includes 1: {found}{caveat}"
+    text = f"{_EQUAL[control]}. The interval includes 1: {found}{caveat}"
     return Verdict("against", "Does not support the claim: no difference was found", number, text)
 
 
@@ -224,6 +224,12 @@ _BY_CONSTRUCTION = {
     "random": "A random direction has the mean effect over all directions, which for one eigenvector is smaller by the "
     "number of voxels.",
 }
+_SAME_DIRECTION = {
+    "high_image": "The image's own high component lies in the same eigenspace.",
+    "loss_gradient": "The gradient of the loss is what an adversary would follow.",
+}
+# Where another image's direction keeps more of the effect, what is particular to the image is the lesser part.
+_MATERIAL = 0.5
 _EQUAL = {
     "transfer": "The direction of another image was not found to move the prediction less, so these data do not show "
     "that the sensitive direction is particular to the image",

@@ -18,6 +18,7 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
+from monai_ifim import input_fisher, sensitivity_curves
 from tests import truths
 from tests.handlers import (
     CNN,
@@ -161,15 +162,37 @@ def grouped(kind, images):
 @pytest.mark.parametrize("kind", ["text", "tensor", "meta"])
 def test_a_patient_counts_once_in_the_numbers_of_the_arms(route, kind):
     network, images = CNN(), pictures()
-    engine, result = run(network, grouped(kind, images), route, group_key="patient")
-    truth, found = by_hand(result, GROUPS), logged(engine)
-    plain = by_hand(result, range(7))
+    engine, result = run(network, grouped(kind, images), route, group_key="patient", max_images=6)
+    groups = [GROUPS[position] for position in chosen(7, 6)]
+    assert groups != GROUPS[:6]
+    assert len(set(groups)) == 3
+    truth, found = by_hand(result, groups), logged(engine)
+    plain = by_hand(result, range(6))
     for name, value in truth.items():
         assert found[name] == pytest.approx(value, rel=1e-10), name
         assert abs(value / plain[name] - 1) > 1e-3  # so that the line above says something
     table = result.curve_table
     assert set(table["count"][(table.arm == "high") & (table.endpoint == "kl")]) == {3}
     assert found["lambda_max"] == result.images.lambda_max.median()  # spectra count images
+
+
+@both_routes
+def test_transfer_takes_the_direction_of_the_next_image_of_another_patient(route):
+    network, images = CNN(), pictures()
+    _, result = run(network, grouped("text", images), route, group_key="patient", arms=["transfer"], rank=1)
+    donors = [1, 2, 4, 4, 5, 6, 0]  # of a, b, a, a, c, a, b
+    assert all(GROUPS[donor] != GROUPS[position] for position, donor in enumerate(donors))
+    fisher = input_fisher(network.eval(), images, rank=1)
+    truth = sensitivity_curves(network, images, fisher, ["transfer"], donors=fisher.eigenvectors[donors, 0])
+    np.testing.assert_allclose(result.curves.kl, truth.to_frame().kl, rtol=1e-9)
+
+
+@both_routes
+def test_images_of_one_patient_alone_have_no_transfer(route):
+    _, result = run(CNN(), items(pictures(3), patient=["a"] * 3), route, group_key="patient")
+    assert "transfer" not in set(result.curves.arm)
+    (cause,) = {cause for arm, cause in result.left_out if arm == "transfer"}
+    assert cause.startswith("no other image has an eigenvector to lend")
 
 
 @both_routes

@@ -102,6 +102,12 @@ class Tags:
         pass
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """In place of each picture a dot, where the test looks at tags and steps only."""
+    monkeypatch.setattr("monai_ifim.handlers.pictures._drawn", lambda figure: np.zeros((1, 1, 3), np.uint8))
+
+
 def drawn(ifim, network, data, **known):
     """The tags and steps of one evaluation."""
     writer = Tags()
@@ -142,6 +148,7 @@ def test_every_evaluation_writes_all_figures_and_the_curves_as_scalars(place, tm
     assert len(pictures_of_curves) == len(steps)  # of another network each
 
 
+@pytest.mark.usefixtures("undrawn")
 @both_routes
 def test_evaluations_that_interval_leaves_out_draw_nothing(route):
     ifim, writer = guest(route, interval=2, **LIGHT), Tags()
@@ -158,11 +165,13 @@ def test_the_removal_experiment_is_drawn_only_when_asked_for(tmp_path):
     check_pictures(events_in(tmp_path), FIGURES | {"removals"}, [1])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_shown_images_there_is_no_panel_of_them():
     writer = drawn(guest("handler", **LIGHT | {"shown": 0}), CNN(), items(pictures(4)))
     assert writer.figures == [("ifim/curves", 1), ("ifim/spectrum", 1), ("ifim/histogram", 1)]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("prefix", "group"), [("fim/", "fim"), ("mine_", "mine")])
 def test_tags_carry_the_prefix(prefix, group):
     writer = drawn(guest("handler", prefix=prefix, **LIGHT), CNN(), items(pictures(4)))
@@ -170,6 +179,7 @@ def test_tags_carry_the_prefix(prefix, group):
     assert (f"{prefix}curve_kl/high_0.03", 1) in writer.scalars
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_given_writer_is_the_only_one_written_to(tmp_path):
     ifim, writer = guest("handler", **LIGHT), Tags()
     figures = IFIMFigureHandler(ifim, summary_writer=writer, log_dir=tmp_path / "other")
@@ -219,6 +229,7 @@ def test_volumes_are_drawn_with_the_proportions_of_their_affine_matrix():
     assert set(heights[3.0]) == {1.0, 3.0}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_images_of_two_shapes_have_a_panel_each():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
@@ -227,11 +238,13 @@ def test_images_of_two_shapes_have_a_panel_each():
     assert {tag for tag, _ in writer.figures} == {f"ifim/{name}" for name in FIGURES | {"components_2"}}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_images_without_spatial_axes_have_figures_and_no_panel():
     writer = drawn(guest("handler", **LIGHT), flat_network((1, 30)), shaped((1, 30)))
     assert {tag for tag, _ in writer.figures} == {f"ifim/{name}" for name in FIGURES - {"components"}}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_flat_affine_matrix_is_drawn_without_proportions():
     affine = torch.diag(torch.tensor([0.0, 2.0, 2.0, 1.0]))
     result = measure("handler", CNN(), [{"image": MetaTensor(image, affine=affine)} for image in pictures(2)])
@@ -309,6 +322,7 @@ def test_what_is_no_ifim_is_refused_naming_what_it_is(who, tmp_path):
         evaluator(CNN(), items(pictures(2)), val_handlers=[makers(tmp_path)[who]("@ifim")])
 
 
+@pytest.mark.usefixtures("undrawn")
 @both_routes
 def test_a_writer_that_fails_is_reported_once_and_the_run_goes_on_with_its_metrics(
     route, tmp_path, monkeypatch, caplog
@@ -336,6 +350,7 @@ def test_a_writer_that_fails_is_reported_once_and_the_run_goes_on_with_its_metri
     assert [step for tag, step in behind.figures if tag == "ifim/curves"] == [1, 2, 3]  # it got its turn
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_handler_on_two_evaluators_draws_each_evaluation_once():
     ifim, writer = IFIMHandler(**LIGHT), Tags()
     figures = IFIMFigureHandler(ifim, summary_writer=writer)

@@ -248,9 +248,15 @@ def same_tables(found, truth):
         pd.testing.assert_frame_equal(table, other, rtol=1e-10, atol=1e-14)
 
 
-@both_routes
 @pytest.mark.parametrize(
-    ("batch_size", "micro_batch_size", "workers"), [(1, None, 0), (3, 1, 0), (4, 2, 0), (3, None, 2)]
+    ("route", "batch_size", "micro_batch_size", "workers"),
+    [
+        ("metric", 1, None, 0),
+        ("handler", 3, 1, 0),
+        ("metric", 14, 2, 0),
+        ("handler", 3, None, 2),
+        ("metric", 3, None, 2),
+    ],
 )
 def test_batch_sizes_loader_workers_and_route_change_no_number_and_no_table(
     route, batch_size, micro_batch_size, workers, in_one_batch
@@ -303,6 +309,10 @@ def test_float32_batch_sizes_agree_within_the_rounding_of_the_gradient(route):
     found, truth = (measure(route, network, items(images), {"batch_size": size}).metrics for size in (1, 7))
     for name in ("lambda_max", "trace", "kl_high", "kl_transfer"):
         assert found[name] == pytest.approx(truth[name], rel=1e-5)
+    # a change that moves the prediction little is a small difference of rounded logits
+    for name in ("kl_low", "kl_low_matched"):
+        assert found[name] == pytest.approx(truth[name], rel=1e-3)
+    assert found["coupling"] == pytest.approx(truth["coupling"], abs=1e-3)
 
 
 # ---------------------------------------------------------------- the experiment's options
@@ -1138,6 +1148,8 @@ def test_detach_leaves_the_evaluator_without_it():
         ({"strengths": [0.1, 0.1], "strength": 0.1}, r"strengths must be .*none twice.*\[0.1, 0.1\]"),
         ({"strengths": []}, r"strengths must be .*one at least.*\[\]"),
         ({"strengths": 0.03}, "strengths must be a list of numbers, got 0.03"),
+        ({"strengths": None}, "strengths must be a list of numbers, got None"),
+        ({"strengths": "0.03"}, "strengths must be a list of numbers, got '0.03'"),
         ({"draws": 0}, "draws must be a whole number, 1 or more, got 0"),
         ({"draws": 1.5}, "draws must be a whole number, 1 or more, got 1.5"),
         ({"shown": -1}, "shown must be a whole number, 0 or more, got -1"),

@@ -30,6 +30,7 @@ from monai_ifim.handlers import IFIMHandler, IFIMSaver
 from monai_ifim.handlers import saver as saver_module
 from monai_ifim.handlers.pictures import Pictures
 from monai_ifim.handlers.result import IFIMResult
+from monai_ifim.visualize.report import write_report
 from tests.handlers import CNN, ROUTES, evaluator, guest, hosted, items, logged, measure, pictures, result_of, same
 from tests.handlers.test_figures import flat_network, shaped
 
@@ -169,7 +170,8 @@ def test_the_summary_is_strict_json_with_the_numbers_that_were_logged(written):
         "skipped": {"the image has NaN or infinite values": 1},
     }
     left_out = [{"arm": arm, "cause": cause, "count": 1} for arm in ("high", "low_matched", "stripe", "transfer")]
-    left_out.insert(3, {"arm": "transfer", "cause": "the donor has no eigenvector of this shape", "count": 1})
+    cause = "no other image has an eigenvector to lend, of this shape"
+    left_out.insert(3, {"arm": "transfer", "cause": cause, "count": 1})
     assert summary["left_out"] == left_out
     assert summary["options"]["arms"] == ["high", "low_matched", "transfer", "FixedDirection stripe"]
     assert summary["options"]["strengths"] == [0.03, 0.05]
@@ -298,6 +300,35 @@ def test_images_without_spatial_axes_have_tables_and_no_components(tmp_path):
     folder = IFIMSaver(IFIMHandler(), tmp_path).write(result)
     assert len(read(folder / "images.csv")) == 4
     assert list((folder / "components").iterdir()) == []
+
+
+# ---------------------------------------------------------------- the page
+
+
+NOTHING_PERTURBED = {
+    "all NaN": (torch.full((3, 1, 12, 12), torch.nan, dtype=torch.float64), {}),
+    "all constant": (torch.ones(3, 1, 12, 12, dtype=torch.float64), {}),
+    "no other image": (pictures(1), {"arms": ["transfer"]}),
+}
+
+
+@pytest.mark.parametrize("kind", NOTHING_PERTURBED)
+def test_a_page_says_so_where_no_image_could_be_perturbed(kind, tmp_path):
+    images, options = NOTHING_PERTURBED[kind]
+    labels = [0, 1, 2][: len(images)]
+    folder = IFIMSaver(IFIMHandler(), tmp_path).write(measure("handler", CNN(), items(images, labels), **options))
+    assert "No image could be perturbed along any arm" in write_report(folder).read_text()
+
+
+def test_a_page_of_clipped_images_does_not_say_that_all_changes_were_equal(tmp_path):
+    options = LIGHT | {"clip": [-0.5, 0.5]}
+    folder = IFIMSaver(IFIMHandler(), tmp_path).write(measure("handler", CNN(), items(pictures(3)), **options))
+    page = write_report(folder).read_text()
+    assert "held inside the intensity range \N{MINUS SIGN}0.5 to" in page
+    assert "What was held back differs between directions" in page
+    table = read(folder / "curves.csv")
+    assert (table[table.endpoint == "clipped"].value > 0).all()
+    assert len(table[table.endpoint == "clipped"]) == 2
 
 
 # ---------------------------------------------------------------- writes that fail

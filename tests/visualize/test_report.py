@@ -122,14 +122,14 @@ def test_the_headline_numbers_have_their_intervals(tmp_path: Path):
 
 def test_what_was_measured_and_on_what_is_there(tmp_path: Path):
     images = {"data_set": 321, "used": 24, "zero": 2, "skipped": {"the logits are NaN or infinite": 3}}
-    left_out = [{"arm": "transfer", "cause": "the donor has no eigenvector of this shape", "count": 4}]
+    left_out = [{"arm": "transfer", "cause": "no other image has an eigenvector to lend, of this shape", "count": 4}]
     shown = text(page(write_folder(tmp_path / "ifim", images_summary=images, left_out=left_out)))
     for expected in (
         "Sequential, 4,242 parameters",
         "24 used, of a data set of 321; 2 with an all-zero spectrum; 3 left out (3: the logits are NaN or infinite)",
         "3 images were left out: 3: the logits are NaN or infinite.",
         "2 images have an all-zero spectrum",
-        "Left out of single arms: transfer: 4, the donor has no eigenvector of this shape.",
+        "Left out of single arms: transfer: 4, no other image has an eigenvector to lend, of this shape.",
         "2026-01-02T03:04:05+00:00; evaluation epoch 7; seed 11",
         "monai-ifim 0.1.0, torch 9.8.7",
         "max_images 24",
