@@ -526,8 +526,8 @@ class IFIMMetric(Metric):
             for row, position in enumerate(part.positions)
             if part.fisher.rank[row] > 0
         }
-        patients = {
-            position: str(position) if "group" not in part.table else part.table.group[row] or str(position)
+        patients: dict[int, str | int] = {
+            position: ("group" in part.table and part.table.group[row]) or position  # its own where that is unknown
             for part in self._parts
             for row, position in enumerate(part.positions)
         }

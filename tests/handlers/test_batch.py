@@ -187,6 +187,11 @@ def test_transfer_takes_the_direction_of_the_next_image_of_another_patient(route
     np.testing.assert_allclose(result.curves.kl, truth.to_frame().kl, rtol=1e-9)
 
 
+def test_an_image_without_a_patient_is_of_another_patient_than_all_others_whatever_they_are_called():
+    _, result = run(CNN(), items(pictures(2), patient=["1", ""]), "handler", group_key="patient", arms=["transfer"])
+    assert set(result.curves.image) == {0, 1}
+
+
 @both_routes
 def test_images_of_one_patient_alone_have_no_transfer(route):
     _, result = run(CNN(), items(pictures(3), patient=["a"] * 3), route, group_key="patient")

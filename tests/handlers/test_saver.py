@@ -243,6 +243,21 @@ def test_when_every_image_is_left_out_the_summary_says_so(route, tmp_path, caplo
     assert len(read(tmp_path / "ifim" / "perturbations.csv")) == 0
 
 
+@pytest.mark.parametrize("outputs", [3, 1], ids=["several labels", "one logit"])
+def test_sigmoids_have_all_files_and_figures(outputs, tmp_path, caplog):
+    labels = [[0, 1, 1], [1, 0, 0], [1, 1, 1], [0, 0, 0]] if outputs == 3 else [[0], [1], [1], [0]]
+    ifim = guest("handler", predictive="sigmoid", **LIGHT)
+    data = items(pictures(4), [torch.tensor(label) for label in labels])
+    hosted(ifim, CNN(outputs=outputs), data, IFIMSaver(ifim, tmp_path)).run()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert sorted(path.name for path in (tmp_path / "ifim" / "figures").iterdir()) == [
+        "curves.png", "histogram.png", "spectrum.png",
+    ]  # fmt: skip
+    table = read(tmp_path / "ifim" / "curves.csv")
+    assert table.value[(table.arm == "unperturbed") & (table.endpoint == "auc")].between(0, 1).all()
+    equal(table, result_of(ifim).curve_table)
+
+
 # ---------------------------------------------------------------- components
 
 
