@@ -31,6 +31,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m monai_ifim", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    attach = commands.add_parser(
+        "attach",
+        help="write the overlay that adds iFIM to a MONAI bundle",
+        description="Look at a bundle's configs, print what was found, and write the overlay that adds iFIM to its "
+        "runs. Nothing of the bundle is run or changed.",
+    )
+    attach.add_argument("bundle_root", metavar="BUNDLE_ROOT", help="the bundle's folder, with configs/ in it")
+    attach.add_argument("--output", metavar="FILE", help="the overlay; default BUNDLE_ROOT/configs/ifim.yaml")
+    attach.add_argument("--dry_run", action="store_true", help="only print")
+    attach.add_argument("--force", action="store_true", help="overwrite an overlay that is there")
+    attach.add_argument("--evaluator", metavar="ID", help="which evaluator, where there are several")
+    attach.add_argument("--predictive", choices=("softmax", "sigmoid"), help="where the configs are wrong or silent")
+    attach.add_argument(
+        "--output_key",
+        metavar="KEY",
+        help="which output of the network has the logits, where it returns several",
+    )
+    attach.add_argument(
+        "--assume_classifier", action="store_true", help="attach although the configs speak against a classifier"
+    )
+    attach.set_defaults(command=_attach)
+
     report = commands.add_parser(
         "report",
         help="make one HTML page of the folder that IFIMSaver wrote",
@@ -47,6 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _attach(chosen: argparse.Namespace) -> None:
+    from monai_ifim.bundle import attach_to_bundle
+
+    key = chosen.output_key
+    attach_to_bundle(
+        chosen.bundle_root,
+        output=chosen.output,
+        dry_run=chosen.dry_run,
+        force=chosen.force,
+        evaluator=chosen.evaluator,
+        predictive=chosen.predictive,
+        output_key=int(key) if key is not None and key.lstrip("-").isdigit() else key,
+        assume_classifier=chosen.assume_classifier,
+    )
 
 
 def _report(chosen: argparse.Namespace) -> None:

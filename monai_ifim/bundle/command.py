@@ -1,0 +1,146 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""``python -m monai_ifim attach``: look at a bundle, say what was found, and write the overlay that fits it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai_ifim.bundle.configs import read_metadata, read_workflows
+from monai_ifim.bundle.findings import Findings, find
+from monai_ifim.bundle.overlay import Overlay, overlays, run_command
+from monai_ifim.bundle.refusal import refusal_without_evaluator
+
+__all__ = ["attach_to_bundle"]
+
+
+def attach_to_bundle(
+    bundle_root: str | Path,
+    output: str | Path | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    evaluator: str | None = None,
+    predictive: str | None = None,
+    output_key: int | str | None = None,
+    assume_classifier: bool = False,
+) -> list[Path]:
+    """Write the overlay that adds iFIM to a bundle, and print what was found and the commands to run.
+
+    Nothing of the bundle is run, and none of its files is changed.
+
+    Args:
+        bundle_root: the bundle's folder, with ``configs`` in it.
+        output: the overlay; default ``configs/ifim.yaml`` of the bundle. Where workflows need different ones, further
+            files get the workflow's name behind.
+        dry_run: only print.
+        force: overwrite what is there.
+        evaluator: id of the evaluator, where there are several.
+        predictive: ``"softmax"`` or ``"sigmoid"``, where the configs are wrong or silent.
+        output_key: which output of a network that returns a tuple or dictionary holds the logits.
+        assume_classifier: attach although the configs speak against it.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: When the folder is no bundle, or none of its workflows can be attached to.
+        FileExistsError: When an overlay is there, without ``force``.
+    """
+    root = Path(bundle_root)
+    workflows, without_evaluator = read_workflows(root)
+    left_out = {
+        part.name: (refusal_without_evaluator(part.config) if part.config else None) or part.reason
+        for part in without_evaluator
+    }
+    metadata = read_metadata(root)
+    found = [
+        find(workflow, workflows, metadata, evaluator, predictive, output_key, assume_classifier)
+        for workflow in workflows
+    ]
+    usable = [findings for findings in found if findings.refusal is None]
+    refused = {findings.workflow.name: str(findings.refusal) for findings in found if findings.refusal is not None}
+    if not usable:
+        raise ValueError(_refusal_text(root, {**refused, **({} if refused else left_out)}))
+    made = overlays(usable, "configs/ifim.yaml" if output is None else _seen_from(root, Path(output)))
+    targets = [root / overlay.file for overlay in made]
+    present = [target for target in targets if target.exists()]
+    if present and not force and not dry_run:
+        raise FileExistsError(
+            f"{', '.join(map(str, present))} is there already, and nothing was written. Use --force to overwrite, "
+            "--output to write elsewhere, or --dry_run to see what would be written."
+        )
+    _print(made, refused, left_out)
+    if dry_run:
+        for overlay in made:
+            print(f"\n--- {overlay.file} (not written)\n{overlay.text()}", end="")
+        return []
+    _write(dict(zip(targets, (overlay.text() for overlay in made))))
+    print("\nWritten: " + ", ".join(map(str, targets)))
+    return targets
+
+
+def _seen_from(root: Path, output: Path) -> str:
+    """A file as the bundle's commands name it: relative inside the bundle, else absolute.
+
+    Raises:
+        ValueError: When it is no YAML file.
+    """
+    if output.suffix.lower() not in (".yaml", ".yml"):
+        raise ValueError(f"--output must end in .yaml, got {output}.")
+    absolute = output.resolve()
+    return os.path.relpath(absolute, root.resolve()) if absolute.is_relative_to(root.resolve()) else str(absolute)
+
+
+def _refusal_text(root: Path, reasons: dict[str, str]) -> str:
+    lines = [f"iFIM cannot be attached to {root.resolve().name}:"]
+    lines += [f"  {name}: {reason}." for name, reason in reasons.items()]
+    lines.append("If the configs mislead and it is a classifier with outputs (B, outputs): --assume_classifier.")
+    return "\n".join(lines)
+
+
+def _print(made: Sequence[Overlay], refused: dict[str, str], left_out: dict[str, str]) -> None:
+    for overlay in made:
+        for findings in overlay.findings:
+            _print_findings(findings)
+            print(f"  run it from the bundle's folder:\n    {run_command(findings, overlay.file)}\n")
+    for name, reason in {**refused, **left_out}.items():
+        print(f"{name}: left out, {reason}.")
+
+
+def _print_findings(findings: Findings) -> None:
+    print(f"{findings.workflow.name} ({' + '.join(findings.workflow.files)})")
+    width = max(len(item.name) for item in findings.items)
+    for item in findings.items:
+        print(f"  {item.name:<{width}}  {item.value}" + (f"  <- {item.source}" if item.source else ""))
+        if item.guess:
+            print(f"  {'':<{width}}  ! {item.guess}")
+
+
+def _write(files: dict[Path, str]) -> None:
+    """Write all files, each whole or not at all.
+
+    Raises:
+        OSError: When one cannot be written.
+    """
+    new = {target.with_name(f".{target.name}.{os.getpid()}.new"): target for target in files}
+    try:
+        for temporary, target in new.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(files[target])
+        for temporary, target in new.items():
+            os.replace(temporary, target)
+    except OSError as error:
+        raise OSError(f"The overlay could not be written ({error}). Use --output to write elsewhere.") from error
+    finally:
+        for temporary in new:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,332 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A bundle's configs, read but never instantiated: which files make a workflow, and what an id stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.utils import CommonKeys
+
+__all__ = ["Component", "Config", "LeftOut", "Workflow", "read_metadata", "read_workflows"]
+
+_SUFFIXES = (".json", ".yaml", ".yml")
+# Files of the config folder that are no workflow.
+_NO_WORKFLOW = re.compile(r"^(metadata|ifim.*|logging)$")
+_WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module"}
+_COMMON_KEY = re.compile(r"^\$monai\.utils\.(?:enums\.)?CommonKeys\.(\w+)$")
+_RUNS = re.compile(r"@([\w#:]+)\.run\(")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a config that names a class.
+
+    Attributes:
+        id: where it stands, for instance ``validate#evaluator``.
+        content: its config, with ``_target_``.
+    """
+
+    id: str
+    content: Mapping[str, Any]
+
+    @property
+    def target(self) -> str:
+        """The class with its module, as the config has it."""
+        return str(self.content["_target_"])
+
+    @property
+    def name(self) -> str:
+        """The class without its module.
+
+        Example:
+            >>> Component("loss", {"_target_": "torch.nn.CrossEntropyLoss"}).name
+            'CrossEntropyLoss'
+        """
+        return self.target.rpartition(".")[2]
+
+
+class Config:
+    """The content of config files, merged as ``monai.bundle run`` merges them; nothing is instantiated or evaluated.
+
+    Args:
+        content: of the merged files.
+
+    Raises:
+        ValueError: When a macro (``%id``) names what is not there.
+
+    Example:
+        >>> config = Config({"net_def": {"_target_": "DenseNet121"}, "net": "$@net_def.to('cpu')", "n": "@m", "m": 2})
+        >>> config.component("@net").name, config.literal("@n"), config.literal("@net")
+        ('DenseNet121', 2, None)
+    """
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._parser = ConfigParser(config=_copied(content), globals=False)
+        try:
+            self._parser.resolve_macro_and_relative_ids()
+        except (KeyError, IndexError, ValueError, OSError, TypeError) as error:
+            raise ValueError(f"a macro (%id) cannot be resolved: {error}") from error
+
+    def get(self, id: str) -> Any:
+        """What stands at an id; None where nothing does."""
+        return self._parser.get(id)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._parser
+
+    def follow(self, value: Any, at: str = "") -> tuple[str, Any]:
+        """Where a chain of references ``@id`` ends, and what is there; ``at`` is where the value itself stands."""
+        for _ in range(20):  # circular references end somewhere
+            if not (isinstance(value, str) and re.fullmatch(r"@[\w#:]+", value)):
+                break
+            at = value[1:].replace("::", "#")
+            value = self.get(at)
+        return at, value
+
+    def references(self, value: Any) -> list[str]:
+        """The ids that a reference or an expression names, in their order."""
+        if not isinstance(value, str):
+            return []
+        return [id.replace("::", "#") for id in ReferenceResolver.match_refs_pattern(value)]
+
+    def component(self, value: Any, at: str = "") -> Component | None:
+        """The component behind a value: itself, a reference, the first one an expression names, inside wrappers."""
+        for _ in range(20):
+            at, value = self.follow(value, at)
+            if isinstance(value, Mapping) and "_target_" in value:
+                found = Component(at, value)
+                if found.name not in _WRAPPERS:
+                    return found
+                inner = _WRAPPERS[found.name]
+                at, value = f"{at}#{inner}", value.get(inner)
+            elif isinstance(value, str) and value.startswith("$"):
+                inside = [id for id in self.references(value) if self._leads_to_component(id)]
+                if not inside:
+                    return None
+                at, value = inside[0], self.get(inside[0])
+            else:
+                return None
+        return None
+
+    def _leads_to_component(self, id: str) -> bool:
+        _, value = self.follow(f"@{id}")
+        if isinstance(value, str) and value.startswith("$"):
+            return any(isinstance(self.get(inner), Mapping) for inner in self.references(value))
+        return isinstance(value, Mapping) and "_target_" in value
+
+    def literal(self, value: Any) -> Any:
+        """A plain value (number, text, list of these) behind references; None where it takes an evaluation."""
+        _, value = self.follow(value)
+        if isinstance(value, list):
+            items = [self.literal(item) for item in value]
+            return None if any(item is None for item in items) else items
+        if isinstance(value, str) and value.startswith("$"):
+            key = _COMMON_KEY.match(value)
+            return str(getattr(CommonKeys, key[1], None)) if key else None
+        return None if isinstance(value, Mapping) else value
+
+    def components(self, ending: str = "") -> Iterator[Component]:
+        """All components whose class name ends so, in the order of the config."""
+        for at, value in self._walk(self.get(""), ""):
+            if isinstance(value, Mapping) and isinstance(value.get("_target_"), str):
+                found = Component(at, value)
+                if found.name.endswith(ending):
+                    yield found
+
+    def texts(self) -> Iterator[str]:
+        """All strings."""
+        return (value for _, value in self._walk(self.get(""), "") if isinstance(value, str))
+
+    def unknown_references(self) -> list[str]:
+        """Ids that are referred to and are not there."""
+        return [id for text in self.texts() for id in self.references(text) if id not in self]
+
+    def run_id(self) -> str | None:
+        """The section that ``monai.bundle run`` is to run: ``run``, or another one that runs an engine."""
+        if self.get("run"):
+            return "run"
+        for key, value in self.get("").items():
+            if _RUNS.search(" ".join(map(str, value if isinstance(value, list) else [value]))):
+                return str(key)
+        return None
+
+    def _walk(self, value: Any, at: str) -> Iterator[tuple[str, Any]]:
+        yield at, value
+        children = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+        for key, child in children:
+            if key != ConfigParser.meta_key:
+                yield from self._walk(child, f"{at}#{key}" if at else str(key))
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """Config files that run together.
+
+    Attributes:
+        name: of its last file, without extension.
+        files: relative to the bundle's folder, in the order of ``--config_file``.
+        config: their merged content.
+        keys: what each file sets, in the same order.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    config: Config
+    keys: tuple[tuple[str, ...], ...] = ()
+
+    def source(self, id: str) -> str:
+        """Which file says what stands at an id, and the id."""
+        for file, keys in zip(reversed(self.files), reversed(self.keys)):
+            if any(f"{id}#".startswith(f"{key}#") for key in keys):
+                return f"{Path(file).name}: {id}"
+        return id
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A config file that makes no workflow.
+
+    Attributes:
+        name: of the file, without extension.
+        reason: the end of a sentence.
+        config: its content.
+    """
+
+    name: str
+    reason: str
+    config: Config | None = None
+
+
+def read_metadata(root: Path) -> dict[str, Any]:
+    """The bundle's ``configs/metadata.json``, or nothing where there is none.
+
+    Raises:
+        ValueError: When it is no dictionary in JSON.
+    """
+    file = root / "configs" / "metadata.json"
+    content = _load(file) if file.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a dictionary, got {type(content).__name__}.")
+    return content
+
+
+def read_workflows(root: Path) -> tuple[list[Workflow], list[LeftOut]]:
+    """The workflows of a bundle, training first; and the files that are none, with the reason.
+
+    A file without an evaluator of its own is listed after the one that it completes: ``multi_gpu_X`` and ``X_...``
+    after ``X``, ``evaluate`` after ``train``, any other after the first one in which all its references are known.
+
+    Args:
+        root: the bundle's folder.
+
+    Raises:
+        ValueError: When the folder has no configs, or one cannot be read.
+    """
+    folder = root / "configs"
+    if not folder.is_dir():
+        raise ValueError(
+            f"{root} is no MONAI bundle: it has no folder 'configs'. Give the folder that holds configs/ and docs/."
+        )
+    files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in _SUFFIXES}
+    loaded = {name: _load(file) for name, file in files.items() if not _NO_WORKFLOW.match(name)}
+    contents = {name: content for name, content in loaded.items() if isinstance(content, dict)}  # others hold data
+    if not contents:
+        raise ValueError(f"{folder} holds no config of a workflow (.json, .yaml or .yml beside metadata.json).")
+    workflows: dict[str, Workflow] = {}
+    left_out: list[LeftOut] = []
+    complete = [name for name, content in contents.items() if _has_evaluator(content)]
+    for name in sorted(contents, key=lambda name: (name not in complete, _place(name), name)):
+        bases = [()] if name in complete else _bases(name, workflows)
+        problems = []
+        for base in bases:
+            stack = (*base, name)
+            paths = tuple(f"configs/{files[part].name}" for part in stack)
+            try:
+                config = Config(ConfigParser.load_config_files([str(root / path) for path in paths]))
+            except (ValueError, KeyError, TypeError) as error:
+                problems.append(f"it cannot be merged: {error}")
+                continue
+            if base and config.unknown_references():
+                problems.append(f"it refers to @{config.unknown_references()[0]}, which no config defines")
+            elif config.run_id() is None:
+                problems.append("it has no section that runs an engine")
+            elif base and "run" not in contents[name] and not _renews_network(contents[name]):
+                problems.append("it only changes options of another config")
+            else:
+                keys = (tuple(str(key).lstrip("+").replace("::", "#") for key in contents[part]) for part in stack)
+                workflows[name] = Workflow(name, paths, config, tuple(keys))
+                break
+        if name not in workflows:
+            nothing = "it has no evaluator, whose run could be watched, and completes no config that has one"
+            alone = None if bases and problems else Config(_without_macros(contents[name]))
+            left_out.append(LeftOut(name, problems[0] if problems else nothing, alone))
+    return sorted(workflows.values(), key=lambda workflow: _place(workflow.name)), left_out
+
+
+def _load(file: Path) -> Any:
+    try:
+        return ConfigParser.load_config_file(file)
+    except Exception as error:  # YAML and JSON have errors of their own
+        raise ValueError(f"{file} cannot be read as {file.suffix[1:].upper()}: {error}") from error
+
+
+def _without_macros(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_macros(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_macros(item) for item in value]
+    return None if isinstance(value, str) and value.startswith("%") else value
+
+
+def _has_evaluator(content: Mapping[str, Any]) -> bool:
+    def inside(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            return str(value.get("_target_", "")).endswith("Evaluator") or any(map(inside, value.values()))
+        return isinstance(value, list) and any(map(inside, value))
+
+    return inside(content)
+
+
+def _renews_network(content: Mapping[str, Any]) -> bool:
+    return any(str(key).split("#")[0] in ("network", "network_def") for key in content)
+
+
+_ORDER = ("train", "evaluate", "inference")
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Training, evaluation, inference, others; each with its variants behind it."""
+    for place, known in enumerate(_ORDER):
+        if name == known or name == f"multi_gpu_{known}" or name.startswith(f"{known}_"):
+            return place, 0 if name == known else 1
+    return len(_ORDER), 0
+
+
+def _bases(name: str, workflows: Mapping[str, Workflow]) -> list[tuple[str, ...]]:
+    """Names of the files that a file without evaluator may stand behind, the likeliest first."""
+    stacks = {known: tuple(Path(file).stem for file in workflow.files) for known, workflow in workflows.items()}
+    own = name.removeprefix("multi_gpu_")
+    likely = [own, own.rpartition("_")[0], *(() if "inference" in own else ("train",)), *_ORDER, *stacks]
+    return [stacks[known] for known in dict.fromkeys(likely) if known in stacks and known != name]
+
+
+def _copied(value: Any) -> Any:
+    """The same structure; objects in it, as Python users may have put them there, are shared."""
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,397 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a workflow's configs say about its classifier, where each thing was found, and what had to be guessed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from monai.utils import CommonKeys
+
+from monai_ifim.bundle.configs import Component, Config, Workflow
+from monai_ifim.bundle.refusal import refusal
+
+__all__ = ["Finding", "Findings", "find"]
+
+_SOFTMAX_LOSSES = {"CrossEntropyLoss", "NLLLoss"}
+_SIGMOID_LOSSES = {"BCEWithLogitsLoss", "MultiLabelSoftMarginLoss", "SoftMarginLoss"}
+_OUTPUTS = ("num_classes", "out_channels", "num_outputs", "n_classes", "classes")
+_CHANNELS = ("in_channels", "n_input_channels", "input_channels")
+# Names of channels that a person draws, and transforms that make them.
+_DRAWN = re.compile(r"mask|click|guidance|signal|point|prompt|seed|label", re.IGNORECASE)
+_DRAWING = re.compile(r"guidance|signal|click|asinput|seedpoint", re.IGNORECASE)
+_CONDITION_ON_RANK = re.compile(r"^\$\s*None\s+if\b.*rank.*\belse\s+@([\w#:]+)\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the configs say.
+
+    Attributes:
+        name: of the thing.
+        value: what was found.
+        source: where.
+        guess: how to set it, where it had to be guessed; else empty.
+    """
+
+    name: str
+    value: Any
+    source: str
+    guess: str = ""
+
+
+@dataclass
+class Findings:
+    """All that a workflow's configs say, as far as attaching needs it.
+
+    Attributes:
+        workflow: that was looked at.
+        refusal: why iFIM cannot be attached, as the end of a sentence; None where it can.
+        evaluator: id of the evaluator.
+        metric_at: id of the dictionary of metrics that takes another entry; None for the handler route.
+        handlers_at: id of the list of handlers that takes more; None where ``handlers_expression`` makes them.
+        handlers_expression: what makes the handlers, without ``$``; empty where there are none.
+        several_processes: whether it is for ``torchrun``.
+        command_options: further options of the command, for handlers that name their metrics one by one.
+        options: of IFIMMetric.
+        output_dir: where results go, as a config value.
+        items: the findings one by one.
+    """
+
+    workflow: Workflow
+    refusal: str | None = None
+    evaluator: str = ""
+    metric_at: str | None = None
+    handlers_at: str | None = None
+    handlers_expression: str = ""
+    several_processes: bool = False
+    command_options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    output_dir: str = "eval"
+    items: list[Finding] = field(default_factory=list)
+
+    def add(self, name: str, value: Any, source: str, guess: str = "") -> None:
+        """Note a finding."""
+        self.items.append(Finding(name, value, source, guess))
+
+
+def find(
+    workflow: Workflow,
+    others: Sequence[Workflow] = (),
+    metadata: Mapping[str, Any] | None = None,
+    evaluator: str | None = None,
+    predictive: str | None = None,
+    output_key: int | str | None = None,
+    assume_classifier: bool = False,
+) -> Findings:
+    """Look at a workflow.
+
+    Args:
+        workflow: to look at.
+        others: workflows of the same bundle, whose loss counts where this one has none.
+        metadata: of the bundle.
+        evaluator: id of the evaluator, where there are several.
+        predictive: what the user says.
+        output_key: what the user says.
+        assume_classifier: attach although the configs speak against it.
+
+    Raises:
+        ValueError: When the evaluator that the user names is not there.
+    """
+    config, metadata = workflow.config, metadata or {}
+    findings = Findings(workflow)
+    engine = _find_evaluator(findings, evaluator)
+    if engine is None:
+        findings.refusal = findings.refusal or "it has no evaluator"
+        return findings
+    network_id, network_value = config.follow(engine.content.get("network"), f"{engine.id}#network")
+    network = config.component(network_value, network_id)
+    findings.add("network", network.target if network else network_value, workflow.source(network_id))
+    loss, loss_source = _find_loss(workflow, others)
+    findings.refusal = None if assume_classifier else refusal(config, engine, network, loss, metadata)
+    if engine.name == "EnsembleEvaluator":
+        findings.refusal = "an EnsembleEvaluator has several networks; use IFIMMetric(network=...) in Python for one"
+    outputs = _find_outputs(findings, network, engine, metadata)
+    _find_predictive(findings, engine, loss, loss_source, outputs, metadata, predictive)
+    _find_output_key(findings, network, str(network_value), output_key)
+    _find_channel_mask(findings, network, metadata)
+    _find_keys(findings, engine)
+    _find_inferer(findings, engine)
+    _find_route(findings, engine)
+    findings.options["on_error"] = "continue"
+    return findings
+
+
+def _find_evaluator(findings: Findings, wanted: str | None) -> Component | None:
+    config = findings.workflow.config
+    engines = {engine.id: engine for engine in config.components("Evaluator")}
+    if wanted is not None:
+        if wanted.replace("::", "#") not in engines:
+            raise ValueError(
+                f"{wanted} is no evaluator of {findings.workflow.name}, which has {', '.join(engines) or 'none'}. "
+                "Name one of these."
+            )
+        chosen = wanted.replace("::", "#")
+    else:
+        validators = [
+            config.follow(handler.content.get("validator"))[0] for handler in config.components("ValidationHandler")
+        ]
+        known = [id for id in ("validate#evaluator", "evaluator", *validators, *engines) if id in engines]
+        if not known:
+            return None
+        chosen = known[0]
+    findings.evaluator = chosen
+    several = len(engines) > 1 and wanted is None
+    findings.add(
+        "evaluator",
+        engines[chosen].target,
+        findings.workflow.source(chosen),
+        f"there are {', '.join(engines)}; choose with --evaluator" if several else "",
+    )
+    return engines[chosen]
+
+
+def _find_loss(workflow: Workflow, others: Sequence[Workflow]) -> tuple[Component | None, str]:
+    for candidate in (workflow, *others):
+        for trainer in candidate.config.components("Trainer"):
+            loss = candidate.config.component(trainer.content.get("loss_function"), f"{trainer.id}#loss_function")
+            if loss is not None:
+                return loss, candidate.source(loss.id)
+    return None, ""
+
+
+def _find_outputs(
+    findings: Findings, network: Component | None, engine: Component, metadata: Mapping[str, Any]
+) -> int | None:
+    config = findings.workflow.config
+    if network is not None:
+        for name in _OUTPUTS:
+            value = config.literal(network.content.get(name))
+            if isinstance(value, int):
+                findings.add("outputs", value, findings.workflow.source(f"{network.id}#{name}"))
+                return value
+    for transform in _postprocessing(config, engine):
+        value = _for_prediction(config, transform, "to_onehot")
+        if transform.name.startswith("AsDiscrete") and isinstance(value, int) and not isinstance(value, bool):
+            findings.add("outputs", value, findings.workflow.source(f"{transform.id}#to_onehot"))
+            return value
+    for output in _metadata_outputs(metadata):
+        value = output.get("num_channels")
+        if isinstance(value, int):
+            findings.add("outputs", value, "metadata.json: network_data_format")
+            return value
+    findings.add("outputs", "unknown", "the configs do not say", "the first batch will show it")
+    return None
+
+
+def _find_predictive(
+    findings: Findings,
+    engine: Component,
+    loss: Component | None,
+    loss_source: str,
+    outputs: int | None,
+    metadata: Mapping[str, Any],
+    wanted: str | None,
+) -> None:
+    said = list(_evidence(findings, engine, loss, loss_source, metadata))
+    guess = ""
+    if wanted is not None:
+        value, source = wanted, "the command line"
+    elif outputs == 1:
+        value, source = "sigmoid", "there is one output, over which a softmax would be constant"
+    elif said:
+        value, source = said[0]
+        against = next((other for other in said if other[0] != value), None)
+        if against is not None:
+            source += f"; {against[1]} says {against[0]}, which is trusted less"
+        if loss is None and (against is not None or value == "sigmoid"):
+            other = "sigmoid" if value == "softmax" else "softmax"
+            guess = f"no loss is known: if the outputs were trained with another one, --predictive {other}"
+    else:
+        value, source = "softmax", "nothing speaks for sigmoid"
+        guess = "set it with --predictive"
+    findings.options["predictive"] = value
+    findings.add("predictive", value, source, guess)
+
+
+def _evidence(
+    findings: Findings, engine: Component, loss: Component | None, loss_source: str, metadata: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Softmax or sigmoid, and who says so: loss, Activationsd, AsDiscreted, metadata, in this order of trust."""
+    config = findings.workflow.config
+    if loss is not None:
+        by_loss = "softmax" if loss.name in _SOFTMAX_LOSSES else "sigmoid" if loss.name in _SIGMOID_LOSSES else None
+        if loss.name == "FocalLoss":
+            by_loss = "softmax" if loss.content.get("use_softmax") else "sigmoid"
+        if by_loss is not None:
+            yield by_loss, f"{loss_source} = {loss.target}"
+    transforms = list(_postprocessing(config, engine))
+    for transform in transforms:
+        if transform.name.startswith("Activations"):
+            for name in ("softmax", "sigmoid"):
+                if _for_prediction(config, transform, name) is True:
+                    yield name, f"{findings.workflow.source(transform.id)} = {transform.name} with {name}: true"
+    for transform in transforms:
+        if transform.name.startswith("AsDiscrete"):
+            if _for_prediction(config, transform, "argmax") is True:
+                yield "softmax", f"{findings.workflow.source(transform.id)} = {transform.name} with argmax: true"
+            elif _for_prediction(config, transform, "threshold") is not None:
+                yield "sigmoid", f"{findings.workflow.source(transform.id)} = {transform.name} with a threshold"
+    for output in _metadata_outputs(metadata):
+        if output.get("format") in ("classes", "classification", "labels") and isinstance(
+            output.get("num_channels"), int
+        ):
+            value = "sigmoid" if output["num_channels"] == 1 else "softmax"
+            yield value, f"metadata.json: {output['num_channels']} {output['format']}"
+
+
+def _find_output_key(findings: Findings, network: Component | None, made: str, wanted: int | str | None) -> None:
+    if wanted is not None:
+        findings.options["output_key"] = wanted
+        findings.add("output key", wanted, "the command line")
+    elif network is not None and network.name.lower() == "vit" and re.fullmatch(r"\$@\w+(\.to\(.*\))?|\{.*", made):
+        findings.options["output_key"] = 0
+        findings.add("output key", 0, "MONAI's ViT returns a tuple, whose first item holds the logits")
+
+
+def _find_channel_mask(findings: Findings, network: Component | None, metadata: Mapping[str, Any]) -> None:
+    config = findings.workflow.config
+    inputs = ((metadata.get("network_data_format") or {}).get("inputs") or {}).values()
+    channels = next((item.get("channel_def") or {} for item in inputs), {})
+    drawn = [_DRAWN.search(str(name)) is not None for name in channels.values()]
+    makers = [part.name for part in config.components() if _DRAWING.search(part.name)]
+    source = "metadata.json: channel_def = " + ", ".join(map(str, channels.values()))
+    if not (any(drawn) and not all(drawn)):
+        count = None
+        if network is not None:
+            named = [network.content[name] for name in _CHANNELS if name in network.content]
+            count = config.literal(named[0]) if named else None
+        if not makers or not isinstance(count, int) or count < 2:
+            return
+        drawn, source = [False] * (count - 1) + [True], f"{makers[0]} adds a channel that a person draws"
+    mask = [not is_drawn for is_drawn in drawn]
+    findings.options["channel_mask"] = mask
+    findings.add("channel mask", mask, source, "only these channels are varied; change channel_mask in the overlay")
+
+
+def _find_keys(findings: Findings, engine: Component) -> None:
+    if engine.name != "SupervisedEvaluator":
+        findings.add("image key, label key", "image, label", "MONAI's usual keys", "change them in the overlay")
+        return
+    labels = "labels" if "prepare_batch" in engine.content else "labels, where the data have them"
+    findings.add("image key, label key", "image, label", f"SupervisedEvaluator gives input and {labels} under these")
+
+
+def _find_inferer(findings: Findings, engine: Component) -> None:
+    config = findings.workflow.config
+    at, value = config.follow(engine.content.get("inferer"), f"{engine.id}#inferer")
+    inferer = config.component(value, at)
+    if value is None:
+        return
+    name = inferer.name if inferer else str(value)
+    findings.add("inferer", name, findings.workflow.source(at))
+    if name != "SimpleInferer":
+        findings.options["use_inferer"] = True
+        findings.items[-1] = Finding(
+            "inferer",
+            name,
+            findings.workflow.source(at),
+            "iFIM looks through it; with use_inferer: false at the network alone",
+        )
+
+
+def _find_route(findings: Findings, engine: Component) -> None:
+    config, source = findings.workflow.config, findings.workflow.source
+    at, metrics = config.follow(engine.content.get("key_val_metric"), f"{engine.id}#key_val_metric")
+    if isinstance(metrics, Mapping) and metrics and "_target_" not in metrics:
+        findings.metric_at = at
+        findings.add("key metric", next(iter(metrics)), f"{source(at)}: the metric route, an entry beside it")
+    elif metrics is None:
+        findings.add("key metric", "none", f"{source(engine.id)}: the handler route, which needs none")
+    else:
+        findings.add("key metric", metrics, f"{source(at)}: an expression takes no entry, so the handler route")
+    at, handlers = config.follow(engine.content.get("val_handlers"), f"{engine.id}#val_handlers")
+    on_rank_0 = _CONDITION_ON_RANK.match(handlers) if isinstance(handlers, str) else None
+    if on_rank_0:
+        findings.add("handlers", "on rank 0 only", source(at))
+        at, handlers = config.follow(f"@{on_rank_0[1]}")
+    if isinstance(handlers, list):
+        findings.handlers_at = at
+        findings.add("handlers", f"a list of {len(handlers)}", source(at))
+        _find_metrics_savers(findings, at, handlers)
+    elif handlers is None:
+        findings.add("handlers", "none", source(engine.id))
+    else:
+        findings.handlers_expression = handlers[1:] if str(handlers).startswith("$") else f"@{at}"
+        findings.add("handlers", handlers, f"{source(at)}: the overlay adds to what the expression gives")
+    network = engine.content.get("network")
+    wrapped = any(part.name == "DistributedDataParallel" for part in config.components())
+    findings.several_processes = wrapped or "DistributedDataParallel" in str(config.follow(network)[1])
+    if findings.several_processes and findings.metric_at is None:
+        findings.add("processes", "several", "", "without a key metric each process logs its own images")
+    if "output_dir" in config:
+        findings.output_dir = "@output_dir"
+    elif "bundle_root" in config:
+        findings.output_dir = "$@bundle_root + '/eval'"
+
+
+def _find_metrics_savers(findings: Findings, at: str, handlers: Sequence[Any]) -> None:
+    config = findings.workflow.config
+    for index, handler in enumerate(handlers):
+        saver = config.component(handler, f"{at}#{index}")
+        if saver is None or saver.name != "MetricsSaver":
+            continue
+        for name in ("metrics", "metric_details"):
+            listed = config.literal(saver.content.get(name))
+            if listed is not None and "*" not in listed:
+                findings.command_options[f"{saver.id}#{name}"] = "*"
+                findings.add(
+                    f"MetricsSaver's {name}",
+                    listed,
+                    f"{findings.workflow.source(saver.id)}: the command asks for all, for the iFIM's",
+                )
+
+
+def _postprocessing(config: Config, engine: Component) -> Iterator[Component]:
+    """The transforms behind the evaluator, in their order."""
+    at, value = config.follow(engine.content.get("postprocessing"), f"{engine.id}#postprocessing")
+    yield from _transforms(config, value, at)
+
+
+def _transforms(config: Config, value: Any, at: str) -> Iterator[Component]:
+    at, value = config.follow(value, at)
+    if isinstance(value, Mapping) and "transforms" in value:
+        yield from _transforms(config, value["transforms"], f"{at}#transforms")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _transforms(config, item, f"{at}#{index}")
+    elif isinstance(value, Mapping) and "_target_" in value:
+        yield Component(at, value)
+    elif isinstance(value, str) and value.startswith("$"):
+        for id in config.references(value):  # an expression that joins lists
+            yield from _transforms(config, f"@{id}", id)
+
+
+def _for_prediction(config: Config, transform: Component, option: str) -> Any:
+    """An option of a dictionary transform for the prediction, where it has one value for each of several keys."""
+    keys, value = config.literal(transform.content.get("keys")), config.literal(transform.content.get(option))
+    keys = keys if isinstance(keys, list) else [keys]
+    if CommonKeys.PRED not in keys:
+        return None
+    return value[keys.index(CommonKeys.PRED)] if isinstance(value, list) and len(value) == len(keys) else value
+
+
+def _metadata_outputs(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    outputs = ((metadata.get("network_data_format") or {}).get("outputs") or {}).values()
+    return [output for output in outputs if isinstance(output, Mapping)]

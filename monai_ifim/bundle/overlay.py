@@ -1,0 +1,151 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The overlay that fits a workflow: as a config for Python, and as commented YAML for people."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monai_ifim.bundle.findings import Findings
+from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
+
+__all__ = ["Overlay", "handler_items", "overlays", "run_command"]
+
+_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One overlay file.
+
+    Attributes:
+        file: relative to the bundle's folder, or absolute.
+        findings: of the workflows that it fits, one at least.
+    """
+
+    file: str
+    findings: Sequence[Findings]
+
+    def text(self) -> str:
+        """The file's content."""
+        first = self.findings[0]
+        ifim = IFIMMetric if first.metric_at else IFIMHandler
+        lines = [
+            "# Input-dependent Fisher information beside this bundle's own metrics. List this file last: nothing of",
+            "# the bundle changes, and its training gives the same weights. Written by `python -m monai_ifim attach`.",
+            "# From the bundle's folder:",
+            *(f"#   {run_command(found, self.file)}" for found in self.findings),
+            "ifim:",
+            *_options(ifim, IFIMMetric, first.options, {item.name: item for item in first.items}),
+            "# figures and curves, in TensorBoard beside the other metrics",
+            "ifim_figures:",
+            *_options(IFIMFigureHandler, IFIMFigureHandler, {"ifim": "@ifim", "log_dir": first.output_dir}),
+            "# tables, figures and components of the last evaluation; `python -m monai_ifim report` makes a page",
+            "ifim_saver:",
+            *_options(IFIMSaver, IFIMSaver, {"ifim": "@ifim", "output_dir": first.output_dir}),
+        ]
+        for key, value in _additions(first).items():
+            lines += yaml.safe_dump({key: value}, sort_keys=False, width=_WIDTH).splitlines()
+        return "\n".join(lines) + "\n"
+
+
+def overlays(found: Sequence[Findings], output: str = "configs/ifim.yaml") -> list[Overlay]:
+    """The least number of overlay files for workflows that can be attached to.
+
+    Args:
+        found: of each workflow; the first one's overlay gets the name ``output``, further ones its name and theirs.
+        output: relative to the bundle's folder, or absolute.
+    """
+    groups: dict[str, list[Findings]] = {}
+    for findings in found:
+        groups.setdefault(str((findings.options, _additions(findings), findings.output_dir)), []).append(findings)
+    path = Path(output)
+    files = [
+        path if number == 0 else path.with_name(f"{path.stem}_{group[0].workflow.name}{path.suffix}")
+        for number, group in enumerate(groups.values())
+    ]
+    return [Overlay(str(file), group) for file, group in zip(files, groups.values())]
+
+
+def run_command(findings: Findings, overlay: str) -> str:
+    """The command, from the bundle's folder, that runs a workflow with an overlay."""
+    files = ", ".join(f"'{file}'" for file in (*findings.workflow.files, overlay))
+    program = "python -m"
+    if findings.several_processes:
+        program = "torchrun --standalone --nnodes=1 --nproc_per_node=2 -m"
+    run_id = findings.workflow.config.run_id()
+    section = "" if run_id == "run" else f" {run_id}"
+    options = "".join(f' --{name} "{value}"' for name, value in findings.command_options.items())
+    return f'{program} monai.bundle run{section} --config_file "[{files}]"{options}'
+
+
+def handler_items(findings: Findings) -> list[str]:
+    """What stands in the list of handlers, beside the metric where that has a place of its own."""
+    return [*([] if findings.metric_at else ["@ifim"]), "@ifim_figures", "@ifim_saver"]
+
+
+def _additions(findings: Findings) -> dict[str, Any]:
+    """What the overlay adds to the bundle's own ids."""
+    items: dict[str, Any] = {}
+    if findings.metric_at:
+        items[f"+{findings.metric_at}"] = {"ifim": "@ifim"}
+    ours = handler_items(findings)
+    if findings.handlers_at:
+        items[f"+{findings.handlers_at}"] = ours
+    elif findings.handlers_expression:
+        items[f"{findings.evaluator}#val_handlers"] = (
+            f"$list(({findings.handlers_expression}) or []) + [{', '.join(ours)}]"
+        )
+    else:
+        items[f"{findings.evaluator}#val_handlers"] = ours
+    return items
+
+
+def _options(
+    target: type, documented: type, chosen: Mapping[str, Any], found: Mapping[str, Any] | None = None
+) -> list[str]:
+    """YAML lines of a component: the chosen options, then every other one at its default, as comments."""
+    descriptions = _descriptions(documented)
+    lines = [f"  _target_: {target.__module__.rpartition('.')[0]}.{target.__name__}"]
+    parameters = list(inspect.signature(documented).parameters.values())
+    visible = {*chosen, "max_images"} if documented is IFIMMetric else set(chosen)
+    for parameter in sorted(parameters, key=lambda parameter: parameter.name not in visible):
+        value = chosen.get(parameter.name, parameter.default)
+        description = descriptions.get(parameter.name, "")
+        source = (found or {}).get(parameter.name.replace("_", " "))
+        if source is not None:
+            description += f" Found: {source.source}." + (f" A guess: {source.guess}." if source.guess else "")
+        lines += textwrap.wrap(description, _WIDTH - 4, initial_indent="  # ", subsequent_indent="  # ")
+        mark = "" if parameter.name in visible else "# "
+        lines.append(f"  {mark}{parameter.name}: {_flow(value)}")
+    return lines
+
+
+def _flow(value: Any) -> str:
+    """A value on one line of YAML."""
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip()
+    return text.removesuffix("\n...").strip()
+
+
+def _descriptions(documented: type) -> dict[str, str]:
+    """What the docstring's ``Args`` say of each option."""
+    text = re.search(r"^Args:\n(.*?)^(?=\w)", f"{inspect.getdoc(documented)}\nEnd", re.MULTILINE | re.DOTALL)
+    entries = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", text[1] if text else "", re.MULTILINE | re.DOTALL)
+    return {name: re.sub(r":\w+:(?=`)|`", "", " ".join(description.split())) for name, description in entries}
