@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from monai_ifim.bundle.configs import Component, Config
+from monai_ifim.bundle.configs import Component, Config, described
 
 __all__ = ["CLASSIFIERS", "refusal", "refusal_without_evaluator"]
 
@@ -32,7 +32,7 @@ _PROBABILITIES = "its network gives probabilities, not logits: the loss {} reads
 # MONAI's networks whose outputs are (B, classes).
 CLASSIFIERS = re.compile(
     r"^(densenet\w*|resnet(?!encoder|features)\w*|se_?res\w*|senet\w*|efficientnet(?!.*(features|encoder))\w*|vit|milmodel|"
-    r"torchvisionfcmodel|classifier|discriminator|critic|netadapter|fullyconnectednet)$",
+    r"torchvisionfcmodel|classifier|netadapter|fullyconnectednet)$",
     re.IGNORECASE,
 )
 # By the name of the network's class; the first that matches holds.
@@ -121,9 +121,9 @@ def _has_tensorrt(config: Config, evaluator: Component) -> bool:
 
 
 def _refusal_by_metadata(metadata: Mapping[str, Any]) -> str | None:
-    outputs = (metadata.get("network_data_format") or {}).get("outputs") or {}
+    outputs = described(metadata, "outputs")
     if len(outputs) > 1:
-        named = ", ".join(map(str, outputs))
+        named = ", ".join(outputs)
         return f"its network returns several outputs ({named}); name the logits with --output_key"
     for output in outputs.values():
         if output.get("type") == "object":
