@@ -120,11 +120,14 @@ def find(
     network = config.component(network_value, network_id)
     findings.add("network", network.target if network else network_value, workflow.source(network_id))
     loss, loss_source = _find_loss(workflow, others)
-    findings.refusal = None if assume_classifier else refusal(config, engine, network, loss, metadata)
+    described_outputs = described(metadata, "outputs")
+    if output_key is not None:  # the others do not count
+        described_outputs = {name: output for name, output in described_outputs.items() if name == output_key}
+    findings.refusal = None if assume_classifier else refusal(config, engine, network, loss, described_outputs)
     if engine.name == "EnsembleEvaluator":
         findings.refusal = "an EnsembleEvaluator has several networks; use IFIMMetric(network=...) in Python for one"
-    outputs = _find_outputs(findings, network, engine, metadata)
-    _find_predictive(findings, engine, loss, loss_source, outputs, metadata, predictive)
+    outputs = _find_outputs(findings, network, engine, described_outputs)
+    _find_predictive(findings, engine, loss, loss_source, outputs, described_outputs, predictive)
     _find_output_key(findings, network, str(network_value), output_key)
     _find_channel_mask(findings, network, metadata)
     _find_keys(findings, engine)
@@ -174,7 +177,7 @@ def _find_loss(workflow: Workflow, others: Sequence[Workflow]) -> tuple[Componen
 
 
 def _find_outputs(
-    findings: Findings, network: Component | None, engine: Component, metadata: Mapping[str, Any]
+    findings: Findings, network: Component | None, engine: Component, described_outputs: Mapping[str, Mapping[str, Any]]
 ) -> int | None:
     config = findings.workflow.config
     if network is not None:
@@ -188,7 +191,7 @@ def _find_outputs(
         if transform.name.startswith("AsDiscrete") and isinstance(value, int) and not isinstance(value, bool):
             findings.add("outputs", value, findings.workflow.source(f"{transform.id}#to_onehot"))
             return value
-    for output in described(metadata, "outputs").values():
+    for output in described_outputs.values():
         value = output.get("num_channels")
         if isinstance(value, int):
             findings.add("outputs", value, "metadata.json: network_data_format")
@@ -203,10 +206,10 @@ def _find_predictive(
     loss: Component | None,
     loss_source: str,
     outputs: int | None,
-    metadata: Mapping[str, Any],
+    described_outputs: Mapping[str, Mapping[str, Any]],
     wanted: str | None,
 ) -> None:
-    said = list(_evidence(findings, engine, loss, loss_source, metadata))
+    said = list(_evidence(findings, engine, loss, loss_source, described_outputs))
     guess = ""
     if wanted is not None:
         value, source = wanted, "the command line"
@@ -228,7 +231,11 @@ def _find_predictive(
 
 
 def _evidence(
-    findings: Findings, engine: Component, loss: Component | None, loss_source: str, metadata: Mapping[str, Any]
+    findings: Findings,
+    engine: Component,
+    loss: Component | None,
+    loss_source: str,
+    described_outputs: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[tuple[str, str]]:
     """Softmax or sigmoid, and who says so: loss, Activationsd, AsDiscreted, metadata, in this order of trust."""
     config = findings.workflow.config
@@ -250,7 +257,7 @@ def _evidence(
                 yield "softmax", f"{findings.workflow.source(transform.id)} = {transform.name} with argmax: true"
             elif _for_prediction(config, transform, "threshold") is not None:
                 yield "sigmoid", f"{findings.workflow.source(transform.id)} = {transform.name} with a threshold"
-    for output in described(metadata, "outputs").values():
+    for output in described_outputs.values():
         if output.get("format") in ("classes", "classification", "labels") and isinstance(
             output.get("num_channels"), int
         ):
@@ -337,9 +344,7 @@ def _find_route(findings: Findings, engine: Component) -> None:
         at, handlers = config.follow(f"@{on_rank_0[1]}")
     if isinstance(handlers, list) and _is_shared(config, at):
         findings.handlers_expression = f"@{at}"
-        findings.add(
-            "handlers", f"a list of {len(handlers)}", f"{source(at)}, which is not changed: others have it"
-        )
+        findings.add("handlers", f"a list of {len(handlers)}", f"{source(at)}, which is not changed: others have it")
         _find_metrics_savers(findings, at, handlers)
     elif isinstance(handlers, list):
         findings.handlers_at = at

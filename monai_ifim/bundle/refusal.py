@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from monai_ifim.bundle.configs import Component, Config, described
+from monai_ifim.bundle.configs import Component, Config
 
 __all__ = ["CLASSIFIERS", "refusal", "refusal_without_evaluator"]
 
@@ -59,7 +59,11 @@ _FORMATS = {"segmentation": _DENSE, "points": _REGRESSION, "regression": _REGRES
 
 
 def refusal(
-    config: Config, evaluator: Component, network: Component | None, loss: Component | None, metadata: Mapping[str, Any]
+    config: Config,
+    evaluator: Component,
+    network: Component | None,
+    loss: Component | None,
+    outputs: Mapping[str, Mapping[str, Any]],
 ) -> str | None:
     """Why iFIM cannot be attached, as the end of a sentence; None where nothing speaks against it.
 
@@ -70,7 +74,7 @@ def refusal(
         evaluator: its evaluator.
         network: what makes the network, where the configs show it.
         loss: what makes the loss, likewise.
-        metadata: of the bundle.
+        outputs: what the metadata say of each.
     """
     if _has_tensorrt(config, evaluator):
         return _TENSORRT
@@ -91,7 +95,7 @@ def refusal(
         found = _first(_LOSSES, loss.name)
         if found:
             return f"{found} (loss {loss.name})"
-    return None if classifies or loss is not None else _refusal_by_metadata(metadata)
+    return None if classifies or loss is not None else _refusal_by_metadata(outputs)
 
 
 def refusal_without_evaluator(config: Config) -> str | None:
@@ -120,8 +124,7 @@ def _has_tensorrt(config: Config, evaluator: Component) -> bool:
     )
 
 
-def _refusal_by_metadata(metadata: Mapping[str, Any]) -> str | None:
-    outputs = described(metadata, "outputs")
+def _refusal_by_metadata(outputs: Mapping[str, Mapping[str, Any]]) -> str | None:
     if len(outputs) > 1:
         named = ", ".join(outputs)
         return f"its network returns several outputs ({named}); name the logits with --output_key"
