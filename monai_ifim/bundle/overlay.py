@@ -130,7 +130,7 @@ def _options(
         value = chosen.get(parameter.name, parameter.default)
         description = descriptions.get(parameter.name, "")
         source = (found or {}).get(parameter.name.replace("_", " "))
-        if source is not None:
+        if source is not None and parameter.name in chosen:
             description += f" Found: {source.source}." + (f" A guess: {source.guess}." if source.guess else "")
         lines += textwrap.wrap(description, _WIDTH - 4, initial_indent="  # ", subsequent_indent="  # ")
         mark = "" if parameter.name in visible else "#"
