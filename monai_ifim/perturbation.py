@@ -435,8 +435,7 @@ def removal_curves(
     contrast = image_contrast(images, sigma, mask)
     call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
     before = _Unperturbed(call, images, resolve_predictive(predictive, temperature), labels, micro_batch_size)
-    parts = (_restricted(part, mask) for part in fisher.split(images, reference=reference))
-    components = dict(zip(("high", "low"), parts))
+    components = dict(zip(("high", "low"), fisher.split(images, reference=reference)))
     kept = torch.tensor([row for row in range(len(images)) if row not in fisher.skipped]).long()
     steps = -torch.tensor(fractions, dtype=torch.float64)
     tables: list[pd.DataFrame] = []
