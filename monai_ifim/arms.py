@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_ifim.fisher import InputFisher, _products, _weighted_sum
+from monai_ifim.fisher import InputFisher, _products, _restricted, _varied, _weighted_sum
 from monai_ifim.network import NetworkCall, _plain, _plain_arithmetic, default_micro_batch_size
 from monai_ifim.predictive import Predictive
 
@@ -49,7 +49,8 @@ class ArmInputs:
 
     Attributes:
         images: (B, C_in, *spatial), plain tensors.
-        fisher: their spectrum, with at least the leading eigenvectors.
+        fisher: their spectrum, with at least the leading eigenvectors; its ``channel_mask`` says which channels may
+            vary. What an arm gives for the others is left out.
         donors: (B, C_in, *spatial), for each image the leading eigenvector of another one; None where there is none.
         positions: place of each image in its data set; with the seed, arm and draw it fixes the random numbers.
         seed: of the random numbers.
@@ -79,8 +80,14 @@ class ArmInputs:
         return torch.stack(draws).to(self.images.device)
 
     def white_noise(self, arm: str, draw: int) -> Tensor:
-        """Unit directions (B, C_in, *spatial) of white noise."""
-        return _unit(self.noise(arm, draw, self.images.shape[1:])).to(self.images.dtype)
+        """Unit directions (B, C_in, *spatial) of white noise in the channels that may vary."""
+        channel_mask = self.fisher.channel_mask
+        noise = _unit(self.noise(arm, draw, _varied(self.images, channel_mask).shape[1:])).to(self.images.dtype)
+        if channel_mask is None:
+            return noise
+        directions = torch.zeros_like(self.images)
+        directions[:, channel_mask] = noise
+        return directions
 
     def outside_eigenspace(self, directions: Tensor) -> Tensor:
         """The part of the directions (B, C_in, *spatial) that is orthogonal to the leading eigenspace of each image."""
@@ -135,14 +142,23 @@ class _HighImage(Arm):
     name, cause_of_zero = "high_image", "the high component is zero"
 
     def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        return _unless_rounding(inputs.fisher.split(inputs.images)[0], _norm(inputs.images))
+        return _component(inputs, 0)
 
 
 class _LowImage(Arm):
     name, cause_of_zero = "low_image", "the low component is zero"
 
     def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
-        return _unless_rounding(inputs.fisher.split(inputs.images)[1], _norm(inputs.images))
+        return _component(inputs, 1)
+
+
+def _component(inputs: ArmInputs, number: int) -> Tensor:
+    """The high (0) or low (1) component of the images, in the channels that may vary."""
+    part, whole = (
+        _restricted(values, inputs.fisher.channel_mask)
+        for values in (inputs.fisher.split(inputs.images)[number], inputs.images)
+    )
+    return _unless_rounding(part, _norm(whole))
 
 
 class _LowMatched(Arm):

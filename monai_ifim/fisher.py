@@ -53,6 +53,8 @@ class InputFisher:
         numerical_rank: (B,) int64, how many eigenvalues exceed the cut-off.
         logits: (B, outputs), as the network gave them.
         skipped: index of each image that was left out, with the cause.
+        channel_mask: (C_in,) bool, the channels that the iFIM, and all perturbations by it, are restricted to: the
+            eigenvectors are zero in the others. None: all channels.
     """
 
     eigenvalues: Tensor
@@ -61,6 +63,7 @@ class InputFisher:
     numerical_rank: Tensor
     logits: Tensor
     skipped: Mapping[int, str] = field(default_factory=dict)
+    channel_mask: Tensor | None = None
     # The columns of G are scale[b, r] * factor[b, r]; kept apart so that no column underflows in float32.
     _factor: Tensor | None = field(default=None, repr=False)
     _scale: Tensor | None = field(default=None, repr=False)
@@ -82,7 +85,8 @@ class InputFisher:
     def quadratic(self, directions: Tensor) -> Tensor:
         """The quadratic form ``d^T F d``, float64, (B,).
 
-        Half of it is the Kullback-Leibler divergence that a small change ``d`` causes, up to ``O(|d|^3)``.
+        Half of it is the Kullback-Leibler divergence that a small change ``d`` causes, up to ``O(|d|^3)``. With a
+        channel mask, what ``d`` does to the other channels does not count.
 
         Args:
             directions: (B, C_in, *spatial), one change an image.
@@ -118,7 +122,8 @@ class InputFisher:
     ) -> tuple[Tensor, Tensor]:
         """Split images into their part in the leading eigenspace and the rest.
 
-        ``high = U_k U_k^T (x - x0)`` and ``low = (x - x0) - high``, so that ``x = x0 + high + low``.
+        ``high = U_k U_k^T (x - x0)`` and ``low = (x - x0) - high``, so that ``x = x0 + high + low``. With a channel
+        mask, ``high`` is zero in the other channels, and ``low`` has them whole.
 
         Args:
             images: (B, C_in, *spatial), the images that the spectrum was computed for.
@@ -189,7 +194,8 @@ class InputFisher:
     def energy_inside(self, masks: Tensor) -> Tensor:
         """Share of the leading eigenvector's energy (squared entries, over all channels) inside masks, float64, (B,).
 
-        To be compared with the mask's share of the image, which a direction without preference would give on average.
+        To be compared with the mask's share of the image (of the channels of ``channel_mask``, where there is one),
+        which a direction without preference would give on average.
 
         Args:
             masks: (B, 1 or C_in, *spatial), the region that should matter in each image; non-zero is inside.
@@ -218,7 +224,7 @@ class InputFisher:
         masks = _plain(masks)
         if masks.isnan().any():
             raise ValueError("masks hold NaN; expected zero outside and non-zero inside.")
-        inside = (masks != 0).to(leading.device)
+        inside = _restricted((masks != 0).to(leading.device).expand_as(leading), self.channel_mask)
         shares = torch.full_like(self.trace, torch.nan)
         for index in ((self.rank > 0) & inside.flatten(1).any(dim=1)).nonzero().flatten().tolist():
             energy = leading[index].double().square()  # image by image: a volume in float64 is large
@@ -240,7 +246,11 @@ class InputFisher:
             True
         """
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.eigenvalues.device)
-        picked: dict[str, Any] = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        picked: dict[str, Any] = {
+            name: value[index]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name != "channel_mask"  # the one that all images share
+        }
         skipped = {place: self.skipped[row] for place, row in enumerate(index.tolist()) if row in self.skipped}
         return replace(self, skipped=skipped, **picked)
 
@@ -261,10 +271,13 @@ class InputFisher:
         """Join the results of several batches of equally shaped images.
 
         Raises:
-            ValueError: When there is nothing to join.
+            ValueError: When there is nothing to join, or the channel masks differ.
         """
         if not parts:
             raise ValueError("InputFisher.concatenate needs at least one part.")
+        masks = [None if part.channel_mask is None else part.channel_mask.tolist() for part in parts]
+        if any(mask != masks[0] for mask in masks):
+            raise ValueError(f"InputFisher.concatenate needs parts with one channel_mask, got {masks}.")
         if len(parts) == 1:
             return parts[0]
         most = max(part.eigenvectors.shape[1] for part in parts)
@@ -283,6 +296,7 @@ class InputFisher:
             skipped={
                 start + index: cause for start, part in zip(starts, parts) for index, cause in part.skipped.items()
             },
+            channel_mask=parts[0].channel_mask,
             _factor=joined("_factor") if keep_factor else None,
             _scale=joined("_scale") if keep_factor else None,
         )
@@ -299,6 +313,7 @@ def input_fisher(
     micro_batch_size: int | None = None,
     cutoff: float = DEFAULT_CUTOFF,
     keep_factor: bool = True,
+    channel_mask: Sequence[bool] | None = None,
     output_key: int | str | None = None,
     arguments: Sequence[Any] = (),
     keyword_arguments: Mapping[str, Any] | None = None,
@@ -318,6 +333,9 @@ def input_fisher(
         micro_batch_size: images that pass the network at a time; default from the size of an image.
         cutoff: eigenvalues at or below this share of the greatest count as numerical zeros.
         keep_factor: keep G (B x R x D numbers) for :meth:`InputFisher.quadratic` and splits beyond the stored rank.
+        channel_mask: one true or false (1 or 0) for each input channel: which of them may vary, such as red, green and
+            blue of an image whose fourth channel is a click map. F is then the block of these channels, and every
+            perturbation by it leaves the others alone. Default: all.
         output_key: which output of a network that returns a tuple, list or dictionary.
         arguments: further positional inputs of the network; tensors with B rows are cut along with the images.
         keyword_arguments: further inputs by name, likewise.
@@ -329,7 +347,8 @@ def input_fisher(
     Raises:
         TypeError: When the images cannot carry gradients, or the network returns no tensor.
         ValueError: When an option is out of range, the batch is empty, the outputs are not logits (B, outputs), the
-            network is in training mode or does not depend differentiably on its input.
+            network is in training mode or does not depend differentiably on its input, or ``channel_mask`` is not one
+            value a channel or leaves none.
 
     Example:
         >>> import torch
@@ -339,6 +358,9 @@ def input_fisher(
         >>> fisher = input_fisher(network, torch.randn(5, 1, 4, 4), rank=1)
         >>> fisher.eigenvalues.shape, fisher.eigenvectors.shape
         (torch.Size([5, 2]), torch.Size([5, 1, 1, 4, 4]))
+        >>> fisher = input_fisher(network, torch.randn(5, 4, 2, 2), channel_mask=[True, True, True, False])
+        >>> fisher.eigenvectors[:, 0, 3].abs().max()
+        tensor(0.)
     """
     images = _checked_images(images)
     distribution = resolve_predictive(predictive, temperature)
@@ -349,10 +371,11 @@ def input_fisher(
         micro_batch_size = default_micro_batch_size(images[0].numel())
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
+    varied = _varied_channels(channel_mask, images)
     call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
     parts = []
     for rows in torch.arange(len(images), device=images.device).split(micro_batch_size):
-        part = _micro_batch(call.rows(rows, len(images)), images[rows], distribution, rank, energy, cutoff)
+        part = _micro_batch(call.rows(rows, len(images)), images[rows], distribution, rank, energy, cutoff, varied)
         parts.append(part if keep_factor else part.without_factor())
     fisher = InputFisher.concatenate(parts)
     distribution.check_logits(fisher.logits)
@@ -369,8 +392,9 @@ def _micro_batch(
     rank: int | None,
     energy: float | None,
     cutoff: float,
+    channel_mask: Tensor | None,
 ) -> InputFisher:
-    logits, factor, scale = _fisher_factor(call, images, predictive)
+    logits, factor, scale = _fisher_factor(call, images, predictive, channel_mask)
     eigenvalues, basis = _solve_gram(factor, scale)
     causes = [
         (~torch.isfinite(images).flatten(1).all(dim=1), "the image has NaN or infinite values"),
@@ -395,12 +419,15 @@ def _micro_batch(
         numerical_rank=numerical_rank,
         logits=logits,
         skipped=skipped,
+        channel_mask=channel_mask,
         _factor=factor,
         _scale=scale,
     )
 
 
-def _fisher_factor(call: NetworkCall, images: Tensor, predictive: Predictive) -> tuple[Tensor, Tensor, Tensor]:
+def _fisher_factor(
+    call: NetworkCall, images: Tensor, predictive: Predictive, channel_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (B, outputs), and G = J^T S as columns (B, R, D) in the dtype of the images and their scales (B, R)."""
     with _plain_arithmetic(images.device, True):  # the backward passes, too: autocast reaches into them
         inputs = images.clone().requires_grad_()
@@ -420,7 +447,7 @@ def _fisher_factor(call: NetworkCall, images: Tensor, predictive: Predictive) ->
             )
             if gradient is None:
                 raise ValueError(_NO_GRADIENT)
-            factor[:, column] = gradient.flatten(1)
+            factor[:, column] = _restricted(gradient, channel_mask).flatten(1)
     return logits, factor, scale
 
 
@@ -508,6 +535,52 @@ def _choose_rank(eigenvalues: Tensor, numerical_rank: Tensor, rank: int | None, 
 def _pad_axis_1(values: Tensor, length: int) -> Tensor:
     missing = length - values.shape[1]
     return torch.cat([values, values.new_zeros(len(values), missing, *values.shape[2:])], dim=1) if missing else values
+
+
+def check_channel_mask(channel_mask: Sequence[bool] | None) -> list[bool] | None:
+    """The channel mask as a list of true and false.
+
+    Raises:
+        ValueError: When it holds something else, or nothing true.
+
+    Example:
+        >>> check_channel_mask([1, 1, 1, 0])
+        [True, True, True, False]
+    """
+    if channel_mask is None:
+        return None
+    # of a tensor or an array, the numbers
+    values: Any = channel_mask.tolist() if hasattr(channel_mask, "tolist") else channel_mask
+    if not isinstance(values, (list, tuple)) or not all(value in (0, 1) for value in values):
+        raise ValueError(
+            f"channel_mask must be one true or false (1 or 0) for each input channel, got {channel_mask!r}."
+        )
+    if not any(values):
+        raise ValueError(f"channel_mask must leave one channel at least that may vary, got {channel_mask!r}.")
+    return [bool(value) for value in values]
+
+
+def _varied_channels(channel_mask: Sequence[bool] | None, images: Tensor) -> Tensor | None:
+    """The channel mask (C_in,), bool, beside the images that it is meant for."""
+    values = check_channel_mask(channel_mask)
+    if values is not None and len(values) != images.shape[1]:
+        raise ValueError(
+            f"channel_mask must have one value for each input channel: it has {len(values)}, and the images of shape "
+            f"{tuple(images.shape)} have {images.shape[1]} channels."
+        )
+    return None if values is None else torch.tensor(values, device=images.device)
+
+
+def _restricted(values: Tensor, channel_mask: Tensor | None) -> Tensor:
+    """Values (B, C_in, *spatial) with zeros, also for NaN, in the channels that the mask leaves out."""
+    if channel_mask is None:
+        return values
+    return values.masked_fill(~channel_mask.view(-1, *[1] * (values.ndim - 2)), 0)
+
+
+def _varied(values: Tensor, channel_mask: Tensor | None) -> Tensor:
+    """The channels of the mask alone, of values (B, C_in, *spatial)."""
+    return values if channel_mask is None else values[:, channel_mask]
 
 
 def _checked_images(images: Tensor) -> Tensor:

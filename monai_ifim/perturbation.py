@@ -12,7 +12,8 @@
 
 A change is ``delta = strength * sigma * sqrt(D) * u`` with ``u`` a unit direction and ``sigma`` the image's own
 standard deviation, so that ``strength`` is the root mean square of the change relative to the image's contrast. An
-*arm* says which direction (:mod:`monai_ifim.arms`). Each direction is tried with both signs.
+*arm* says which direction (:mod:`monai_ifim.arms`). Each direction is tried with both signs. Where the spectrum has a
+channel mask, D and ``sigma`` count its channels only, and no change touches the others.
 
 At rank one the leading eigenvector beats a random direction by about a factor D by construction, so ``high`` against
 ``low`` or ``random`` is a sanity check; ``transfer`` and ``low_matched`` are the controls.
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from monai_ifim.arms import _ROUNDINGS, ARMS, Arm, ArmInputs, _column, randomise_phases, resolve_arms
-from monai_ifim.fisher import InputFisher, _checked_images
+from monai_ifim.fisher import InputFisher, _checked_images, _restricted, _varied
 from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
 from monai_ifim.predictive import Predictive, PredictiveLike, agreement, resolve_predictive
 
@@ -94,12 +95,13 @@ class SensitivityCurves:
         return self._frame.join(self._probabilities) if probabilities else self._frame.copy()
 
 
-def image_contrast(images: Tensor, sigma: float | None = None) -> Tensor:
+def image_contrast(images: Tensor, sigma: float | None = None, channel_mask: Tensor | None = None) -> Tensor:
     """The unit of the strengths, (B,) float64: each image's standard deviation, or ``sigma`` for all.
 
     Args:
         images: (B, C_in, *spatial).
         sigma: in the units of the images.
+        channel_mask: (C_in,) bool, the channels that count; default all.
 
     Raises:
         ValueError: When sigma is not positive.
@@ -112,14 +114,16 @@ def image_contrast(images: Tensor, sigma: float | None = None) -> Tensor:
         if not (np.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma must be a positive number, got {sigma}.")
         return torch.full((len(images),), float(sigma), dtype=torch.float64, device=images.device)
-    flat = images.flatten(1)
+    flat = _varied(images, channel_mask).flatten(1)
     # exactly zero for a constant image, whatever rounding makes of its standard deviation
     constant = flat.amax(dim=1) == flat.amin(dim=1)
     return torch.where(constant, 0.0, flat.double().std(dim=1, correction=0))
 
 
-def change_at_unit_strength(directions: Tensor, contrast: Tensor) -> Tensor:
+def change_at_unit_strength(directions: Tensor, contrast: Tensor, channel_mask: Tensor | None = None) -> Tensor:
     """Changes (B, C_in, *spatial) along directions of any length, with a root mean square of the contrast (B,).
+
+    With a channel mask (C_in,), bool, the mean is over its channels, and the directions must be zero in the others.
 
     Example:
         >>> change = change_at_unit_strength(torch.tensor([[[5.0, 0.0, 0.0, 0.0]]]), torch.tensor([1.0]))
@@ -127,7 +131,8 @@ def change_at_unit_strength(directions: Tensor, contrast: Tensor) -> Tensor:
         tensor([[[2., 0., 0., 0.]]])
     """
     norm = torch.linalg.vector_norm(directions.double().flatten(1), dim=1)
-    return directions * _column(contrast * directions[0].numel() ** 0.5 / norm.clamp(min=1e-300), directions)
+    numbers = _varied(directions, channel_mask)[0].numel()
+    return directions * _column(contrast * numbers**0.5 / norm.clamp(min=1e-300), directions)
 
 
 def change_along(arm: Arm, inputs: ArmInputs, draw: int, contrast: Tensor) -> tuple[Tensor, Tensor, dict[int, str]]:
@@ -140,8 +145,8 @@ def change_along(arm: Arm, inputs: ArmInputs, draw: int, contrast: Tensor) -> tu
         contrast: (B,), the unit of the strengths, from :func:`image_contrast`.
 
     Returns:
-        The changes (B, C_in, *spatial); the lengths (B,) of the directions, float64; and the images that have no
-        change, with the cause.
+        The changes (B, C_in, *spatial), zero outside the spectrum's channel mask; the lengths (B,) of the directions
+        inside it, float64; and the images that have no change, with the cause.
 
     Raises:
         ValueError: When the arm gives directions of another shape than the images.
@@ -158,20 +163,25 @@ def change_along(arm: Arm, inputs: ArmInputs, draw: int, contrast: Tensor) -> tu
     if not isinstance(directions, Tensor) or directions.shape != images.shape:
         came = tuple(directions.shape) if isinstance(directions, Tensor) else type(directions).__name__
         raise ValueError(f"The arm '{arm.name}' must give directions of shape {tuple(images.shape)}, got {came}.")
-    directions = _plain(directions).detach().to(images)
+    channel_mask, whole = inputs.fisher.channel_mask, _plain(directions).detach().to(images)
+    directions = _restricted(whole, channel_mask)
     norm = torch.linalg.vector_norm(directions.double().flatten(1), dim=1)
+    place = "" if channel_mask is None else " in the channels of channel_mask"
     causes: dict[int, str] = {}
     for without, cause in [
-        (contrast == 0, "the image is constant, so it has no contrast"),
+        (contrast == 0, f"the image is constant{place}, so it has no contrast"),
         (~torch.isfinite(norm), "the direction is NaN or infinite"),
+        ((norm == 0) & (whole != directions).flatten(1).any(dim=1), f"the direction is zero{place}"),
         (norm == 0, arm.cause_of_zero),
     ]:
         for index in without.nonzero().flatten().tolist():
             causes.setdefault(index, cause)
-    return change_at_unit_strength(directions, contrast), norm, causes
+    return change_at_unit_strength(directions, contrast, channel_mask), norm, causes
 
 
-def perturb(images: Tensor, change: Tensor, clip: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
+def perturb(
+    images: Tensor, change: Tensor, clip: Sequence[float] | None = None, channel_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """``images + change``, held inside an intensity range.
 
     A voxel that lies outside the range from the beginning may stay, but not go further.
@@ -180,19 +190,22 @@ def perturb(images: Tensor, change: Tensor, clip: Sequence[float] | None = None)
         images: (B, C_in, *spatial).
         change: the same shape.
         clip: the least and the greatest intensity; None for no range.
+        channel_mask: (C_in,) bool, the channels that are changed; the others stay bit for bit. Default all.
 
     Returns:
-        The perturbed images, and (B,) float64 the share of the voxels that were held back.
+        The perturbed images, and (B,) float64 the share of the voxels (of these channels) that were held back.
 
     Example:
         >>> perturb(torch.tensor([[0.5, 0.9]]), torch.tensor([[0.2, 0.2]]), clip=(0.0, 1.0))
         (tensor([[0.7000, 1.0000]]), tensor([0.5000], dtype=torch.float64))
     """
     moved = images + change
+    if channel_mask is not None:  # even -0 + 0 would not be the same
+        moved = torch.where(channel_mask.view(-1, *[1] * (images.ndim - 2)), moved, images)
     if clip is None:
         return moved, torch.zeros(len(images), dtype=torch.float64, device=images.device)
     held = torch.minimum(torch.maximum(moved, images.clamp(max=clip[0])), images.clamp(min=clip[1]))
-    return held, (held != moved).flatten(1).double().mean(dim=1)
+    return held, _varied(held != moved, channel_mask).flatten(1).double().mean(dim=1)
 
 
 def check_strengths(strengths: Sequence[float]) -> list[float]:
@@ -249,7 +262,8 @@ def sensitivity_curves(
     Args:
         network: any callable from (B, C_in, *spatial) to logits (B, outputs), in evaluation mode.
         images: (B, C_in, *spatial), a floating dtype.
-        fisher: their spectrum, from :func:`~monai_ifim.input_fisher` with the same predictive distribution.
+        fisher: their spectrum, from :func:`~monai_ifim.input_fisher` with the same predictive distribution. Where it
+            has a channel mask, only its channels are changed.
         arms: names in ``ARMS``, or objects of :mod:`monai_ifim.arms`.
         strengths: root mean square of the change, in units of ``sigma``.
         draws: random directions an image, for the random arms.
@@ -257,7 +271,8 @@ def sensitivity_curves(
         seed: of the random directions.
         predictive: as for the spectrum.
         temperature: as for the spectrum.
-        sigma: the unit of the strengths, in the units of the images; default each image's own standard deviation.
+        sigma: the unit of the strengths, in the units of the images; default each image's own standard deviation (of
+            the channels that are changed).
         clip: the least and the greatest intensity that a perturbed image may have; see :func:`perturb`. The quadratic
             prediction is that of the change before it was held back.
         donors: (B, C_in, *spatial), the eigenvectors of the arm ``transfer``; default the next image's, cyclically.
@@ -298,7 +313,7 @@ def sensitivity_curves(
         donors = fisher.eigenvectors[:, 0].roll(-1, dims=0)
     if donors is not None and donors.shape != images.shape:
         raise ValueError(f"donors must have the shape of the images, {tuple(images.shape)}, got {tuple(donors.shape)}.")
-    contrast = image_contrast(images, sigma)
+    contrast = image_contrast(images, sigma, fisher.channel_mask)
     distribution = resolve_predictive(predictive, temperature)
     call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
     before = _Unperturbed(call, images, distribution, labels, micro_batch_size)
@@ -338,7 +353,7 @@ def sensitivity_curves(
                 }
                 quadratic = 0.5 * step.square() * curvature[row].cpu()
                 tables.append(pd.DataFrame({**table, "kl_quadratic": quadratic}))
-                yield from before.pieces(change, row, step, clip)
+                yield from before.pieces(change, row, step, clip, fisher.channel_mask)
 
     endpoints, after, finite = before.measure(perturbed())
     frame = pd.concat([pd.concat(tables, ignore_index=True), endpoints], axis=1)
@@ -377,7 +392,8 @@ def removal_curves(
     """Take a share of one component out of each image: ``x - t * high`` and ``x - t * low``.
 
     These changes are **not norm-matched**: ``low`` is usually nearly the whole image, so that its removal is by far the
-    greater change. Compare components by :func:`sensitivity_curves`; this shows what each component carries.
+    greater change. Compare components by :func:`sensitivity_curves`; this shows what each component carries. With a
+    channel mask of the spectrum, ``low`` is taken out of its channels only, and ``size`` is of these.
 
     Args:
         network: any callable from (B, C_in, *spatial) to logits (B, outputs), in evaluation mode.
@@ -415,7 +431,8 @@ def removal_curves(
     _check_fisher(fisher, images)
     check_clip(clip)
     fractions = check_fractions(fractions)
-    contrast = image_contrast(images, sigma)
+    mask = fisher.channel_mask
+    contrast = image_contrast(images, sigma, mask)
     call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
     before = _Unperturbed(call, images, resolve_predictive(predictive, temperature), labels, micro_batch_size)
     components = dict(zip(("high", "low"), fisher.split(images, reference=reference)))
@@ -425,7 +442,7 @@ def removal_curves(
 
     def perturbed() -> Iterator[_Piece]:
         for name, component in components.items():
-            size = component.double().flatten(1).square().mean(dim=1).sqrt() / contrast
+            size = _varied(component, mask).double().flatten(1).square().mean(dim=1).sqrt() / contrast
             jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
             step, row = steps[jobs[:, 0]], jobs[:, 1].to(images.device)
             table = {
@@ -435,7 +452,7 @@ def removal_curves(
                 "size": step.abs() * size[row].cpu(),
             }
             tables.append(pd.DataFrame(table))
-            yield from before.pieces(component, row, step, clip)
+            yield from before.pieces(component, row, step, clip, mask)
 
     endpoints, _, finite = before.measure(perturbed())
     frame = pd.concat([pd.concat(tables, ignore_index=True), endpoints], axis=1)
@@ -513,12 +530,20 @@ class _Unperturbed:
             tables.append(pd.DataFrame(indicators).add_prefix("truth_"))
         return pd.concat(tables, axis=1)
 
-    def pieces(self, change: Tensor, rows: Tensor, steps: Tensor, clip: Sequence[float] | None) -> Iterator[_Piece]:
+    def pieces(
+        self,
+        change: Tensor,
+        rows: Tensor,
+        steps: Tensor,
+        clip: Sequence[float] | None,
+        channel_mask: Tensor | None,
+    ) -> Iterator[_Piece]:
         """The images ``images[rows] + steps * change[rows]``, a micro-batch at a time."""
         for piece in torch.arange(len(rows)).split(self.micro_batch_size):
             row = rows[piece.to(rows.device)]
             images = self.images[row]
-            moved, clipped = perturb(images, change[row] * _column(steps[piece].to(images.device), images), clip)
+            step = _column(steps[piece].to(images.device), images)
+            moved, clipped = perturb(images, change[row] * step, clip, channel_mask)
             yield _Piece(moved, row, clipped)
 
     def measure(self, pieces: Iterator[_Piece]) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:

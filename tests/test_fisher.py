@@ -589,6 +589,120 @@ def test_to_moves_every_tensor_and_keeps_the_rest():
     assert fisher.eigenvalues.device.type == "cpu"
 
 
+# ---------------------------------------------------------------- a channel mask
+
+
+def block(matrix, channel_mask):
+    """The dense matrix (D, D) with zeros in the rows and columns of the other channels."""
+    inside = torch.tensor(channel_mask, dtype=F64).repeat_interleave(len(matrix) // len(channel_mask))
+    return matrix * inside * inside[:, None]
+
+
+@pytest.mark.parametrize("channel_mask", [[True, False], [0, 1]], ids=str)
+@pytest.mark.parametrize("predictive", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_with_a_channel_mask_the_spectrum_is_that_of_the_block_of_the_dense_matrix(
+    dimensions, predictive, channel_mask
+):
+    network, images = truths.cnn(dimensions), truths.images(3, dimensions)
+    directions = truths.images(3, dimensions, seed=5)
+    fisher = input_fisher(network, images, predictive, energy=1.0, channel_mask=channel_mask)
+    assert fisher.channel_mask.tolist() == [bool(value) for value in channel_mask]
+    assert (fisher.eigenvectors[:, :, 1 - channel_mask.index(True)] == 0).all()
+    assert fisher.eigenvectors.shape[2:] == images.shape[1:]
+    assert truths.orthonormality_error(fisher) < 1e-12
+    for index, image in enumerate(images):
+        matrix = block(truths.dense_fisher(network, image, predictive), channel_mask)
+        count = fisher.eigenvalues.shape[1]
+        truth = torch.linalg.eigvalsh(matrix).flip(0)[:count]
+        torch.testing.assert_close(fisher.eigenvalues[index], truth, rtol=1e-9, atol=0)
+        assert truths.relative_error(truths.rebuilt(fisher, index), matrix) < 1e-10
+        flat = directions[index].flatten()
+        for kept in (fisher, fisher.without_factor()):
+            torch.testing.assert_close(kept.quadratic(directions)[index], flat @ matrix @ flat, rtol=1e-10, atol=0)
+
+
+def test_with_a_channel_mask_half_d_f_d_is_the_kl_of_a_small_change_of_its_channels():
+    network = truths.cnn(activation=nn.Tanh)
+    images, change = truths.images(3), 1e-4 * truths.images(3, seed=6)
+    change[:, 1] = 0
+    fisher = input_fisher(network, images, channel_mask=[True, False])
+    with torch.no_grad():
+        before, *after = (torch.log_softmax(network(x), 1) for x in (images, images + change, images - change))
+    kl = sum((before.exp() * (before - logs)).sum(1) for logs in after) / 2
+    torch.testing.assert_close(0.5 * fisher.quadratic(change), kl, rtol=1e-4, atol=0)
+
+
+def test_with_a_channel_mask_low_has_the_other_channels_whole():
+    network, images = truths.cnn(), truths.images(3)
+    for reference in (0.0, 0.7):
+        high, low = input_fisher(network, images, channel_mask=[0, 1]).split(images, reference=reference)
+        assert (high[:, 0] == 0).all()
+        assert low[:, 0].equal(images[:, 0] - reference)
+        torch.testing.assert_close(reference + high + low, images, rtol=0, atol=1e-14)
+
+
+def test_a_mask_of_all_channels_changes_no_number():
+    network, images = truths.cnn(), truths.images(3)
+    found, truth = (input_fisher(network, images, channel_mask=mask) for mask in ([1, 1], None))
+    assert truth.channel_mask is None
+    assert found.eigenvalues.equal(truth.eigenvalues)
+    assert found.eigenvectors.equal(truth.eigenvectors)
+
+
+@pytest.mark.parametrize("given", [(True, False), torch.tensor([True, False]), np.array([1, 0]), [1.0, 0.0]], ids=str)
+def test_a_channel_mask_may_be_any_list_of_true_and_false(given):
+    fisher = input_fisher(truths.cnn(), truths.images(2), channel_mask=given)
+    assert fisher.channel_mask.equal(torch.tensor([True, False]))
+
+
+def test_the_channel_mask_stays_with_the_spectrum():
+    network, images, mask = truths.cnn(), truths.images(3), torch.tensor([False, True])
+    fisher = input_fisher(network, images, channel_mask=mask, micro_batch_size=2)
+    joined = InputFisher.concatenate([fisher.select([2]), fisher.select([0, 1])])
+    for held in (fisher, fisher.select([2]), fisher.without_factor(), fisher.to("cpu"), joined):
+        assert held.channel_mask.equal(mask)
+
+
+@pytest.mark.parametrize("other", [None, [True, False]])
+def test_parts_with_different_channel_masks_are_not_joined(other):
+    network, images = truths.cnn(), truths.images(2)
+    parts = [input_fisher(network, images, channel_mask=mask) for mask in ([False, True], other)]
+    with pytest.raises(ValueError, match=r"one channel_mask, got \[\[False, True\], "):
+        InputFisher.concatenate(parts)
+
+
+def test_an_infinite_gradient_of_another_channel_leaves_no_image_out():
+    network, images = truths.cnn(), truths.images(2)
+    images[0, 1, 2, 3] = 0.0  # where the root has no slope
+
+    def rooted(x):
+        return network(torch.stack([x[:, 0], x[:, 1].abs().sqrt()], 1))
+
+    with pytest.warns(UserWarning, match="image 0: the gradient is NaN or infinite"):
+        input_fisher(rooted, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fisher = input_fisher(rooted, images, channel_mask=[True, False])
+    assert not fisher.skipped
+    assert (fisher.eigenvectors[:, :, 1] == 0).all()
+    assert (fisher.eigenvalues[:, 0] > 0).all()
+
+
+def test_energy_inside_masks_of_several_channels_counts_those_of_the_channel_mask():
+    images = truths.images(3)
+    fisher = input_fisher(truths.cnn(), images, channel_mask=[True, False])
+    masks = torch.zeros(3, 2, 8, 8)
+    masks[0, :, :4] = 1
+    masks[1, 0, :4] = 1
+    masks[2, 1] = 1  # only in the channel that is left out
+    found = fisher.energy_inside(masks)
+    truth = fisher.eigenvectors[:, 0, 0, :4].square().sum((1, 2))
+    torch.testing.assert_close(found[:2], truth[:2], rtol=1e-12, atol=0)
+    assert found[2].isnan()
+    torch.testing.assert_close(fisher.energy_inside(masks[:1].expand(3, 2, 8, 8)[:, :1]), truth, rtol=1e-12, atol=0)
+
+
 # ---------------------------------------------------------------- ties, dead and degenerate cases
 
 
@@ -924,6 +1038,41 @@ BAD_CALLS = {
     "energy NaN": (NETWORK, IMAGES, {"energy": float("nan")}, ValueError, r"energy must lie in \(0, 1\], got nan"),
     "cutoff 0": (NETWORK, IMAGES, {"cutoff": 0.0}, ValueError, "cutoff must lie between 0 and 1, got 0.0"),
     "cutoff 1": (NETWORK, IMAGES, {"cutoff": 1.0}, ValueError, "cutoff must lie between 0 and 1, got 1.0"),
+    "channel_mask of another length": (
+        truths.cnn(),
+        truths.images(3),
+        {"channel_mask": [1, 1, 1, 0]},
+        ValueError,
+        r"channel_mask must .*it has 4, and the images of shape \(3, 2, 8, 8\) have 2 channels",
+    ),
+    "channel_mask of nothing": (
+        truths.cnn(),
+        truths.images(3),
+        {"channel_mask": [False, False]},
+        ValueError,
+        r"channel_mask must leave one channel .*got \[False, False\]",
+    ),
+    "channel_mask of channel numbers": (
+        truths.cnn(),
+        truths.images(3),
+        {"channel_mask": [0, 1, 2]},
+        ValueError,
+        r"channel_mask must be one true or false .*got \[0, 1, 2\]",
+    ),
+    "one number for the channel_mask": (
+        NETWORK,
+        IMAGES,
+        {"channel_mask": 1},
+        ValueError,
+        "channel_mask must be .*got 1",
+    ),
+    "text for the channel_mask": (
+        NETWORK,
+        IMAGES,
+        {"channel_mask": "10"},
+        ValueError,
+        "channel_mask must be .*got '10'",
+    ),
     "micro_batch_size 0": (NETWORK, IMAGES, {"micro_batch_size": 0}, ValueError, "micro_batch_size must be 1 or more"),
     "predictive": (NETWORK, IMAGES, {"predictive": "gauss"}, ValueError, "'softmax', 'sigmoid' .* got 'gauss'"),
     "temperature 0": (NETWORK, IMAGES, {"temperature": 0}, ValueError, "temperature must be a positive finite number"),

@@ -893,6 +893,182 @@ def test_removals_of_other_images_than_those_of_the_spectrum_are_refused():
         removal_curves(network, images[:3], input_fisher(network, images))
 
 
+# ---------------------------------------------------------------- a channel mask
+
+
+def own_arms(shape):
+    """Arms of one's own whose directions go into all channels."""
+    generator = torch.Generator().manual_seed(8)
+    return [
+        FixedDirection("template", torch.randn(*shape, generator=generator)),
+        DirectionFunction("brightness", lambda inputs: torch.ones_like(inputs.images)),
+        DirectionFunction("noise", lambda inputs, draw: inputs.noise("noise", draw, inputs.images.shape[1:]), True),
+        LossGradient(),
+    ]
+
+
+def four_channels(dimensions=2, outputs=3):
+    """A smooth network of four channels, and four images of it, the last channel a click map with -0 in it."""
+    torch.manual_seed(0)
+    spatial = {2: (6, 5), 3: (4, 3, 3)}[dimensions]
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+    network = nn.Sequential(
+        conv(4, 5, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(5 * math.prod(spatial), outputs)
+    )
+    images = torch.randn(4, 4, *spatial, dtype=F64)
+    images[:, 3] = (images[:, 3] > 1).double() * 7 * -torch.ones((), dtype=F64)
+    return network.double().eval(), images
+
+
+def assert_same_roots(found, truth, keys=KEYS):
+    """As :func:`assert_same_frames`, of networks that round apart: the root of the KL goes with a logit's rounding."""
+    names = [name for name in truth if name.startswith("kl")]
+    found, truth = (frame.sort_values(keys, ignore_index=True) for frame in (found, truth))
+    np.testing.assert_allclose(found[names] ** 0.5, truth[names] ** 0.5, rtol=1e-10, atol=1e-13)
+    assert_same_frames(found.drop(columns=names), truth.drop(columns=names), keys=keys)
+
+
+def bits(values):
+    return values.contiguous().view(torch.int64)
+
+
+def test_with_a_channel_mask_numbers_and_standard_deviation_are_those_of_its_channels_alone():
+    images = torch.tensor([[[[1.0, 3.0, 1.0, 3.0]], [[90.0, -50.0, 7.0, 0.0]]]], dtype=F64)  # (1, 2, 1, 4)
+    mask = torch.tensor([True, False])
+    assert image_contrast(images, None, mask).tolist() == [1.0]
+    direction = torch.tensor([[[[0.0, 5.0, 0.0, 0.0]], [[0.0] * 4]]], dtype=F64)
+    change = change_at_unit_strength(direction, torch.tensor([1.0], dtype=F64), mask)
+    assert change[0, 0].tolist() == [[0.0, 2.0, 0.0, 0.0]]  # 1 * sqrt(4): four numbers, not eight
+    weights = torch.zeros(8, 2, dtype=F64)
+    weights[2, 1], weights[6, 1] = 3.0, -0.4
+    network = nn.Sequential(nn.Flatten(), nn.Linear(8, 2, bias=False)).double().eval()
+    with torch.no_grad():
+        network[1].weight.copy_(weights.T)
+    fisher = input_fisher(network, images, channel_mask=mask)
+    frame, change, _, _ = recorded(network, images, fisher, "high", strengths=(0.1,))
+    np.testing.assert_allclose(change[0], [[[0, 0, 0.2, 0]], [[0] * 4]], rtol=0, atol=1e-14)
+    p = torch.softmax(network(images), 1)[0, 1].item()
+    np.testing.assert_allclose(frame.kl_quadratic, 0.5 * (3 * 0.2) ** 2 * p * (1 - p), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("clip", [None, (-1.0, 1.5)], ids=str)
+def test_with_a_channel_mask_every_arm_leaves_the_other_channels_bit_for_bit(clip, dimensions):
+    network, images = four_channels(dimensions)
+    assert (bits(images[:, 3]) == bits(torch.tensor(-0.0, dtype=F64))).any()
+    fisher = input_fisher(network, images, channel_mask=[1, 0, 1, 0])
+    arms, labels = [*ARMS, *own_arms(images.shape[1:])], torch.tensor([0, 1, 2, 1])
+    for arm in arms:
+        _, change, rows, curves = recorded(network, images, fisher, arm, labels=labels, clip=clip)
+        assert not any(curves.skipped.values())
+        assert len(rows) == 4 * 2 * len(STRENGTHS)
+        for channel in (0, 2):
+            assert (change[:, channel].flatten(1).abs().amax(1) > 0).all()
+    recorder = Recorder(network)
+    frame = sensitivity_curves(recorder, images, fisher, arms, STRENGTHS, labels=labels, clip=clip).to_frame()
+    seen, rows = recorder.perturbed(4), torch.tensor(frame.image.to_numpy())
+    recorder = Recorder(network)
+    removed = removal_curves(recorder, images, fisher, clip=clip)
+    seen = torch.cat([seen, recorder.perturbed(4)])
+    rows = torch.cat([rows, torch.tensor(removed.image.to_numpy())])
+    for channel in (1, 3):
+        assert bits(seen[:, channel]).equal(bits(images[rows, channel]))
+
+
+@pytest.mark.parametrize("predictive", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("channel_mask", [[1, 1, 1, 0], [1, 0, 1, 1]], ids=str)
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_channel_mask_gives_what_the_network_of_these_channels_with_the_others_fixed_gives(
+    dimensions, channel_mask, predictive
+):
+    network, images = four_channels(dimensions)
+    mask = torch.tensor(channel_mask, dtype=torch.bool)
+
+    def of_three(varied, fixed):
+        whole = torch.empty(len(varied), *images.shape[1:], dtype=F64)
+        whole[:, ~mask], whole[:, mask] = fixed, varied
+        return network(whole)
+
+    varied, further = images[:, mask], {"arguments": (images[:, ~mask],)}
+    labels = torch.tensor([0, 1, 2, 1]) if predictive == "softmax" else torch.tensor([[0, 1, 0]] * 4)
+    options = {"predictive": predictive}
+    fisher = input_fisher(network, images, rank=2, channel_mask=channel_mask, **options)
+    truth = input_fisher(of_three, varied, rank=2, **options, **further)
+    torch.testing.assert_close(fisher.eigenvalues, truth.eigenvalues, rtol=1e-10, atol=0)
+    torch.testing.assert_close(fisher.eigenvectors[:, :, mask], truth.eigenvectors, rtol=0, atol=1e-10)
+
+    template = own_arms(images.shape[1:])[0].direction
+    own = [DirectionFunction("brightness", lambda inputs: torch.ones_like(inputs.images)), LossGradient()]
+    shared = {"draws": 2, "labels": labels, "seed": 3, "positions": [5, 1, 2, 9], "clip": (-1.2, 1.4), **options}
+    arms = [*ARMS, *own, FixedDirection("template", template)]
+    found = sensitivity_curves(network, images, fisher, arms, STRENGTHS, **shared)
+    expected = sensitivity_curves(
+        of_three,
+        varied,
+        truth,
+        [*ARMS, *own, FixedDirection("template", template[mask])],
+        STRENGTHS,
+        **shared,
+        **further,
+    )
+    assert not any(found.skipped.values())
+    assert found.to_frame().clipped.max() > 0.1
+    assert_same_roots(found.to_frame(True), expected.to_frame(True))
+    for arm, norms in expected.kept_norm.items():
+        np.testing.assert_allclose(found.kept_norm[arm], norms, rtol=1e-10, err_msg=arm)
+
+    for sigma in (None, 0.5):
+        shared = {"labels": labels, "sigma": sigma, "clip": (-1.2, 1.4), "reference": 0.3, **options}
+        removed = removal_curves(network, images, fisher, **shared)
+        other = removal_curves(of_three, varied, truth, **shared, **further)
+        assert_same_roots(removed, other, keys=["image", "component", "fraction"])
+
+
+def test_an_image_that_is_constant_in_the_channels_of_the_mask_is_left_out_with_the_cause():
+    network, images = four_channels()
+    images[1, :3] = 0.5
+    fisher = input_fisher(network, images, channel_mask=[1, 1, 1, 0])
+    skipped = sensitivity_curves(network, images, fisher, ("high", "random")).skipped
+    causes = {1: "the image is constant in the channels of channel_mask, so it has no contrast"}
+    assert skipped == {"high": causes, "random": causes}
+
+
+def test_a_direction_in_other_channels_than_those_of_the_mask_is_left_out_with_the_cause():
+    network, images = four_channels()
+    fisher = input_fisher(network, images, channel_mask=[1, 1, 1, 0])
+    click = torch.zeros(images.shape[1:])
+    click[3, 2, 2] = 1
+    skipped = sensitivity_curves(network, images, fisher, (FixedDirection("click", click),)).skipped
+    assert skipped == {"click": dict.fromkeys(range(4), "the direction is zero in the channels of channel_mask")}
+
+
+def test_what_an_arm_gives_outside_the_mask_does_not_count_even_where_it_is_not_finite():
+    network, images = four_channels()
+    fisher = input_fisher(network, images, channel_mask=[1, 1, 1, 0])
+
+    def broken(inputs):
+        directions = torch.ones_like(inputs.images)
+        directions[:, 3] = torch.nan
+        return directions
+
+    def whole(inputs):
+        return torch.ones_like(inputs.images)
+
+    found, truth = (
+        sensitivity_curves(network, images, fisher, (DirectionFunction("own", rule),)) for rule in (broken, whole)
+    )
+    assert_same_frames(found.to_frame(), truth.to_frame())
+    np.testing.assert_allclose(found.kept_norm["own"], [[90**0.5] * 4], rtol=1e-14)  # 3 channels of 6 x 5
+
+
+def test_the_clipped_share_is_that_of_the_channels_of_the_mask():
+    images = torch.tensor([[[[0.5, 0.9]], [[0.0, 9.0]]]])
+    change = torch.tensor([[[[0.2, 0.2]], [[0.0, 0.0]]]])
+    moved, clipped = perturb(images, change, (0.0, 1.0), torch.tensor([True, False]))
+    torch.testing.assert_close(moved, torch.tensor([[[[0.7, 1.0]], [[0.0, 9.0]]]]))
+    assert clipped.tolist() == [0.5]
+
+
 # ---------------------------------------------------------------- images that are left out
 
 

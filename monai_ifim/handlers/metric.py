@@ -29,7 +29,14 @@ from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents
 from torch import Tensor, nn
 
 from monai_ifim.arms import Arm, resolve_arms
-from monai_ifim.fisher import InputFisher, _check_rank_and_energy, input_fisher
+from monai_ifim.fisher import (
+    InputFisher,
+    _check_rank_and_energy,
+    _restricted,
+    _varied,
+    check_channel_mask,
+    input_fisher,
+)
 from monai_ifim.handlers.batch import BatchKeys
 from monai_ifim.handlers.result import Case, IFIMResult
 from monai_ifim.handlers.selection import ImageSelection
@@ -117,6 +124,8 @@ class IFIMMetric(Metric):
         prefix: of the metric names.
         rank: number of leading eigenvectors.
         energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
+        channel_mask: one true or false (1 or 0) for each input channel: which of them may vary, in spectrum and
+            perturbations; default all. ``mask_key`` and ``reference`` then count in these channels only.
         arms: names of the arms, or objects of :mod:`monai_ifim.arms`.
         strengths: root mean squares of the changes, in units of the image's contrast.
         strength: the reference strength, of the numbers that are logged; one of ``strengths``.
@@ -151,6 +160,7 @@ class IFIMMetric(Metric):
         prefix: str = "ifim_",
         rank: int | None = None,
         energy: float | None = None,
+        channel_mask: Sequence[bool] | None = None,
         arms: Sequence[str | Arm] = DEFAULT_ARMS,
         strengths: Sequence[float] = DEFAULT_STRENGTHS,
         strength: float = REFERENCE_STRENGTH,
@@ -189,6 +199,7 @@ class IFIMMetric(Metric):
         self.prefix = prefix
         self.rank = rank
         self.energy = energy
+        self.channel_mask = check_channel_mask(channel_mask)
         self.arms = resolve_arms(arms)
         self.strengths = check_strengths(strengths)
         if strength not in self.strengths:
@@ -201,6 +212,7 @@ class IFIMMetric(Metric):
         self.clip = None if clip is None else [float(end) for end in clip]
         self.removals = _checked_removals(removals)
         self.options |= {"strengths": self.strengths, "clip": self.clip, "removals": self.removals}
+        self.options["channel_mask"] = self.channel_mask
         self.shown = shown
         self.reference = None if reference is None else torch.as_tensor(reference).as_subclass(Tensor).double().cpu()
         if self.reference is not None and not 0 < float(self.reference.norm()) < float("inf"):
@@ -329,6 +341,7 @@ class IFIMMetric(Metric):
                 rank=self.rank,
                 energy=self.energy,
                 micro_batch_size=self.micro_batch_size,
+                channel_mask=self.channel_mask,
                 output_key=self.output_key,
                 arguments=call.arguments,
                 keyword_arguments=call.keyword_arguments,
@@ -344,7 +357,8 @@ class IFIMMetric(Metric):
             table["group"] = [groups[row] for row in rows]
         if masks is not None:
             table["mask_energy"] = fisher.energy_inside(masks[index]).cpu().numpy()
-            shares = masks[index].flatten(1).double().mean(dim=1).cpu().numpy()
+            varied = masks[index] if masks.shape[1] == 1 else _varied(masks[index], fisher.channel_mask)
+            shares = varied.flatten(1).double().mean(dim=1).cpu().numpy()
             table["mask_share"] = np.where(table.mask_energy.isna(), np.nan, shares)  # their means are compared
         # of all the images to come, so that it does not depend on the batches
         if fisher.factor_numbers // len(fisher) * self._selection.count > _MOST_FACTOR_NUMBERS:
@@ -558,7 +572,9 @@ class IFIMMetric(Metric):
                 f"reference must be a direction of the images' shape {tuple(shape)} or {tuple(shape[1:])}, got "
                 f"{tuple(self.reference.shape)}."
             )
-        direction = self.reference.expand(shape).flatten()
+        direction = _restricted(self.reference.expand(1, *shape), fisher.channel_mask).flatten()
+        if not direction.any():
+            raise ValueError("reference is zero in all channels of channel_mask, so there is no cosine with it.")
         cosine = fisher.eigenvectors[:, 0].flatten(1).double() @ direction / torch.linalg.vector_norm(direction)
         return torch.where(fisher.rank > 0, cosine.abs(), torch.nan)
 

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import ignite.distributed as idist
@@ -26,8 +27,10 @@ class ImageSelection:
     """A fixed, seeded choice of at most ``max_images`` positions of the data set behind a loader.
 
     Behind a sequential or an unshuffled distributed sampler the choice is ``randperm(N, seed)[:max_images]``, and the
-    padding copies of a distributed sampler are dropped. Any other loader gives the first ``max_images`` that are seen,
-    with one warning.
+    padding copies of a distributed sampler are dropped. An item of the data set may give several images (a list of
+    patches that the collate function flattens), each item as many: N then counts images, and image ``i`` of item ``n``
+    has the position ``n * images per item + i``. Any other loader gives the first ``max_images`` that are seen, with
+    one warning.
 
     Args:
         max_images: how many images at most, over all processes together; 1 or more.
@@ -50,47 +53,116 @@ class ImageSelection:
         self.seed = seed
         self.seen = 0
         self.data_set_size: int | None = None
-        self._offset, self._stride = 0, 1
-        self._chosen: set[int] | None = None
-        self._warned = False
+        self._items: _Items | None = None  # None where the order is not known
+        self._chosen: set[int] = set()
+        self._found = 0
+        self._uneven = self._warned = False
 
     def start(self, loader: Any, epoch_length: int | None = None) -> None:
         """Begin an epoch over the first ``epoch_length`` batches of a loader; default all."""
-        self.seen = 0
-        self.data_set_size = _length(getattr(loader, "dataset", None))
-        sampler = _ordered_sampler(loader)
-        if sampler is None:
-            self._offset, self._stride = idist.get_rank(), idist.get_world_size()
-            self._chosen = set(range(self.max_images))
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"iFIM looks at the first {self.max_images} images that the loader gives: its order is shuffled or "
-                    "unknown, so they may differ from epoch to epoch, and epochs do not compare. Use shuffle=False.",
-                    stacklevel=2,
-                )
+        self.seen = self._found = 0
+        if self._uneven:
             return
-        self._offset, self._stride = 0, 1
-        if isinstance(sampler, DistributedSampler):
-            self._offset, self._stride = sampler.rank, sampler.num_replicas
-        generator = torch.Generator().manual_seed(self.seed)
-        seen = len(loader.dataset)
-        if epoch_length is not None:
-            seen = min(seen, epoch_length * loader.batch_sampler.batch_size * self._stride)
-        order = torch.randperm(seen, generator=generator)
-        self._chosen = set(order[: self.max_images].tolist())
+        self.data_set_size = _length(getattr(loader, "dataset", None))
+        self._items = _Items.of(loader, epoch_length)
+        if self._items is None:
+            self._warn(
+                "its order is shuffled or unknown, so they may differ from epoch to epoch, and epochs do not compare. "
+                "Use shuffle=False."
+            )
+        else:
+            self._choose_among(self._items.count)  # until the first batch shows how many images an item gives
 
     @property
     def count(self) -> int:
         """How many images are chosen in this epoch, over all processes together; fewer if the loader ends before."""
-        return len(self._chosen or ())
+        return self.max_images if self._items is None else len(self._chosen)
 
     def choose(self, batch_size: int) -> tuple[list[int], list[int]]:
         """Rows of the next batch that are chosen, and the positions of these in the data set."""
         first, self.seen = self.seen, self.seen + batch_size
-        positions = [self._offset + (first + row) * self._stride for row in range(batch_size)]
-        rows = [row for row, position in enumerate(positions) if position in (self._chosen or ())]
+        positions = None if self._items is None else self._items.positions(batch_size)
+        if self._items is not None and positions is None:
+            self._uneven, self._items, self.data_set_size = True, None, None
+            self._warn(
+                "its items do not all give the same number of images, so there can be no choice over the whole data "
+                "set. The evaluation in which this was noticed may look at others."
+            )
+        if self._items is None or positions is None:
+            rank, processes = idist.get_rank(), idist.get_world_size()
+            positions = [rank + (first + row) * processes for row in range(batch_size)]
+            left = len(range(rank, self.max_images, processes)) - self._found
+            rows = list(range(min(batch_size, left)))
+        else:
+            if first == 0 and self._items.images_per_item > 1:
+                self._choose_among(self._items.count * self._items.images_per_item)
+                self.data_set_size = self._items.in_data_set * self._items.images_per_item
+            rows = [row for row, position in enumerate(positions) if position in self._chosen]
+        self._found += len(rows)
         return rows, [positions[row] for row in rows]
+
+    def _choose_among(self, images: int) -> None:
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(self.seed))
+        self._chosen = set(order[: self.max_images].tolist())
+
+    def _warn(self, cause: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"iFIM looks at the first {self.max_images} images that the loader gives: {cause}", stacklevel=3
+            )
+
+
+@dataclass
+class _Items:
+    """The items that this process sees of an ordered loader, batch by batch.
+
+    Args:
+        in_data_set: all of them.
+        count: that all processes together see in an epoch.
+        own: that this process sees in a pass over the loader, padding copies included.
+        batch_size: in items.
+        offset: place in the data set of the first item of this process.
+        stride: from there to its next one.
+    """
+
+    in_data_set: int
+    count: int
+    own: int
+    batch_size: int
+    offset: int
+    stride: int
+    seen: int = 0
+    images_per_item: int = 0
+
+    @classmethod
+    def of(cls, loader: Any, epoch_length: int | None) -> _Items | None:
+        """Those of a loader; None where its order is not known."""
+        sampler = _ordered_sampler(loader)
+        if sampler is None:
+            return None
+        offset, stride = (sampler.rank, sampler.num_replicas) if isinstance(sampler, DistributedSampler) else (0, 1)
+        in_data_set, batches, batch_size = len(loader.dataset), loader.batch_sampler, loader.batch_sampler.batch_size
+        return cls(
+            in_data_set=in_data_set,
+            count=in_data_set if epoch_length is None else min(in_data_set, epoch_length * batch_size * stride),
+            own=min(len(sampler), len(batches) * batch_size),  # fewer with drop_last
+            batch_size=batch_size,
+            offset=offset,
+            stride=stride,
+        )
+
+    def positions(self, images: int) -> list[int] | None:
+        """Those of the images of the next batch; None where its items give another number of images than before."""
+        items = range(self.seen, min(self.seen + self.batch_size, self.own))
+        self.seen += len(items)
+        if not items:  # the loader started again within the epoch: these were seen
+            return []
+        self.images_per_item = self.images_per_item or images // len(items)
+        if images == 0 or images != len(items) * self.images_per_item:
+            return None
+        places = [self.offset + item * self.stride for item in items]
+        return [place * self.images_per_item + index for place in places for index in range(self.images_per_item)]
 
 
 def _ordered_sampler(loader: Any) -> SequentialSampler | DistributedSampler | None:

@@ -26,7 +26,7 @@ from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor, nn
 
 from monai_ifim.arms import Arm, ArmInputs, resolve_arms
-from monai_ifim.fisher import _check_rank_and_energy, input_fisher
+from monai_ifim.fisher import _check_rank_and_energy, check_channel_mask, input_fisher
 from monai_ifim.network import NetworkCall, left_as_found, parameter_dtype
 from monai_ifim.perturbation import REFERENCE_STRENGTH, change_along, check_clip, image_contrast, perturb
 from monai_ifim.predictive import PredictiveLike, resolve_predictive
@@ -57,6 +57,8 @@ class IFIMSplit(Transform):
         temperature: divides the logits.
         reference: ``x0``, a constant or an image (C_in, *spatial).
         output_key: which output of a network that returns a tuple, list or dictionary.
+        channel_mask: one true or false (1 or 0) for each input channel: which of them may vary; default all. ``low``
+            has the others whole.
 
     Raises:
         ValueError: When an option is out of range.
@@ -83,6 +85,7 @@ class IFIMSplit(Transform):
         temperature: float = 1.0,
         reference: float | Tensor = 0.0,
         output_key: int | str | None = None,
+        channel_mask: Sequence[bool] | None = None,
     ) -> None:
         _check_rank_and_energy(rank, energy)
         self.network = network
@@ -91,6 +94,7 @@ class IFIMSplit(Transform):
         self.energy = energy
         self.reference = reference
         self.output_key = output_key
+        self.channel_mask = check_channel_mask(channel_mask)
 
     def __call__(self, img: NdarrayOrTensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split one image.
@@ -115,6 +119,7 @@ class IFIMSplit(Transform):
                 rank=self.rank,
                 energy=self.energy,
                 keep_factor=False,
+                channel_mask=self.channel_mask,
                 output_key=self.output_key,
             )
         if fisher.skipped:
@@ -163,6 +168,8 @@ class RandIFIMPerturb(RandomizableTransform):
         sigma: the unit of the strength, in the units of the image; default the image's own standard deviation.
         clip: the least and the greatest intensity, see :func:`monai_ifim.perturbation.perturb`.
         output_key: which output of a network that returns a tuple, list or dictionary.
+        channel_mask: one true or false (1 or 0) for each input channel: which of them may vary; default all. The others
+            stay bit for bit; ``strength``, ``sigma``, ``D`` and ``clipped`` then count in these channels only.
 
     Raises:
         TypeError: When the arm is neither a name nor an arm.
@@ -194,6 +201,7 @@ class RandIFIMPerturb(RandomizableTransform):
         sigma: float | None = None,
         clip: Sequence[float] | None = None,
         output_key: int | str | None = None,
+        channel_mask: Sequence[bool] | None = None,
     ) -> None:
         RandomizableTransform.__init__(self, prob)
         _check_rank_and_energy(rank, energy)
@@ -213,6 +221,7 @@ class RandIFIMPerturb(RandomizableTransform):
         self.sigma = sigma
         self.clip = clip
         self.output_key = output_key
+        self.channel_mask = check_channel_mask(channel_mask)
         self._drawn: tuple[float, int, int] | None = None
 
     def randomize(self, data: Any = None) -> None:
@@ -264,6 +273,7 @@ class RandIFIMPerturb(RandomizableTransform):
                 self.predictive,
                 rank=self.rank,
                 energy=self.energy,
+                channel_mask=self.channel_mask,
                 output_key=self.output_key,
             )
             if fisher.skipped:
@@ -272,14 +282,17 @@ class RandIFIMPerturb(RandomizableTransform):
             if label is not None:
                 labels = torch.as_tensor(label, device=batch.device).as_subclass(Tensor).reshape(1, -1)
                 truth = self.predictive.label_outcomes(labels, fisher.logits.shape[1])
-            contrast = image_contrast(batch, self.sigma)
+            contrast = image_contrast(batch, self.sigma, fisher.channel_mask)
             call = NetworkCall(self.network, self.output_key)
             inputs = ArmInputs(batch, fisher, None, [0], seed, call, self.predictive, truth)
             change, _, causes = change_along(self.arm, inputs, 0, contrast)
         if causes:
             return plain, self._unperturbed(causes[0])
-        moved, clipped = perturb(batch, sign * strength * change, self.clip)
+        moved, clipped = perturb(batch, sign * strength * change, self.clip, fisher.channel_mask)
         perturbed = moved[0].to(plain)
+        if fisher.channel_mask is not None:  # the others did not pass the dtype of the network
+            varied = fisher.channel_mask.to(plain.device).view(-1, *[1] * (plain.ndim - 1))
+            perturbed = torch.where(varied, perturbed, plain)
         done = {
             "arm": self.arm.name,
             "strength": strength,

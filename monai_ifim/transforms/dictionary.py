@@ -51,6 +51,7 @@ class IFIMSplitd(MapTransform):
         temperature: divides the logits.
         reference: ``x0``, a constant or an image (C_in, *spatial).
         output_key: which output of a network that returns a tuple, list or dictionary.
+        channel_mask: one true or false (1 or 0) for each input channel: which of them may vary; default all.
         allow_missing_keys: do not raise when a key is missing.
 
     Example:
@@ -74,10 +75,11 @@ class IFIMSplitd(MapTransform):
         temperature: float = 1.0,
         reference: float | Tensor = 0.0,
         output_key: int | str | None = None,
+        channel_mask: Sequence[bool] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.split = IFIMSplit(network, predictive, rank, energy, temperature, reference, output_key)
+        self.split = IFIMSplit(network, predictive, rank, energy, temperature, reference, output_key, channel_mask)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The data with the components and eigenvalues of each image added."""
@@ -106,6 +108,7 @@ class RandIFIMPerturbd(RandomizableTransform, MapTransform):
         sigma: the unit of the strength, in the units of the image; default the image's own standard deviation.
         clip: the least and the greatest intensity.
         output_key: which output of a network that returns a tuple, list or dictionary.
+        channel_mask: one true or false (1 or 0) for each input channel: which of them may vary; default all.
         label_key: key of the label, for :class:`monai_ifim.arms.LossGradient` and arms of your own that read it.
         allow_missing_keys: do not raise when a key is missing.
 
@@ -140,6 +143,7 @@ class RandIFIMPerturbd(RandomizableTransform, MapTransform):
         sigma: float | None = None,
         clip: Sequence[float] | None = None,
         output_key: int | str | None = None,
+        channel_mask: Sequence[bool] | None = None,
         label_key: Hashable | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -149,7 +153,7 @@ class RandIFIMPerturbd(RandomizableTransform, MapTransform):
             raise ValueError(f"The arm '{arm.name}' needs labels: give label_key, the key of the label.")
         self.label_key = label_key
         self.perturb = RandIFIMPerturb(
-            network, arm, strength, prob, predictive, rank, energy, temperature, sigma, clip, output_key
+            network, arm, strength, prob, predictive, rank, energy, temperature, sigma, clip, output_key, channel_mask
         )
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandIFIMPerturbd:

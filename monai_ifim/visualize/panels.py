@@ -20,7 +20,7 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from monai_ifim.fisher import InputFisher
+from monai_ifim.fisher import InputFisher, _varied
 
 __all__ = ["plot_components"]
 
@@ -44,10 +44,10 @@ def plot_components(
     """Each image with its high and low components and its leading eigenvector.
 
     Components have a signed, symmetric colour scale of their own, so that their sizes must be read from the colour
-    bars. Images of two axes are drawn as arrays are, the first axis downwards; of three channels, they are drawn in
-    colour. Of volumes the middle slice of each axis is drawn, named as in RAS orientation (axes to the right, to the
-    front, upwards), the later axis upwards. Of several channels the one with most of the eigenvector's energy is
-    drawn, the same for all panels of an image.
+    bars. Images of two axes are drawn as arrays are, the first axis downwards; of three channels (that the channel mask
+    of the spectrum lets vary), they are drawn in colour. Of volumes the middle slice of each axis is drawn, named as in
+    RAS orientation (axes to the right, to the front, upwards), the later axis upwards. Of several channels the one with
+    most of the eigenvector's energy is drawn, the same for all panels of an image.
 
     Args:
         images: (B, C_in, H, W) or (B, C_in, H, W, D).
@@ -101,13 +101,15 @@ def plot_components(
         name = f"image {row}" if titles is None else " · ".join(titles[row].split("\n"))
         spectrum = fisher.skipped.get(row) or rf"$\lambda_1$ = {float(fisher.eigenvalues[row, 0]):.2g}"
         subfigure.suptitle(f"{_escaped(name)}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
-        _draw_image(subfigure, parts, mask, distances[row], heights[row], inches[row])
+        colours = _varied(images[row : row + 1].detach().as_subclass(Tensor), fisher.channel_mask)[0].cpu()
+        _draw_image(subfigure, parts, colours, mask, distances[row], heights[row], inches[row])
     return figure
 
 
 def _draw_image(
     figure: SubFigure,
     parts: Sequence[Tensor],
+    colours: Tensor,
     mask: np.ndarray | None,
     spacing: np.ndarray,
     heights: Sequence[float],
@@ -123,12 +125,12 @@ def _draw_image(
         len(planes), len(parts), squeeze=False, height_ratios=heights, gridspec_kw={**places, "hspace": 0.06}
     )
     for column, (title, values) in enumerate(zip(_COLUMNS, parts)):
-        in_colour = column == 0 and channels == 3 and len(spacing) == 2
+        in_colour = column == 0 and len(colours) == 3 and len(spacing) == 2
         slices = [_slice(values[channel].numpy(), cut) for _, (cut, _, _) in planes]
         low, high = _limits(slices, signed=column > 0)
         for axis, shown, (plane, (cut, right, up)) in zip(panels[:, column], slices, planes):
             picture = axis.imshow(
-                _rescaled(values.numpy()) if in_colour else shown,
+                _rescaled(colours.numpy()) if in_colour else shown,
                 origin="upper" if cut < 0 else "lower",
                 aspect=spacing[up] / spacing[right],
                 interpolation="nearest",

@@ -28,6 +28,7 @@ from monai_ifim.arms import ARMS, ArmInputs, FixedDirection, LossGradient
 from monai_ifim.data import IdealObserver, SignalDetectionDataset
 from monai_ifim.handlers import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.pictures import result_figures
+from monai_ifim.perturbation import removal_curves
 from tests import truths
 from tests.handlers import (
     ACCURACIES,
@@ -222,6 +223,87 @@ def test_reference_cosine_is_the_mean_absolute_cosine_with_the_leading_eigenvect
     for given in (reference, reference.unsqueeze(0), reference.numpy()):
         engine = run(network, items(images), route, reference=given)
         assert logged(engine)["reference_cosine"] == pytest.approx(float(cosines.mean()), rel=1e-8)
+
+
+class FourChannels(nn.Module):
+    """Reads red, green, blue and a click map (4, 12, 12), in float64."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Conv2d(4, 1, 1).double()
+        self.network = CNN()
+
+    def forward(self, images):
+        return self.network(self.mix(images))
+
+
+RGB = [True, True, True, False]
+
+
+def clicked(count=5):
+    """Images for :class:`FourChannels`."""
+    return torch.stack([*pictures(4 * count).squeeze(1).split(4)])
+
+
+@both_routes
+@pytest.mark.parametrize("given", [RGB, [1, 1, 1, 0], np.array(RGB)], ids=str)
+def test_with_a_channel_mask_the_numbers_are_those_of_direct_calls_with_it(route, given):
+    network, images = FourChannels(), clicked()
+    engine = run(network, items(images), route, channel_mask=given)
+    same(logged(engine), direct(network, images, channel_mask=RGB))
+    everywhere = logged(run(network, items(images), route))
+    assert everywhere["lambda_max"] > logged(engine)["lambda_max"]
+
+
+@both_routes
+def test_a_channel_mask_reaches_removals_masks_and_reference_and_is_among_the_options(route):
+    network, images = FourChannels(), clicked()
+    reference = torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(1))
+    masks = images > 0.2
+    options = {"reference": reference, "removals": [0.5], "channel_mask": [1, 1, 1, 0], "clip": [-9.0, 9.0]}
+    result = measure(route, network, items(images, mask=list(masks)), mask_key="mask", **options)
+    assert result.options["channel_mask"] == RGB
+    network.eval()
+    fisher = input_fisher(network, images, channel_mask=RGB)
+    leading = fisher.eigenvectors[:, 0, :3].flatten(1)
+    cosine = (leading @ reference[:3].flatten().double()).abs() / reference[:3].double().norm()
+    np.testing.assert_allclose(result.images.reference_cosine, cosine, rtol=1e-8)
+    np.testing.assert_allclose(result.images.mask_share, masks[:, :3].double().mean((1, 2, 3)), rtol=1e-14)
+    inside = (leading.square() * masks[:, :3].flatten(1)).sum(1)
+    np.testing.assert_allclose(result.images.mask_energy, inside, rtol=1e-8)
+    removed = removal_curves(network, images, fisher, [0.5], clip=[-9.0, 9.0])
+    by = ["component", "image"]
+    pd.testing.assert_frame_equal(
+        result.removals.sort_values(by, ignore_index=True)[removed.columns],
+        removed.sort_values(by, ignore_index=True),
+        rtol=1e-9,
+        atol=1e-14,
+    )
+    for case in result.cases:
+        assert (case.fisher.eigenvectors[:, :, 3] == 0).all()
+
+
+@both_routes
+def test_one_mask_for_all_channels_has_the_same_share_of_those_that_may_vary(route):
+    images = clicked()
+    masks = images[:, :1] > 0.2
+    result = measure(route, FourChannels(), items(images, mask=list(masks)), mask_key="mask", channel_mask=RGB)
+    np.testing.assert_allclose(result.images.mask_share, masks.double().mean((1, 2, 3)), rtol=1e-14)
+
+
+@both_routes
+def test_a_channel_mask_of_another_length_is_refused_at_the_first_batch(route):
+    with pytest.raises(ValueError, match=r"it has 4, and the images of shape \(\d, 1, 12, 12\) have 1 channel"):
+        run(CNN(), items(pictures(2)), route, channel_mask=RGB)
+
+
+@both_routes
+def test_a_reference_that_is_zero_in_the_channels_of_the_mask_is_refused(route):
+    reference = torch.zeros(4, 12, 12)
+    reference[3] = 1
+    with pytest.raises(ValueError, match="reference is zero in all channels of channel_mask"):
+        run(FourChannels(), items(clicked(2)), route, channel_mask=RGB, reference=reference)
 
 
 @both_routes
@@ -1166,6 +1248,10 @@ def test_detach_leaves_the_evaluator_without_it():
         ({"micro_batch_size": 0}, "micro_batch_size must be a whole number, 1 or more, got 0"),
         ({"rank": 0}, "rank must be"),
         ({"rank": 1, "energy": 0.5}, "rank or energy, not both"),
+        ({"channel_mask": [False, False]}, r"channel_mask must leave one channel .*got \[False, False\]"),
+        ({"channel_mask": [0, 1, 2]}, r"channel_mask must be one true or false .*got \[0, 1, 2\]"),
+        ({"channel_mask": 3}, "channel_mask must be one true or false .*got 3"),
+        ({"channel_mask": "1110"}, "channel_mask must be one true or false .*got '1110'"),
         ({"reference": torch.zeros(12, 12)}, "reference must be"),
         ({"prefix": ""}, "prefix must not be empty"),
         ({"arms": ["high", "sideways"]}, "Unknown arm 'sideways'"),

@@ -63,6 +63,13 @@ def loader(images, shuffle=False):
     return DataLoader(data, batch_size=2, sampler=DistributedSampler(data, shuffle=shuffle), num_workers=0)
 
 
+def pairs(images):
+    """This rank's share of items that give two images each; of an odd number, rank 1 gets one again."""
+    flat = items(images, LABELS[: len(images)])
+    data = [flat[start : start + 2] for start in range(0, len(flat), 2)]
+    return DataLoader(data, batch_size=2, sampler=DistributedSampler(data, shuffle=False), num_workers=0)
+
+
 def metric_run(net, images, saver=None, shuffle=False, **options):
     """Metrics and details of one evaluation on the metric route."""
     engine = evaluator(
@@ -99,6 +106,9 @@ def rank_main(rank, folder):
         results["all"] = metric_run(CNN(), images, saver)
         results["some"] = metric_run(CNN(), images, max_images=5)
         results["one"] = metric_run(CNN(), images, max_images=1)
+        engine = evaluator(CNN(), pairs(images[:6]), "metric", reference=REFERENCE, max_images=4)
+        engine.run()
+        results["pairs"] = logged(engine)
         results["wrapped"] = metric_run(wrapped, images, max_images=5, micro_batch_size=1)
         spoilt = images.clone()
         spoilt[3, 0, 0, 0] = torch.nan
@@ -167,6 +177,13 @@ def test_both_ranks_log_the_numbers_of_one_process(ranks, run, max_images):
     for rank in ranks:
         same(rank[run][0], truth)
     assert truth["images"] == min(7, max_images)
+
+
+def test_both_ranks_log_the_numbers_of_one_process_where_each_item_gives_two_images(ranks):
+    truth = logged(one_process(pictures(6), max_images=4))
+    assert truth["images"] == 4
+    for rank in ranks:
+        same(rank["pairs"], truth)
 
 
 def test_the_numbers_are_those_of_direct_calls(ranks):

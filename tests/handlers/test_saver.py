@@ -266,6 +266,7 @@ AFFINES = {
     "oblique image": ((1, 12, 9), [[0.0, 2, 0, 3], [-1.5, 0, 0, -4], [0, 0, 5, 1], [0, 0, 0, 1]]),
     "affine of two axes": ((1, 12, 9), [[0.5, 0, 3], [0, 2, -4], [0, 0, 1]]),
     "RGB image": ((3, 12, 9), [[2.0, 0, 0, 3], [0, 3, 0, -4], [0, 0, 4, 1], [0, 0, 0, 1]]),
+    "RGB image with a click map": ((4, 12, 9), [[2.0, 0, 0, 3], [0, 3, 0, -4], [0, 0, 4, 1], [0, 0, 0, 1]]),
     "volume of two channels": ((2, 7, 6, 5), [[2.0, 0, 0, 3], [0, -3, 0, -4], [0, 0, 4, 1], [0, 0, 0, 1]]),
     "none": ((1, 12, 9), None),
 }
@@ -279,8 +280,10 @@ def test_components_keep_the_affine_matrix_and_add_up_to_the_image(kind, tmp_pat
     data = shaped(shape, 2, affine)
     if affine is None:
         data = [{"image": item["image"].as_tensor()} for item in data]
-    result = measure("handler", flat_network(shape), data, **LIGHT | {"shown": 2})
+    channel_mask = [1, 1, 1, 0] if shape[0] == 4 else None
+    result = measure("handler", flat_network(shape), data, **LIGHT | {"shown": 2, "channel_mask": channel_mask})
     folder = IFIMSaver(IFIMHandler(), tmp_path).write(result) / "components"
+    assert strict(folder.parent / "summary.json")["options"]["channel_mask"] == (channel_mask and [True] * 3 + [False])
     expected = np.eye(4)
     if affine is not None:
         rows = [0, 1, 2][: len(affine) - 1]
@@ -298,6 +301,9 @@ def test_components_keep_the_affine_matrix_and_add_up_to_the_image(kind, tmp_pat
         np.testing.assert_allclose(values["high"] + values["low"], values["image"], atol=1e-6)
         assert np.linalg.norm(values["eigenvector"]) == pytest.approx(1, abs=1e-6)
         assert np.abs(values["high"]).max() > 1e-3
+        if channel_mask:
+            assert (values["high"][..., 3] == 0).all()
+            assert (values["eigenvector"][..., 3] == 0).all()
         high = values["high"].flatten()
         direction = values["eigenvector"].flatten()
         np.testing.assert_allclose(high, (high @ direction) * direction, atol=1e-6)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import ThreadDataLoader
+from monai.transforms import GridSplitd
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -28,7 +29,19 @@ from torch.utils.data import (
 
 from monai_ifim.handlers.selection import ImageSelection
 from tests import truths
-from tests.handlers import CNN, ROUTES, chosen, details, evaluator, items, logged, pictures
+from tests.handlers import (
+    CNN,
+    ROUTES,
+    chosen,
+    details,
+    evaluator,
+    guest,
+    hosted,
+    items,
+    logged,
+    pictures,
+    result_of,
+)
 
 both_routes = pytest.mark.parametrize("route", ROUTES)
 
@@ -178,6 +191,103 @@ def test_a_stream_gives_its_first_images():
         assert picked(ImageSelection(5, 0), DataLoader(Numbers(), batch_size=2))[0] == [0, 1, 2, 3, 4]
 
 
+# ---------------------------------------------------------------- items that give several images
+
+
+def several(numbers, each=3, batch_size=4, collate=None, **options):
+    """A loader whose item ``n`` gives the images ``each * n, each * n + 1, ...``, as lists that are flattened."""
+
+    def flattened(items):
+        return torch.tensor([each * item + index for item in items for index in range(each)])
+
+    return DataLoader(range(numbers), batch_size=batch_size, collate_fn=collate or flattened, **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 20])
+@pytest.mark.parametrize("max_images", [1, 5, 27, 100])
+def test_items_of_several_images_give_the_promised_positions_among_all_images(max_images, batch_size):
+    selection = ImageSelection(max_images, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            numbers, positions = picked(selection, several(9, batch_size=batch_size))
+            assert numbers == positions == chosen(27, max_images)
+            assert (selection.count, selection.data_set_size, selection.seen) == (min(27, max_images), 27, 27)
+
+
+def test_items_of_several_images_without_an_incomplete_last_batch():
+    numbers, positions = silent(27, several(9, drop_last=True))
+    assert numbers == positions == list(range(24))
+
+
+def test_an_epoch_over_the_first_batches_chooses_among_their_images():
+    selection = ImageSelection(5, 0)
+    selection.start(several(9), epoch_length=2)
+    assert selection.choose(12)[1] + selection.choose(12)[1] == chosen(24, 5)
+    assert selection.data_set_size == 27
+
+
+def test_a_loader_that_starts_again_within_the_epoch_gives_no_image_twice():
+    for loader, images in ((several(9), 27), (several(9, drop_last=True), 24)):
+        selection, positions = ImageSelection(100, 0), []
+        selection.start(loader, epoch_length=2 * len(loader))
+        for _ in range(2):
+            for batch in loader:
+                positions += selection.choose(len(batch))[1]
+        assert positions == list(range(images))
+
+
+@pytest.mark.parametrize("length", [8, 9])
+@pytest.mark.parametrize("replicas", [2, 3, 4])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_processes_with_items_of_several_images_make_together_the_choice_of_one_process(length, replicas, drop_last):
+    everything = []
+    for rank in range(replicas):
+        sampler = DistributedSampler(range(length), replicas, rank, shuffle=False, drop_last=drop_last)
+        numbers, positions = silent(7, several(length, batch_size=2, sampler=sampler))
+        assert numbers == positions
+        everything += numbers
+    reached = 3 * (length // replicas * replicas if drop_last else length)
+    assert sorted(everything) == [position for position in chosen(3 * length, 7) if position < reached]
+
+
+def ragged(counts, batch_size=1):
+    """A loader whose item ``n`` gives ``counts[n]`` images, numbered as they come."""
+    starts = np.cumsum([0, *counts])
+
+    def flattened(items):
+        return torch.tensor([starts[item] + index for item in items for index in range(counts[item])])
+
+    return DataLoader(range(len(counts)), batch_size=batch_size, collate_fn=flattened)
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch_size"), [([2, 3, 2, 3], 2), ([0, 2, 2], 1), ([0, 1, 1], 2)], ids=["uneven", "none", "fewer"]
+)
+def test_batches_that_are_no_multiple_of_their_items_give_the_first_images_seen_and_one_warning(counts, batch_size):
+    selection = ImageSelection(3, 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            first = list(range(min(3, sum(counts))))
+            assert picked(selection, ragged(counts, batch_size)) == (first, first)
+            assert (selection.count, selection.data_set_size) == (3, None)
+    (message,) = [str(warning.message) for warning in caught]
+    assert "first 3 images" in message
+    assert "do not all give the same number of images" in message
+
+
+def test_uneven_items_that_show_late_still_fill_the_choice_with_different_images():
+    selection, counts = ImageSelection(4, 0), [2, 2, 2, 3, 2, 2, 2]
+    before = [position for position in chosen(14, 4) if position < 6]
+    assert len(before) in (1, 2, 3)  # otherwise this would show nothing
+    with pytest.warns(UserWarning, match="first 4 images"):
+        numbers, positions = picked(selection, ragged(counts))
+    assert numbers == positions == [*before, *range(6, 10 - len(before))]
+    for _ in range(2):  # from then on the first ones, every epoch
+        assert picked(selection, ragged(counts)) == ([0, 1, 2, 3],) * 2
+
+
 # ---------------------------------------------------------------- in an evaluator
 
 
@@ -249,3 +359,25 @@ def test_a_shuffled_loader_gives_the_first_images_and_one_warning_for_all_epochs
             assert np.isnan(details(engine, "lambda_max")[4:]).all()
     assert len(orders) == 3
     assert len([warning for warning in caught if "iFIM looks at the first 4" in str(warning.message)]) == 1
+
+
+@both_routes
+@pytest.mark.parametrize(("batch_size", "max_images"), [(2, 5), (3, 100)])
+def test_the_patches_that_a_grid_split_makes_of_each_item_are_images_of_their_own(route, batch_size, max_images):
+    network, whole = CNN(), torch.randn(5, 1, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    patches = torch.stack([x[:, i : i + 12, j : j + 12] for x in whole for i in (0, 12) for j in (0, 12)])
+    patients = [f"patient {index}" for index in range(5)]
+    data = monai.data.Dataset(items(whole, [0, 1, 2, 1, 0], patient=patients), GridSplitd(keys="image", grid=(2, 2)))
+    ifim = guest(route, max_images=max_images, group_key="patient")
+    engine = hosted(ifim, network, monai.data.DataLoader(data, batch_size=batch_size, num_workers=0))
+    for _ in range(2):
+        engine.run()
+        result, positions = result_of(ifim), chosen(20, max_images)
+        assert result.images.image.tolist() == positions
+        assert result.data_set_size == 20
+        assert result.images.name.tolist() == [f"case_{position // 4:02d}" for position in positions]
+        assert result.images.group.tolist() == [patients[position // 4] for position in positions]
+        assert result.images.label.astype(int).tolist() == [[0, 1, 2, 1, 0][position // 4] for position in positions]
+        np.testing.assert_allclose(result.images.lambda_max, lambdas(network, patches[positions]), rtol=1e-6)
+        assert np.flatnonzero(~np.isnan(details(engine, "lambda_max"))).tolist() == positions
+        assert len(details(engine, "lambda_max")) == 20

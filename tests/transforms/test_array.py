@@ -243,6 +243,18 @@ def test_one_logit_under_sigmoid_has_one_eigenvalue():
     torch.testing.assert_close(eigenvalues, truth, rtol=1e-10, atol=0)
 
 
+def test_with_a_channel_mask_the_split_is_that_of_its_channels_and_low_has_the_others_whole():
+    network, image = network_and_image()
+    high, low, eigenvalues = IFIMSplit(network, energy=1.0, channel_mask=[1, 0])(image)
+    matrix = truths.dense_fisher(network, image)[:64, :64]
+    values, vectors = torch.linalg.eigh(matrix)
+    torch.testing.assert_close(eigenvalues, values.flip(0)[:2], rtol=1e-9, atol=0)
+    truth = (vectors[:, -2:] @ (vectors[:, -2:].T @ image[0].flatten())).view_as(image[0])
+    torch.testing.assert_close(high[0], truth, rtol=0, atol=1e-9)
+    assert (high[1] == 0).all()
+    assert low[1].equal(image[1])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.filterwarnings("ignore:input_fisher left out")
 def test_an_image_that_is_not_finite_is_refused_with_the_cause(value):
@@ -254,7 +266,12 @@ def test_an_image_that_is_not_finite_is_refused_with_the_cause(value):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"predictive": "tanh"}, "predictive"), ({"temperature": 0.0}, "temperature")],
+    [
+        ({"predictive": "tanh"}, "predictive"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"channel_mask": [0, 0]}, "channel_mask must leave one channel"),
+        ({"channel_mask": [1, 2]}, "channel_mask must be one true or false"),
+    ],
     ids=str,
 )
 def test_options_out_of_range_are_refused_at_construction(options, message):
@@ -328,6 +345,28 @@ def test_the_image_is_the_one_that_sensitivity_curves_tries(arm, options, dtype)
     if "clip" in options:
         row = curves.to_frame().query("sign == @sign")
         assert done_to(found)["clipped"] == pytest.approx(row.clipped.item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("arm", [*SINGLE_ARMS, LossGradient()], ids=lambda arm: getattr(arm, "name", arm))
+def test_with_a_channel_mask_the_other_channel_stays_bit_for_bit_and_the_size_is_of_the_one_that_varies(arm, dtype):
+    network, image = truths.cnn(dtype=dtype), truths.images(1)[0]  # a float32 network would round the image
+    image[1, 0, 0] = -0.0
+    clip = (float(image[0].min()) - 1, float(image[0].max()) + 1)  # nothing of the first channel reaches it
+    found = perturb(network, arm, 0.1, channel_mask=[1, 0], clip=clip)(image, 1)
+    plain = found.as_tensor()
+    assert plain[1].contiguous().view(torch.int64).equal(image[1].contiguous().view(torch.int64))
+    done, tolerance = done_to(found), 1e-11 if dtype == torch.float64 else 1e-5
+    assert done["sigma"] == pytest.approx(np.std(image[0].numpy()), rel=tolerance)
+    assert norm(plain[0] - image[0]) == pytest.approx(0.1 * np.std(image[0].numpy()) * 64**0.5, rel=tolerance)
+    assert done["clipped"] == 0
+
+
+def test_a_channel_mask_of_another_length_stops_the_transforms():
+    network, image = network_and_image()
+    for transform in (IFIMSplit(network, channel_mask=[1, 1, 0]), perturb(network, channel_mask=[1, 1, 0])):
+        with pytest.raises(ValueError, match=r"it has 3, and the images of shape \(1, 2, 8, 8\) have 2 channels"):
+            transform(image)
 
 
 @pytest.mark.parametrize("arm", SINGLE_ARMS)
@@ -699,6 +738,7 @@ def test_copies_and_pickles_do_the_same():
         ({"clip": (1.0, 0.0)}, ValueError, "clip must be the least and the greatest"),
         ({"rank": 0}, ValueError, "rank"),
         ({"rank": 1, "energy": 0.5}, ValueError, "rank or energy"),
+        ({"channel_mask": [0, 0]}, ValueError, "channel_mask must leave one channel"),
         ({"predictive": "tanh"}, ValueError, "predictive"),
         ({"temperature": 0.0}, ValueError, "temperature"),
     ],

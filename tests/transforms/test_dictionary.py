@@ -57,7 +57,9 @@ def test_adds_the_results_of_the_array_transform_under_the_documented_keys():
     assert set(data) == {"image", "label"}  # the caller's dictionary is not changed
 
 
-@pytest.mark.parametrize("options", [{"energy": 0.3}, {"temperature": 3.0}, {"reference": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"energy": 0.3}, {"temperature": 3.0}, {"reference": 0.5}, {"channel_mask": [0, 1]}], ids=str
+)
 def test_options_are_those_of_the_array_transform(options):
     network, image = truths.cnn(), truths.images(1)[0]
     found = IFIMSplitd("image", network, **options)({"image": image})
@@ -153,7 +155,8 @@ def test_it_perturbs_as_the_array_transform_does_and_leaves_other_keys():
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 3.0}, {"energy": 1.0}, {"output_key": "z"}, {"predictive": "sigmoid"}]
+    "options",
+    [{"temperature": 3.0}, {"energy": 1.0}, {"output_key": "z"}, {"predictive": "sigmoid"}, {"channel_mask": [1, 0]}],
 )
 def test_options_of_the_perturbation_are_those_of_the_array_transform(options):
     body, image = truths.cnn(), truths.images(1)[0]

@@ -26,12 +26,12 @@ from monai_ifim.visualize import plot_components
 TITLES = ["image", "high component", "low component", "leading eigenvector"]
 
 
-def spectrum(*shape: int, seed: int = 0) -> tuple[Tensor, InputFisher]:
+def spectrum(*shape: int, seed: int = 0, channel_mask: list[bool] | None = None) -> tuple[Tensor, InputFisher]:
     """Images of a shape, and their spectrum under a linear network of three classes."""
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape[1:])), 3)).eval()
     images = torch.randn(*shape)
-    return images, input_fisher(network, images)
+    return images, input_fisher(network, images, channel_mask=channel_mask)
 
 
 def grid(figure: Figure, rows: int) -> np.ndarray:
@@ -94,6 +94,18 @@ def test_images_of_three_channels_are_in_colour_and_rescaled_to_their_range():
     picture = shown(grid(plot_components(images, fisher), 1)[0, 0])
     values = images[0].movedim(0, -1).numpy()
     np.testing.assert_allclose(picture, (values - values.min()) / (values.max() - values.min()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("channel_mask", [[True, True, True, False], [True, False, True, True]])
+def test_of_four_channels_the_three_that_may_vary_are_in_colour(channel_mask: list[bool]):
+    images, fisher = spectrum(1, 4, 8, 9, channel_mask=channel_mask)
+    images[0, channel_mask.index(False)] = 100.0  # what must not vary takes no part in the scale
+    panels = grid(plot_components(images, fisher), 1)
+    values = images[0, channel_mask].movedim(0, -1).numpy()
+    np.testing.assert_allclose(shown(panels[0, 0]), (values - values.min()) / (values.max() - values.min()), rtol=1e-6)
+    channel = int(fisher.eigenvectors[0, 0].flatten(1).square().sum(1).argmax())
+    np.testing.assert_array_equal(shown(panels[0, 3]), fisher.eigenvectors[0, 0, channel])
+    assert panels[0, 3].get_title() == f"{TITLES[3]}\nchannel {channel + 1} of 4"
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 8, 9), (1, 4, 8, 9), (1, 2, 5, 6, 7)])
