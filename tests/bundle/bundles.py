@@ -389,6 +389,7 @@ def sigmoid_after_cross_entropy() -> Files:
     """(i) Trained with cross-entropy, and a sigmoid behind it."""
     files = in_sections()
     files["inference.json"]["postprocessing"] = compose(SIGMOID)
+    files["inference.json"]["dataset"] = part("Dataset", data=images())
     return {name: files[name] for name in ("train.json", "inference.json")}
 
 
