@@ -212,7 +212,9 @@ def check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tm
 
     with open(tmp_path / "tables" / "metrics.csv") as file:
         table = dict(csv.reader(file))
-    same({name.removeprefix("ifim_"): float(table[name]) for name in table if "ifim_" in name}, recorder.truths[-1], 1e-9)
+    same(
+        {name.removeprefix("ifim_"): float(table[name]) for name in table if "ifim_" in name}, recorder.truths[-1], 1e-9
+    )
     with open(tmp_path / "tables" / "ifim_lambda_max_raw.csv") as file:
         rows = list(csv.DictReader(file))
     last = copy.deepcopy(network).eval()
