@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor
 
 from monai_ifim.network import left_as_found, parameter_dtype
-from monai_ifim.predictive import Predictive
+from monai_ifim.predictive import Predictive, strip_trailing_axes
 
 __all__ = ["BatchKeys", "NetworkInputs"]
 
@@ -81,6 +82,8 @@ class BatchKeys:
     def labels(self, engine: Evaluator, predictive: Predictive, outputs: int) -> Tensor | None:
         """The labels (B, ...), or None.
 
+        Under the default key, a map of labels (B, 1, *spatial) says nothing of the whole image: one warning, and None.
+
         Raises:
             KeyError: When a key was given, and nothing is there.
             ValueError: When they cannot be labels of this distribution.
@@ -93,7 +96,14 @@ class BatchKeys:
         if labels is None:
             return None
         try:
-            labels = plain_tensor(labels)
+            labels = _stacked_columns(labels)
+            if self.label == "label" and strip_trailing_axes(labels).ndim > 2:
+                warnings.warn(
+                    f"What is under 'label' is a map of shape {tuple(labels.shape)}, not one label an image, so iFIM "
+                    "goes without labels. Set label_key to the key of the class labels, or to null for none.",
+                    stacklevel=2,
+                )
+                return None
             predictive.label_outcomes(labels, outputs)
         except (TypeError, ValueError) as error:
             raise ValueError(
@@ -173,6 +183,13 @@ class BatchKeys:
 def plain_tensor(values: Any) -> Tensor:
     """A plain tensor of a MetaTensor, an array or a list of numbers."""
     return torch.as_tensor(values).as_subclass(Tensor)
+
+
+def _stacked_columns(labels: Any) -> Tensor:
+    """Labels as a tensor; a list of numbers an image arrives from the loader as a list of columns (B,)."""
+    if isinstance(labels, (list, tuple)) and labels and all(isinstance(column, Tensor) for column in labels):
+        return torch.stack([plain_tensor(column) for column in labels], dim=1)
+    return plain_tensor(labels)
 
 
 def _find(engine: Evaluator, key: str) -> Any:

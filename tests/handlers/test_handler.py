@@ -16,6 +16,7 @@ import re
 
 import matplotlib
 import matplotlib.pyplot as plt
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -26,10 +27,12 @@ from monai.handlers import (
     CheckpointSaver,
     EarlyStopHandler,
     MetricsSaver,
+    MLFlowHandler,
     StatsHandler,
     TensorBoardStatsHandler,
     ValidationHandler,
 )
+from monai.utils import path_to_sqlite_uri
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -114,23 +117,29 @@ def log_lines():
 # ---------------------------------------------------------------- the numbers reach the other handlers
 
 
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory):
+    """A local store of MLflow; MONAI refuses its file store, which MLflow gave up."""
+    return path_to_sqlite_uri(str(tmp_path_factory.mktemp("mlflow") / "mlruns.db"))
+
+
 @pytest.mark.parametrize(
     ("place", "keyed"),
-    [(place, True) for place in range(6)] + [(0, False), (5, False)],
+    [(place, True) for place in range(8)] + [(0, False), (7, False)],
     ids=lambda value: {True: "with key metric", False: "without"}[value] if isinstance(value, bool) else str(value),
 )
 def test_every_handler_gets_the_numbers_of_the_same_epoch_wherever_the_handler_stands(
-    place, keyed, tmp_path, log_lines
+    place, keyed, tmp_path, log_lines, tracking_uri
 ):
-    check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tmp_path, log_lines)
+    check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tmp_path, log_lines, tracking_uri)
 
 
 @pytest.mark.parametrize("name", ["additional", "key"])
-def test_every_handler_gets_the_numbers_of_the_same_epoch_on_the_metric_route(name, tmp_path, log_lines):
-    check_that_every_handler_gets_the_numbers_of_the_same_epoch(name, True, tmp_path, log_lines)
+def test_every_handler_gets_the_numbers_of_the_same_epoch_on_the_metric_route(name, tmp_path, log_lines, tracking_uri):
+    check_that_every_handler_gets_the_numbers_of_the_same_epoch(name, True, tmp_path, log_lines, tracking_uri)
 
 
-def check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tmp_path, log_lines):
+def check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tmp_path, log_lines, tracking_uri):
     network, images = CNN(), pictures()
     recorder = Recorder(network, images, labels=LABELS, energy=0.9)
     scores = []
@@ -140,6 +149,7 @@ def check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tm
         return scores[-1]
 
     early = EarlyStopHandler(patience=100, score_function=score)
+    tracker = MLFlowHandler(tracking_uri, iteration_log=False, experiment_name=tmp_path.name)
     others = [
         StatsHandler(name="the_log", iteration_log=False, key_var_format="{}={!r} "),
         TensorBoardStatsHandler(log_dir=str(tmp_path / "events"), iteration_log=False),
@@ -152,6 +162,7 @@ def check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tm
         ),
         early,
         MetricsSaver(str(tmp_path / "tables"), metrics="*", metric_details="*", batch_transform=meta_data),
+        tracker,
     ]
     options = {"energy": 0.9}
     known = {"key_val_metric": accuracy() if keyed else None, "val_handlers": [recorder, *others]}
@@ -201,12 +212,23 @@ def check_that_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tm
 
     with open(tmp_path / "tables" / "metrics.csv") as file:
         table = dict(csv.reader(file))
-    assert float(table["ifim_coupling"]) == pytest.approx(truth[-1], rel=1e-9)
+    same(
+        {name.removeprefix("ifim_"): float(table[name]) for name in table if "ifim_" in name}, recorder.truths[-1], 1e-9
+    )
     with open(tmp_path / "tables" / "ifim_lambda_max_raw.csv") as file:
         rows = list(csv.DictReader(file))
     last = copy.deepcopy(network).eval()
     lambdas = [float(torch.linalg.eigvalsh(truths.dense_fisher(last, image))[-1]) for image in images]
     assert [float(row["class0"]) for row in rows] == pytest.approx(lambdas, rel=1e-5)
+
+    tracker.close()
+    store = mlflow.MlflowClient(tracking_uri)
+    (run,) = store.search_runs(store.get_experiment_by_name(tmp_path.name).experiment_id)
+    assert {name for name in run.data.metrics if "ifim_" in name} == {f"ifim_{name}" for name in recorder.truths[0]}
+    for epoch, numbers in enumerate(recorder.truths):
+        histories = {name: store.get_metric_history(run.info.run_id, f"ifim_{name}") for name in numbers}
+        assert all([point.step for point in points] == [1, 2, 3] for points in histories.values())
+        same({name: points[epoch].value for name, points in histories.items()}, numbers, 1e-9)
 
 
 @both_routes

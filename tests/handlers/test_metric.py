@@ -701,6 +701,24 @@ def test_labels_in_other_forms_give_the_same_accuracy(route, form):
 
 
 @both_routes
+def test_one_hot_labels_as_lists_are_read_by_image_also_where_there_are_as_many_images_as_classes(route):
+    network, images, labels = CNN(), pictures(3), [2, 0, 0]
+    rows = [nn.functional.one_hot(torch.tensor(label), 3).tolist() for label in labels]
+    found = logged(run(network, items(images, rows), route))
+    assert found["accuracy"] == np.mean(np.equal(decisions(network, images), labels))
+
+
+@both_routes
+def test_a_map_of_labels_under_the_default_key_is_no_label_of_the_image(route):
+    data = items(pictures(3), list(torch.zeros(3, 1, 12, 12)))
+    with pytest.warns(UserWarning, match=r"map of shape \(3, 1, 12, 12\).*label_key"):
+        found = logged(run(CNN(), data, route))
+    assert set(found) == SCALARS | CHANGES | COUPLINGS
+    with pytest.raises(ValueError, match="label_key='map'"):
+        run(CNN(), items(pictures(3), map=list(torch.zeros(3, 1, 12, 12))), route, label_key="map")
+
+
+@both_routes
 def test_labels_out_of_range_are_refused_with_their_range(route):
     with pytest.raises(ValueError, match="whole numbers from 0 to 2, got values from 0 to 3"):
         run(CNN(), items(pictures(3), [0, 3, 1]), route)

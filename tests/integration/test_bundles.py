@@ -22,10 +22,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.utils import path_to_sqlite_uri
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_ifim.perturbation import DEFAULT_ARMS
@@ -324,6 +326,7 @@ def medmnist_runs(made_up_sets: dict[str, Path], tmp_path_factory: pytest.TempPa
     """A training with the overlay on each set: where it wrote, and its output."""
     folder = tmp_path_factory.mktemp("medmnist")
     runs = {kind: {"dataset_file": file, "num_epochs": 1, "ifim#shown": 1} for kind, file in made_up_sets.items()}
+    runs["grey"]["tracking"] = "mlflow"
     outputs = run_several("medmnist_classification", ["train", "ifim"], folder, runs)
     return {kind: (folder / kind, output) for kind, output in outputs.items()}
 
@@ -337,6 +340,17 @@ def test_medmnist_bundle_reads_classes_channels_and_axes_from_the_file(kind: str
     check_folder(folder / "eval" / "ifim")
     assert metrics["ifim_images"] == 16
     assert 1 <= metrics["ifim_effective_rank"] <= (3 if kind == "rgb" else 1) + 1e-3
+
+
+def test_mlflow_tracks_the_ifim_metrics_beside_the_others(medmnist_runs: dict[str, Any]):
+    folder, output = medmnist_runs["grey"]
+    (metrics,) = logged_metrics(output)
+    store = mlflow.MlflowClient(path_to_sqlite_uri(str(folder / "eval" / "mlruns.db")))
+    (run,) = store.search_runs(store.get_experiment_by_name("monai_experiment").experiment_id)
+    assert set(metrics) <= set(run.data.metrics)
+    for name, value in metrics.items():
+        (point,) = store.get_metric_history(run.info.run_id, name)
+        assert (point.step, point.value) == (1, pytest.approx(value, abs=6e-5)), name
 
 
 NETWORKS = {
