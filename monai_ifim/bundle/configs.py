@@ -340,7 +340,7 @@ def _bases(name: str, workflows: Mapping[str, Workflow]) -> list[tuple[str, ...]
     """Names of the files that a file may stand behind, the likeliest first."""
     stacks = {known: tuple(Path(file).stem for file in workflow.files) for known, workflow in workflows.items()}
     own = name.removeprefix("multi_gpu_")
-    likely = [own, own.rpartition("_")[0], *(() if "inference" in own else ("train",)), *_ORDER, *stacks]
+    likely = [own, own.rpartition("_")[0], *_ORDER, *stacks]
     return [stacks[known] for known in dict.fromkeys(likely) if known in stacks and known != name]
 
 

@@ -85,7 +85,7 @@ def refusal(
     if network is not None and network.name.lower() == "vit" and not network.content.get("classification"):
         return "its ViT has no classification head (classification: true)"
     classifies = network is not None and CLASSIFIERS.match(network.name) is not None
-    if network is not None and not classifies:
+    if network is not None:
         found = _first(_NETWORKS, network.name)
         if found:
             return f"{found} (network {network.name})"

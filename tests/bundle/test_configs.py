@@ -71,8 +71,23 @@ def test_files_stand_behind_the_ones_that_they_complete(tmp_path: Path):
 
 
 def test_training_comes_first_then_evaluation_then_inference_each_before_its_variants(tmp_path: Path):
-    names = list(stacks(write(tmp_path, {**in_sections(), "another.json": in_sections()["train.json"]})))
+    whole = in_sections()["train.json"]
+    files = {**in_sections(), "another.json": whole, "multi_gpu_train.json": whole}
+    names = list(stacks(write(tmp_path, files)))
     assert names == ["train", "multi_gpu_train", "evaluate", "inference", "inference_trt", "another"]
+
+
+def test_a_variant_stands_behind_its_namesake_even_where_it_would_fit_another(tmp_path: Path):
+    root = write(tmp_path, {**in_sections(), "inference_wide.json": {"network_def": densenet(init_features=8)}})
+    assert stacks(root)["inference_wide"] == ("configs/inference.json", "configs/inference_wide.json")
+
+
+def test_a_file_of_any_name_may_be_the_one_that_others_complete(tmp_path: Path):
+    files = {"my_training.json": in_sections()["train.json"], "evaluate.json": in_sections()["evaluate.json"]}
+    assert stacks(write(tmp_path, files)) == {
+        "evaluate": ("configs/my_training.json", "configs/evaluate.json"),
+        "my_training": ("configs/my_training.json",),
+    }
 
 
 def test_a_file_with_an_evaluator_that_uses_ids_of_another_stands_behind_that_one(tmp_path: Path):
@@ -135,6 +150,7 @@ def test_a_macro_that_leads_nowhere_leaves_its_file_out(tmp_path: Path):
 def test_the_section_to_run_is_found_under_any_name(tmp_path: Path):
     (workflow,), _ = read_workflows(write(tmp_path, only_inference()))
     assert workflow.config.run_id() == "evaluating"
+    assert Config({"test": ["$@evaluator.run()"], "run": ["$@trainer.run()"]}).run_id() == "run"
 
 
 def test_the_source_of_an_id_is_the_last_file_that_sets_it(tmp_path: Path):

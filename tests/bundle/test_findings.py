@@ -131,6 +131,15 @@ def test_inference_takes_the_loss_of_the_training(tmp_path: Path):
     assert guess == ""
 
 
+def test_a_workflow_with_a_loss_of_its_own_takes_that_one(tmp_path: Path):
+    files = {"train.json": in_sections()["train.json"], "train_other.json": in_sections()["train.json"]}
+    files["train_other.json"]["loss"] = BCE
+    assert {name: found.options["predictive"] for name, found in look(tmp_path, files).items()} == {
+        "train": "softmax",
+        "train_other": "sigmoid",
+    }
+
+
 # Softmax or sigmoid
 
 
