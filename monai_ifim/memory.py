@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["MemoryWarning", "MicroBatches", "is_out_of_memory"]
+__all__ = ["MemoryWarning", "MicroBatches", "is_out_of_memory", "memory_warnings_to"]
 
 _T = TypeVar("_T")
 
@@ -106,3 +107,26 @@ class MicroBatches:
                 MemoryWarning,
                 stacklevel=3,
             )
+
+
+@contextmanager
+def memory_warnings_to(say: Callable[[str], Any]) -> Iterator[None]:
+    """Hand the text of each :class:`MemoryWarning` to ``say``; other warnings go where they went.
+
+    Example:
+        >>> with memory_warnings_to(print):
+        ...     warnings.warn("short", MemoryWarning)
+        short
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", MemoryWarning)
+        show = warnings.showwarning
+
+        def sorted_out(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, MemoryWarning):
+                say(str(message))
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = sorted_out
+        yield
