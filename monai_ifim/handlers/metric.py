@@ -295,6 +295,10 @@ class IFIMMetric(Metric):
             ValueError: When the engine has several networks, and none was given; or another IFIMMetric with the same
                 prefix watches it.
         """
+        if self.network is None and isinstance(engine, EnsembleEvaluator):
+            raise ValueError(
+                "EnsembleEvaluator has several networks; name the one to look at: IFIMMetric(network=...)."
+            )
         if engine.has_event_handler(self.observe, IterationEvents.FORWARD_COMPLETED):
             return
         if self.prefix in {other.prefix for other in _watchers(engine)}:
@@ -302,10 +306,6 @@ class IFIMMetric(Metric):
                 f"Another IFIMMetric or IFIMHandler with prefix='{self.prefix}' is attached to this evaluator, and "
                 "their numbers would have the same names. Give one of them another prefix, or list one object by its "
                 "id ('@ifim')."
-            )
-        if self.network is None and isinstance(engine, EnsembleEvaluator):
-            raise ValueError(
-                "EnsembleEvaluator has several networks; name the one to look at: IFIMMetric(network=...)."
             )
         if not hasattr(engine.state, "metric_details"):
             engine.state.metric_details = {}
