@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
+from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
 from monai.handlers import CheckpointSaver, MetricsSaver, StatsHandler, ValidationHandler
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from monai_ifim.arms import DirectionFunction
+from monai_ifim.arms import DirectionFunction, LossGradient
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from tests.handlers import (
     CNN,
@@ -49,7 +51,7 @@ LABELS = [0, 2, 1, 1, 0, 2, 0]
 
 
 class Failing(CNN):
-    """Fails where ``why(images)`` gives an error, but only in the calls of the guest, which are in float64 twice."""
+    """Fails where ``why(images)`` gives an error, but only in the calls of the guest."""
 
     def __init__(self, why):
         super().__init__()
@@ -382,6 +384,65 @@ def test_a_guest_may_watch_two_evaluators_and_the_same_one_twice(route):
         same(logged(engine), direct(CNN(seed=seed), images))
 
 
+BASE = """
+validate#evaluator:
+  _target_: tests.handlers.evaluator
+  net: "$__import__('tests.handlers').handlers.CNN()"
+  data: "$__import__('tests.handlers').handlers.items(__import__('tests.handlers').handlers.pictures())"
+  key_val_metric: "@validate#key_metric"
+  additional_metrics: "@validate#additional_metrics"
+  val_handlers: "@validate#handlers"
+validate#key_metric: "$__import__('tests.handlers').handlers.key_metric()"
+validate#additional_metrics: {}
+validate#handlers: []
+"""
+FOLLOWERS = """
+ifim_figures: {_target_: monai_ifim.handlers.IFIMFigureHandler, ifim: "@ifim", log_dir: "$@folder + '/events'"}
+ifim_saver: {_target_: monai_ifim.handlers.IFIMSaver, ifim: "@ifim", output_dir: "@folder"}
+"""
+OVERLAYS = {
+    "handler": """
+ifim: {_target_: monai_ifim.handlers.IFIMHandler, max_images: 4, arms: [high, low]}
+"+validate#handlers": ["@ifim", "@ifim_figures", "@ifim_saver"]
+""",
+    "metric": """
+ifim: {_target_: monai_ifim.handlers.IFIMMetric, max_images: 4, arms: [high, low]}
+"+validate#additional_metrics": {ifim: "@ifim"}
+"+validate#handlers": ["@ifim_figures", "@ifim_saver"]
+""",
+}
+
+
+@both_routes
+def test_an_overlay_that_is_listed_twice_attaches_once(route, tmp_path, monkeypatch):
+    written = []
+    write = IFIMSaver.write
+    monkeypatch.setattr(IFIMSaver, "write", lambda self, result: written.append(self) or write(self, result))
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "overlay.yaml").write_text(OVERLAYS[route] + FOLLOWERS)
+    events, numbers = [], []
+    for times in (1, 2):
+        folder = tmp_path / str(times)
+        parser = ConfigParser(
+            ConfigParser.load_config_files([tmp_path / "base.yaml", *[tmp_path / "overlay.yaml"] * times])
+        )
+        parser["folder"] = str(folder)
+        assert len(parser["validate"]["handlers"]) == times * (3 if route == "handler" else 2)
+        engine = parser.get_parsed_content("validate#evaluator")
+        events.append({str(event): len(handlers) for event, handlers in engine._event_handlers.items()})
+        for epoch in range(2):
+            engine.run()
+            assert len(written) == 2 * (times - 1) + epoch + 1
+        numbers.append(logged(engine))
+        drawn = EventAccumulator(str(folder / "events"))
+        drawn.Reload()
+        assert len(drawn.Images("ifim/curves")) == 2
+        assert (folder / "ifim" / "summary.json").is_file()
+    assert events[0] == events[1]
+    assert numbers[0] == numbers[1]
+    assert numbers[0]["images"] == 4
+
+
 def test_a_detached_metric_can_be_attached_again():
     ifim = IFIMMetric()
     engine = hosted(ifim, CNN(), items(pictures()))
@@ -391,3 +452,57 @@ def test_a_detached_metric_can_be_attached_again():
     ifim.attach(engine, "ifim")
     engine.run()
     same(logged(engine), direct(CNN(), pictures()))
+
+
+# ---------------------------------------------------------------- what is known when it is attached
+
+
+FOLLOWING = {
+    "output_dir of IFIMSaver": lambda ifim, folder: IFIMSaver(ifim, folder),
+    "log_dir of IFIMFigureHandler": lambda ifim, folder: IFIMFigureHandler(ifim, log_dir=folder),
+}
+
+
+@pytest.mark.parametrize("option", FOLLOWING)
+@pytest.mark.parametrize("below", [".", "results/today"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_run_by_the_rank_that_writes(
+    option, below, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("in the way")
+    ifim = IFIMHandler()
+    with pytest.raises(OSError, match=f"{option} is .*file.*cannot be made or written"):
+        hosted(ifim, CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "file" / below))
+    assert (tmp_path / "file").read_text() == "in the way"
+    monkeypatch.setattr("ignite.distributed.get_rank", lambda: 1)
+    hosted(IFIMHandler(), CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "file" / below))
+
+
+@pytest.mark.parametrize("option", FOLLOWING)
+def test_a_folder_that_can_be_made_is_not_made_before_there_is_something_to_write(option, tmp_path):
+    ifim = IFIMHandler()
+    hosted(ifim, CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "results" / "today"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_of_tensorboard_is_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "s3:").write_text("in the way")
+    monkeypatch.chdir(tmp_path)
+    ifim = IFIMHandler()
+    hosted(ifim, CNN(), items(pictures()), IFIMFigureHandler(ifim, log_dir="s3://bucket/runs"))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: IFIMFigureHandler(IFIMHandler(), summary_writer="./runs"), TypeError, "a str, which has no add_image"),
+        (lambda: IFIMMetric(network="@network"), TypeError, "network must be a callable .* got str"),
+        (
+            lambda: IFIMMetric(arms=["high", LossGradient()], label_key=None),
+            ValueError,
+            "arm 'loss_gradient' needs labels; set label_key",
+        ),
+    ],
+)
+def test_options_that_cannot_work_are_refused_when_they_are_given(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
