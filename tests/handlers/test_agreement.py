@@ -385,16 +385,18 @@ def test_a_guest_may_watch_two_evaluators_and_the_same_one_twice(route):
 
 
 BASE = """
-validate#evaluator:
-  _target_: tests.handlers.evaluator
-  net: "$__import__('tests.handlers').handlers.CNN()"
-  data: "$__import__('tests.handlers').handlers.items(__import__('tests.handlers').handlers.pictures())"
-  key_val_metric: "@validate#key_metric"
-  additional_metrics: "@validate#additional_metrics"
-  val_handlers: "@validate#handlers"
-validate#key_metric: "$__import__('tests.handlers').handlers.key_metric()"
-validate#additional_metrics: {}
-validate#handlers: []
+support: "$__import__('tests.handlers').handlers"
+validate:
+  key_metric: "$@support.key_metric()"
+  additional_metrics: {}
+  handlers: []
+  evaluator:
+    _target_: tests.handlers.evaluator
+    net: "$@support.CNN()"
+    data: "$@support.items(@support.pictures())"
+    key_val_metric: "@validate#key_metric"
+    additional_metrics: "@validate#additional_metrics"
+    val_handlers: "@validate#handlers"
 """
 FOLLOWERS = """
 ifim_figures: {_target_: monai_ifim.handlers.IFIMFigureHandler, ifim: "@ifim", log_dir: "$@folder + '/events'"}
