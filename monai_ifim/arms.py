@@ -100,11 +100,13 @@ class Arm(ABC):
         name: as it stands in tables and metric names.
         random: whether another draw gives another direction.
         cause_of_zero: why this arm may have no direction for an image.
+        cause_of_nan: why its direction may not be finite.
     """
 
     name: str
     random: bool = False
     cause_of_zero: str = "the direction is zero"
+    cause_of_nan: str = "the direction is NaN or infinite"
 
     @abstractmethod
     def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
@@ -232,6 +234,7 @@ class LossGradient(Arm):
     """
 
     cause_of_zero = "the gradient of the loss is zero"
+    cause_of_nan = "the gradient of the loss is NaN or infinite, or does not fit into memory"
 
     def __init__(self, name: str = "loss_gradient") -> None:
         self.name = name

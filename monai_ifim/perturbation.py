@@ -164,7 +164,7 @@ def change_along(arm: Arm, inputs: ArmInputs, draw: int, contrast: Tensor) -> tu
     causes: dict[int, str] = {}
     for without, cause in [
         (contrast == 0, "the image is constant, so it has no contrast"),
-        (~torch.isfinite(norm), "the direction is NaN or infinite"),
+        (~torch.isfinite(norm), arm.cause_of_nan),
         (norm == 0, arm.cause_of_zero),
     ]:
         for index in without.nonzero().flatten().tolist():
