@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from monai_ifim.fisher import InputFisher, _products, _restricted, _varied, _weighted_sum
-from monai_ifim.network import NetworkCall, _plain, _plain_arithmetic, default_micro_batch_size
+from monai_ifim.memory import MicroBatches
+from monai_ifim.network import NetworkCall, _plain, _plain_arithmetic, default_micro_batch_size, input_gradient
 from monai_ifim.predictive import Predictive
 
 __all__ = [
@@ -106,11 +107,13 @@ class Arm(ABC):
         name: as it stands in tables and metric names.
         random: whether another draw gives another direction.
         cause_of_zero: why this arm may have no direction for an image.
+        cause_of_nan: why its direction may not be finite.
     """
 
     name: str
     random: bool = False
     cause_of_zero: str = "the direction is zero"
+    cause_of_nan: str = "the direction is NaN or infinite"
 
     @abstractmethod
     def directions(self, inputs: ArmInputs, draw: int) -> Tensor:
@@ -247,6 +250,7 @@ class LossGradient(Arm):
     """
 
     cause_of_zero = "the gradient of the loss is zero"
+    cause_of_nan = "the gradient of the loss is NaN or infinite, or does not fit into memory"
 
     def __init__(self, name: str = "loss_gradient") -> None:
         self.name = name
@@ -254,15 +258,20 @@ class LossGradient(Arm):
     def directions(self, inputs: ArmInputs, draw: int) -> Tensor:  # noqa: D102
         if inputs.call is None or inputs.predictive is None or inputs.truth is None:
             raise ValueError(f"The arm '{self.name}' needs labels: without them there is no loss.")
-        images, parts = inputs.images, []
-        size = inputs.micro_batch_size or default_micro_batch_size(images[0].numel())
-        with _plain_arithmetic(images.device, True):  # the backward passes, too: autocast reaches into them
-            for rows in torch.arange(len(images), device=images.device).split(size):
+        images, call, predictive, truth = inputs.images, inputs.call, inputs.predictive, inputs.truth
+
+        def gradient(rows: Tensor) -> Tensor:
+            with _plain_arithmetic(images.device, True):  # the backward passes, too: autocast reaches into them
                 batch = images[rows].clone().requires_grad_()
-                logits = inputs.call.rows(rows, len(images)).logits(batch, differentiable=True)
-                cotangent = _loss_gradient(inputs.predictive, logits, inputs.truth[rows])
-                parts.append(torch.autograd.grad(logits, batch, cotangent.to(logits.dtype))[0])
-        return torch.cat(parts)
+                logits = call.rows(rows, len(images)).logits(batch, differentiable=True)
+                return input_gradient(logits, batch, _loss_gradient(predictive, logits, truth[rows]))
+
+        batches = MicroBatches(inputs.micro_batch_size or default_micro_batch_size(images[0].numel()))
+        found = torch.full_like(images, torch.nan)  # of an image that does not fit into memory
+        for rows, part in batches.run(torch.arange(len(images), device=images.device), gradient):
+            if part is not None:
+                found[rows] = part
+        return found
 
 
 def _loss_gradient(predictive: Predictive, logits: Tensor, truth: Tensor) -> Tensor:

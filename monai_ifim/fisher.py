@@ -28,7 +28,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_ifim.network import NetworkCall, _plain, _plain_arithmetic, default_micro_batch_size
+from monai_ifim.memory import MicroBatches
+from monai_ifim.network import (
+    NO_GRADIENT,
+    NetworkCall,
+    _plain,
+    _plain_arithmetic,
+    default_micro_batch_size,
+    input_gradient,
+)
 from monai_ifim.predictive import Predictive, PredictiveLike, resolve_predictive
 
 __all__ = ["DEFAULT_CUTOFF", "DEFAULT_ENERGY", "InputFisher", "input_fisher"]
@@ -330,7 +338,8 @@ def input_fisher(
         rank: number k of leading eigenvectors, at most the numerical rank of each image.
         energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
         temperature: divides the logits (for ``"softmax"`` and ``"sigmoid"``; an object brings its own).
-        micro_batch_size: images that pass the network at a time; default from the size of an image.
+        micro_batch_size: images that pass the network at a time; default from the size of an image. Where memory is
+            short they become fewer, with a warning.
         cutoff: eigenvalues at or below this share of the greatest count as numerical zeros.
         keep_factor: keep G (B x R x D numbers) for :meth:`InputFisher.quadratic` and splits beyond the stored rank.
         channel_mask: one true or false (1 or 0) for each input channel: which of them may vary, such as red, green and
@@ -342,13 +351,15 @@ def input_fisher(
 
     Returns:
         The :class:`InputFisher` of the batch, on the device of the images. An image that is not finite, or that gives
-        logits or gradients that are not, is left out with a warning; see ``skipped``.
+        logits or gradients that are not, or whose backward pass does not fit into memory, is left out with a warning;
+        see ``skipped``.
 
     Raises:
         TypeError: When the images cannot carry gradients, or the network returns no tensor.
         ValueError: When an option is out of range, the batch is empty, the outputs are not logits (B, outputs), the
             network is in training mode or does not depend differentiably on its input, or ``channel_mask`` is not one
             value a channel or leaves none.
+        MemoryError, torch.OutOfMemoryError, RuntimeError: When not even a forward pass of one image fits into memory.
 
     Example:
         >>> import torch
@@ -373,15 +384,21 @@ def input_fisher(
         raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
     varied = _varied_channels(channel_mask, images)
     call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
-    parts = []
-    for rows in torch.arange(len(images), device=images.device).split(micro_batch_size):
-        part = _micro_batch(call.rows(rows, len(images)), images[rows], distribution, rank, energy, cutoff, varied)
+
+    def look(rows: Tensor) -> InputFisher:
+        return _micro_batch(call.rows(rows, len(images)), images[rows], distribution, rank, energy, cutoff, varied)
+
+    parts, batches = [], MicroBatches(int(micro_batch_size))
+    for rows, part in batches.run(torch.arange(len(images), device=images.device), look):
+        if part is None:
+            part = _did_not_fit(call.rows(rows, len(images)), images[rows], distribution, varied, batches)
         parts.append(part if keep_factor else part.without_factor())
     fisher = InputFisher.concatenate(parts)
     distribution.check_logits(fisher.logits)
     if fisher.skipped:
         listed = "; ".join(f"image {index}: {cause}" for index, cause in fisher.skipped.items())
         warnings.warn(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).", stacklevel=2)
+    batches.warn("input_fisher")
     return fisher
 
 
@@ -425,6 +442,27 @@ def _micro_batch(
     )
 
 
+def _did_not_fit(
+    call: NetworkCall, images: Tensor, predictive: Predictive, channel_mask: Tensor | None, batches: MicroBatches
+) -> InputFisher:
+    """Of one image (1, C_in, *spatial) whose backward pass does not fit into memory; a forward pass needs far less."""
+    found = next(batches.run(torch.arange(1), lambda rows: call.logits(images)))[1]
+    if found is None:
+        raise batches.refusal(images[0])
+    columns = predictive.factor_columns(found.shape[1])
+    return InputFisher(
+        eigenvalues=torch.full((1, columns), torch.nan, dtype=torch.float64, device=images.device),
+        eigenvectors=torch.zeros_like(images).unsqueeze(1),
+        rank=torch.zeros(1, dtype=torch.int64, device=images.device),
+        numerical_rank=torch.zeros(1, dtype=torch.int64, device=images.device),
+        logits=found,
+        skipped={0: "out of memory at one image"},
+        channel_mask=channel_mask,
+        _factor=images.new_zeros(1, 1, 1).expand(1, columns, images.numel()),  # holds one number
+        _scale=torch.zeros(1, columns, dtype=torch.float64, device=images.device),
+    )
+
+
 def _fisher_factor(
     call: NetworkCall, images: Tensor, predictive: Predictive, channel_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -433,7 +471,7 @@ def _fisher_factor(
         inputs = images.clone().requires_grad_()
         outputs = call.logits(inputs, differentiable=True)
         if not outputs.requires_grad:
-            raise ValueError(_NO_GRADIENT)
+            raise ValueError(NO_GRADIENT)
         logits = outputs.detach()
         columns = predictive.factor_columns(logits.shape[1])
         factor = torch.empty(len(images), columns, images[0].numel(), dtype=images.dtype, device=images.device)
@@ -442,19 +480,9 @@ def _fisher_factor(
             cotangent = predictive.factor_column(logits, column).nan_to_num()
             scale[:, column] = cotangent.abs().amax(dim=1)
             cotangent = cotangent / scale[:, column, None].clamp(min=torch.finfo(torch.float64).tiny)
-            (gradient,) = torch.autograd.grad(
-                outputs, inputs, cotangent.to(outputs.dtype), retain_graph=column < columns - 1, allow_unused=True
-            )
-            if gradient is None:
-                raise ValueError(_NO_GRADIENT)
+            gradient = input_gradient(outputs, inputs, cotangent, retain_graph=column < columns - 1)
             factor[:, column] = _restricted(gradient, channel_mask).flatten(1)
     return logits, factor, scale
-
-
-_NO_GRADIENT = (
-    "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
-    "rounding, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."
-)
 
 
 def _solve_gram(factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

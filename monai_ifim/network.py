@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from monai_ifim.predictive import strip_trailing_axes
 
-__all__ = ["NetworkCall", "default_micro_batch_size", "left_as_found", "parameter_dtype", "unwrap"]
+__all__ = ["NetworkCall", "default_micro_batch_size", "input_gradient", "left_as_found", "parameter_dtype", "unwrap"]
 
 # Numbers in a micro-batch of images (about a million), and images in it, when the user gives no size.
 _MICRO_BATCH_NUMBERS = 2**20
@@ -246,6 +246,35 @@ class NetworkCall:
                 f"output_key ({choices})."
             )
         return outputs
+
+
+def input_gradient(outputs: Tensor, inputs: Tensor, cotangent: Tensor, retain_graph: bool = False) -> Tensor:
+    """The vector-Jacobian product (B, C_in, *spatial) of outputs with respect to the images alone.
+
+    Raises:
+        ValueError: When the outputs do not depend differentiably on the images, or a part of the network runs under
+            re-entrant checkpointing.
+    """
+    try:
+        (gradient,) = torch.autograd.grad(
+            outputs, inputs, cotangent.to(outputs.dtype), retain_graph=retain_graph, allow_unused=True
+        )
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ValueError(
+            "The network uses re-entrant gradient checkpointing, which gives no gradient with respect to the images "
+            "alone. Build it with torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+        ) from error
+    if gradient is None:
+        raise ValueError(NO_GRADIENT)
+    return gradient
+
+
+NO_GRADIENT = (
+    "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
+    "rounding, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."
+)
 
 
 def parameter_dtype(network: Callable, default: torch.dtype) -> torch.dtype:

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from monai_ifim.arms import _ROUNDINGS, ARMS, Arm, ArmInputs, _column, randomise_phases, resolve_arms
 from monai_ifim.fisher import InputFisher, _checked_images, _restricted, _varied
+from monai_ifim.memory import MicroBatches
 from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
 from monai_ifim.predictive import Predictive, PredictiveLike, agreement, resolve_predictive
 
@@ -170,7 +171,7 @@ def change_along(arm: Arm, inputs: ArmInputs, draw: int, contrast: Tensor) -> tu
     causes: dict[int, str] = {}
     for without, cause in [
         (contrast == 0, f"the image is constant{place}, so it has no contrast"),
-        (~torch.isfinite(norm), "the direction is NaN or infinite"),
+        (~torch.isfinite(norm), arm.cause_of_nan),
         ((norm == 0) & (whole != directions).flatten(1).any(dim=1), f"the direction is zero{place}"),
         (norm == 0, arm.cause_of_zero),
     ]:
@@ -277,7 +278,8 @@ def sensitivity_curves(
             prediction is that of the change before it was held back.
         donors: (B, C_in, *spatial), the eigenvectors of the arm ``transfer``; default the next image's, cyclically.
         positions: place of each image in its data set; with the seed it fixes the random numbers. Default 0 to B - 1.
-        micro_batch_size: perturbed images that pass the network at a time.
+        micro_batch_size: perturbed images that pass the network at a time. Where memory is short they become fewer,
+            with a warning, and an arm leaves out an image that does not fit alone.
         output_key: which output of a network that returns a tuple, list or dictionary.
         arguments: further positional inputs of the network; tensors with B rows are cut along with the images.
         keyword_arguments: further inputs by name, likewise.
@@ -316,7 +318,7 @@ def sensitivity_curves(
     contrast = image_contrast(images, sigma, fisher.channel_mask)
     distribution = resolve_predictive(predictive, temperature)
     call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
-    before = _Unperturbed(call, images, distribution, labels, micro_batch_size)
+    before = _Unperturbed(call, images, fisher, distribution, labels, micro_batch_size)
     inputs = ArmInputs(
         images,
         fisher,
@@ -326,7 +328,7 @@ def sensitivity_curves(
         call,
         distribution,
         before.truth,
-        before.micro_batch_size,
+        before.batches.size,
     )
     skipped: dict[str, dict[int, str]] = {arm.name: dict(fisher.skipped) for arm in chosen_arms}
     kept_norm: dict[str, list[np.ndarray]] = {arm.name: [] for arm in chosen_arms}
@@ -355,11 +357,13 @@ def sensitivity_curves(
                 tables.append(pd.DataFrame({**table, "kl_quadratic": quadratic}))
                 yield from before.pieces(change, row, step, clip, fisher.channel_mask)
 
-    endpoints, after, finite = before.measure(perturbed())
+    endpoints, after, trouble = before.measure(perturbed())
+    before.batches.warn("sensitivity_curves")
     frame = pd.concat([pd.concat(tables, ignore_index=True), endpoints], axis=1)
     frame = frame.astype({"image": "int64", "sign": "int64"})
-    for arm_name, index in frame.loc[~finite, ["arm", "image"]].itertuples(index=False):
-        skipped[arm_name].setdefault(index, "the logits of the perturbed image are NaN or infinite")
+    for arm_name, index, cause in zip(frame.arm, frame.image, trouble):
+        if cause:
+            skipped[arm_name].setdefault(index, cause)
     # an image that an arm left out at one draw or sign is left out of that arm whole
     used = np.array([image not in skipped[arm] for image, arm in zip(frame.image, frame.arm)], dtype=bool)
     columns = ["image", "arm", "strength", "draw", "sign", *_ENDPOINTS, *(["clipped"] if clip is not None else [])]
@@ -414,7 +418,8 @@ def removal_curves(
     Returns:
         The table ``image, component, fraction, size`` (root mean square of the change before clipping, in units of
         ``sigma``; NaN for a constant image), ``kl, fisher_rao, confidence_drop, flipped, correct`` and, with clipping,
-        ``clipped``. Images that the spectrum left out, and changes whose logits are not finite, are absent.
+        ``clipped``. Images that the spectrum left out, and changes whose logits are not finite or do not fit into
+        memory, are absent.
 
     Raises:
         ValueError: When a fraction is not in (0, 1], or shapes differ.
@@ -434,7 +439,8 @@ def removal_curves(
     mask = fisher.channel_mask
     contrast = image_contrast(images, sigma, mask)
     call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
-    before = _Unperturbed(call, images, resolve_predictive(predictive, temperature), labels, micro_batch_size)
+    distribution = resolve_predictive(predictive, temperature)
+    before = _Unperturbed(call, images, fisher, distribution, labels, micro_batch_size)
     components = dict(zip(("high", "low"), fisher.split(images, reference=reference)))
     kept = torch.tensor([row for row in range(len(images)) if row not in fisher.skipped]).long()
     steps = -torch.tensor(fractions, dtype=torch.float64)
@@ -454,12 +460,13 @@ def removal_curves(
             tables.append(pd.DataFrame(table))
             yield from before.pieces(component, row, step, clip, mask)
 
-    endpoints, _, finite = before.measure(perturbed())
+    endpoints, _, trouble = before.measure(perturbed())
+    before.batches.warn("removal_curves")
     frame = pd.concat([pd.concat(tables, ignore_index=True), endpoints], axis=1)
     columns = ["image", "component", "fraction", "size", *(name for name in _ENDPOINTS if name != "kl_quadratic")]
     columns += ["clipped"] if clip is not None else []
     frame["size"] = frame["size"].where(np.isfinite(frame["size"]))
-    return frame.loc[finite, columns].reset_index(drop=True)
+    return frame.loc[trouble == "", columns].reset_index(drop=True)
 
 
 def check_fractions(fractions: Sequence[float]) -> list[float]:
@@ -489,6 +496,7 @@ class _Unperturbed:
         self,
         call: NetworkCall,
         images: Tensor,
+        fisher: InputFisher,
         distribution: Predictive,
         labels: Tensor | None,
         micro_batch_size: int | None,
@@ -498,11 +506,13 @@ class _Unperturbed:
         if micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
         self.call, self.images, self.distribution = call, images, distribution
-        self.micro_batch_size = int(micro_batch_size)
+        self.logits = fisher.logits  # where memory is too short for a forward pass, they stay
+        self.batches = MicroBatches(int(micro_batch_size))
         everyone = torch.arange(len(images), device=images.device)
         nothing = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        pieces = (_Piece(images[rows], rows, nothing[rows]) for rows in everyone.split(self.micro_batch_size))
-        self.logits, _, _ = self._forward(pieces)
+        pieces = (_Piece(images[rows], rows, nothing[rows]) for rows in everyone.split(self.batches.size))
+        logits, _, _, fits = self._forward(pieces)
+        self.logits = logits if fits.all() else torch.where(fits.unsqueeze(1), logits, self.logits)
         distribution.check_logits(self.logits)
         self.decision = distribution.decision(self.logits)
         self.confidence = distribution.decision_probability(self.logits, self.decision)
@@ -539,7 +549,7 @@ class _Unperturbed:
         channel_mask: Tensor | None,
     ) -> Iterator[_Piece]:
         """The images ``images[rows] + steps * change[rows]``, a micro-batch at a time."""
-        for piece in torch.arange(len(rows)).split(self.micro_batch_size):
+        for piece in torch.arange(len(rows)).split(self.batches.size):
             row = rows[piece.to(rows.device)]
             images = self.images[row]
             step = _column(steps[piece].to(images.device), images)
@@ -547,8 +557,8 @@ class _Unperturbed:
             yield _Piece(moved, row, clipped)
 
     def measure(self, pieces: Iterator[_Piece]) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
-        """Endpoints and probabilities of perturbed images, one row each, and which of them have finite logits."""
-        logits, rows, clipped = self._forward(pieces)
+        """Endpoints and probabilities of perturbed images, one row each, and why a row cannot be used, or ``""``."""
+        logits, rows, clipped, fits = self._forward(pieces)
         after = self.distribution.decision(logits)
         decision = self.decision[rows]
         columns = {
@@ -562,22 +572,36 @@ class _Unperturbed:
             "clipped": clipped,
         }
         table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
-        return table, self._probabilities(logits), torch.isfinite(logits).all(dim=1).cpu().numpy()
+        finite = torch.isfinite(logits).all(dim=1).cpu().numpy()
+        trouble = np.where(finite, "", "the logits of the perturbed image are NaN or infinite")
+        return table, self._probabilities(logits), np.where(fits.cpu().numpy(), trouble, "out of memory at one image")
 
     def _probabilities(self, logits: Tensor) -> pd.DataFrame:
         return pd.DataFrame(self.distribution.probabilities(logits).cpu().numpy()).add_prefix("probability_")
 
-    def _forward(self, pieces: Iterator[_Piece]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n, outputs) of all pieces, joined to full micro-batches; their rows and shares of clipped voxels."""
-        logits, rows, clipped = [], [], []
-        for batch in _full_batches(pieces, self.micro_batch_size):
-            logits.append(self.call.rows(batch.rows, len(self.images)).logits(batch.images))
-            rows.append(batch.rows)
-            clipped.append(batch.clipped)
-        if not logits:  # every image was left out
+    def _forward(self, pieces: Iterator[_Piece]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of all pieces, joined to full micro-batches, an image a row.
+
+        Returns:
+            Logits (n, outputs), NaN where a single image does not fit into memory; rows; shares of clipped voxels; and
+            which images fit.
+        """
+        done: list[tuple[Tensor, ...]] = []
+        lost = torch.full_like(self.logits[:1], torch.nan)
+        for batch in _full_batches(pieces, self.batches.size):
+
+            def logits(some: Tensor, batch: _Piece = batch) -> Tensor:
+                images = batch.images if len(some) == len(batch.rows) else batch.images[some]
+                return self.call.rows(batch.rows[some], len(self.images)).logits(images)
+
+            for some, found in self.batches.run(torch.arange(len(batch.rows), device=batch.rows.device), logits):
+                fits = torch.full_like(some, found is not None, dtype=torch.bool)
+                done.append((lost if found is None else found, batch.rows[some], batch.clipped[some], fits))
+        if not done:  # every image was left out
             none = torch.zeros(0, device=self.images.device)
-            return self.logits[:0], none.long(), none.double()
-        return torch.cat(logits), torch.cat(rows), torch.cat(clipped)
+            return self.logits[:0], none.long(), none.double(), none.bool()
+        found, rows, clipped, fits = (torch.cat(values) for values in zip(*done))
+        return found, rows, clipped, fits
 
 
 def _full_batches(pieces: Iterator[_Piece], size: int) -> Iterator[_Piece]:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import monai_ifim.network
 from monai_ifim import Bernoulli, Categorical, InputFisher, input_fisher
@@ -998,6 +999,10 @@ def built_under_inference_mode():
         return nn.Sequential(nn.Linear(12, 3).double()).eval()
 
 
+def checkpointed(images):
+    return checkpoint(NETWORK, images, use_reentrant=True)
+
+
 IMAGES = truths.flat_images(3, 12)
 NETWORK = truths.mlp(3)
 BAD_CALLS = {
@@ -1009,6 +1014,7 @@ BAD_CALLS = {
     "detach": (lambda x: NETWORK(x).detach(), IMAGES, {}, ValueError, "does not depend differentiably on its input"),
     "detached input": (Detached().eval(), IMAGES, {}, ValueError, "does not depend differentiably on its input"),
     "detached input of a function": (Detached().forward, IMAGES, {}, ValueError, "does not depend differentiably"),
+    "re-entrant checkpointing": (checkpointed, IMAGES, {}, ValueError, "re-entrant.*use_reentrant=False"),
     "inference parameters": (built_under_inference_mode(), IMAGES, {}, ValueError, "'0.weight'.*inference_mode"),
     "train mode batch norm": (
         nn.Sequential(nn.BatchNorm1d(12).double(), NETWORK),

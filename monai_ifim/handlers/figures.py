@@ -15,12 +15,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from monai.engines import Evaluator
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_ifim.handlers.handler import IFIMHandler, listen
 from monai_ifim.handlers.metric import IFIMMetric
 from monai_ifim.handlers.result import IFIMResult
+from monai_ifim.handlers.writable import check_writable
 
 __all__ = ["IFIMFigureHandler"]
 
@@ -38,6 +40,9 @@ class IFIMFigureHandler:
         summary_writer: a TensorBoard writer; default a new one.
         log_dir: where a new one writes.
 
+    Raises:
+        TypeError: When ``summary_writer`` cannot take images and scalars.
+
     Example::
 
         ifim:
@@ -52,17 +57,29 @@ class IFIMFigureHandler:
     def __init__(
         self, ifim: IFIMHandler | IFIMMetric, summary_writer: Any = None, log_dir: str | Path = "./runs"
     ) -> None:
+        missing = [name for name in ("add_image", "add_scalar", "flush") if not hasattr(summary_writer, name)]
+        if summary_writer is not None and missing:
+            raise TypeError(
+                f"summary_writer must be a TensorBoard SummaryWriter, or be left out; got a "
+                f"{type(summary_writer).__name__}, which has no {missing[0]}."
+            )
         self.ifim = ifim
         self.log_dir = log_dir
         self._writer = summary_writer
         self._prefix = "ifim_"
 
     def attach(self, engine: Evaluator) -> None:
-        """Draw at the end of each evaluation epoch of this evaluator.
+        """Draw at the end of each evaluation epoch of this evaluator. A second time does nothing.
 
         Args:
             engine: a MONAI ``Evaluator``.
+
+        Raises:
+            OSError: When ``log_dir`` cannot be made or written.
         """
+        # the rank that draws; TensorBoard also writes to addresses (s3://)
+        if self._writer is None and idist.get_rank() == 0 and "://" not in str(self.log_dir):
+            check_writable(self.log_dir, "log_dir of IFIMFigureHandler")
         metric = listen(self.ifim, engine, self.draw, "IFIMFigureHandler")
         self._prefix = metric.prefix
 

@@ -48,15 +48,21 @@ class IFIMHandler:
 
     def __init__(self, **options: Any) -> None:
         self.metric = IFIMMetric(**options)
-        self.metric.communicate = False
+        self.metric.agreement.communicate = False
         self._finished = False
 
     def attach(self, engine: Evaluator) -> None:
-        """Attach to a MONAI evaluator.
+        """Attach to a MONAI evaluator. A second time does nothing.
 
         Args:
             engine: a MONAI ``Evaluator``.
+
+        Raises:
+            ValueError: When the engine has several networks, and none was given; or another iFIM has the same prefix
+                there.
         """
+        if engine.has_event_handler(self._finish, Events.EPOCH_COMPLETED):
+            return  # the same overlay was listed twice
         if idist.get_world_size() > 1:
             warnings.warn(
                 "IFIMHandler does not communicate: each process logs the iFIM of its own images. Use IFIMMetric in "
@@ -85,7 +91,7 @@ class IFIMHandler:
 def listen(ifim: Any, engine: Evaluator, use: Callable[[IFIMResult], Any], who: str) -> IFIMMetric:
     """Hand what ``ifim`` measures at each evaluation epoch to ``use``, whichever of them is attached first.
 
-    What fails in ``use`` is reported once, and does not stop the run.
+    What fails in ``use`` is reported once, and does not stop the run. A second call with the same does nothing.
 
     Returns:
         The metric behind ``ifim``.
@@ -96,28 +102,40 @@ def listen(ifim: Any, engine: Evaluator, use: Callable[[IFIMResult], Any], who: 
     metric = ifim.metric if isinstance(ifim, IFIMHandler) else ifim
     if not isinstance(metric, IFIMMetric):
         raise TypeError(f"ifim of {who} must be an IFIMHandler or IFIMMetric, got {type(ifim).__name__}.")
-    reported = False
+    listener = _Listener(metric, engine, use, who)
+    if listener not in metric.listeners:
+        metric.listeners.append(listener)
+        engine.add_event_handler(Events.STARTED, listener.check)
+    return metric
 
-    def guarded(current: Evaluator, result: IFIMResult) -> None:
-        nonlocal reported
-        if current is not engine:
+
+class _Listener:
+    """Hands the results of one evaluator on."""
+
+    def __init__(self, metric: IFIMMetric, engine: Evaluator, use: Callable[[IFIMResult], Any], who: str) -> None:
+        self.metric, self.engine, self.use, self.who = metric, engine, use, who
+        self._reported = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Listener) and other.engine is self.engine and other.use == self.use
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, engine: Evaluator, result: IFIMResult) -> None:
+        if engine is not self.engine:
             return
         try:
-            use(result)
+            self.use(result)
         except Exception:
-            if not reported:
+            if not self._reported:
                 engine.logger.exception(
-                    f"{who} failed at epoch {result.epoch}; the run goes on, and this is said once."
+                    f"{self.who} failed at epoch {result.epoch}; the run goes on, and this is said once."
                 )
-            reported = True
+            self._reported = True
 
-    def check(current: Evaluator) -> None:
-        if not current.has_event_handler(metric.observe, IterationEvents.FORWARD_COMPLETED):
+    def check(self, engine: Evaluator) -> None:
+        if not engine.has_event_handler(self.metric.observe, IterationEvents.FORWARD_COMPLETED):
             raise ValueError(
-                f"The ifim of {who} is not attached to this evaluator. Put the same object into its val_handlers "
+                f"The ifim of {self.who} is not attached to this evaluator. Put the same object into its val_handlers "
                 "(IFIMHandler) or additional_metrics (IFIMMetric; MONAI ignores them where there is no key metric)."
             )
-
-    metric.listeners.append(guarded)
-    engine.add_event_handler(Events.STARTED, check)
-    return metric

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -28,7 +28,7 @@ from ignite.metrics import Metric
 from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents
 from torch import Tensor, nn
 
-from monai_ifim.arms import Arm, resolve_arms
+from monai_ifim.arms import Arm, LossGradient, resolve_arms
 from monai_ifim.fisher import (
     InputFisher,
     _check_rank_and_energy,
@@ -37,9 +37,11 @@ from monai_ifim.fisher import (
     check_channel_mask,
     input_fisher,
 )
+from monai_ifim.handlers.agreement import Agreement, OnError
 from monai_ifim.handlers.batch import BatchKeys
 from monai_ifim.handlers.result import Case, IFIMResult
 from monai_ifim.handlers.selection import ImageSelection
+from monai_ifim.memory import memory_warnings_to
 from monai_ifim.network import NetworkCall, default_micro_batch_size, left_as_found, unwrap
 from monai_ifim.perturbation import (
     DEFAULT_ARMS,
@@ -56,8 +58,6 @@ from monai_ifim.predictive import PredictiveLike, resolve_predictive
 from monai_ifim.statistics import per_image, summarise, summary_names
 
 __all__ = ["IFIMMetric"]
-
-_T = TypeVar("_T")
 
 # Options that are whole numbers, and the least that each can be.
 _WHOLE_NUMBERS = {"max_images": 1, "interval": 1, "draws": 1, "shown": 0, "micro_batch_size": 1, "seed": 0}
@@ -142,8 +142,12 @@ class IFIMMetric(Metric):
         reference: a direction (C_in, *spatial) or (*spatial), to report its cosine with the leading eigenvector.
         micro_batch_size: images that pass the network at a time; default from the size of an image.
         seed: of the choice of images and of the random directions.
+        on_error: what an error while measuring does. ``"raise"``: it stops the run. ``"continue"``: it is logged, once
+            for each message; the run goes on, the epoch has no iFIM metrics, and the next evaluation tries again. With
+            several processes all do the same, at the end of the epoch.
 
     Raises:
+        TypeError: When ``network`` cannot be called.
         ValueError: When an option is out of range.
     """
 
@@ -174,6 +178,7 @@ class IFIMMetric(Metric):
         reference: Tensor | np.ndarray | None = None,
         micro_batch_size: int | None = None,
         seed: int = 0,
+        on_error: OnError = "raise",
     ) -> None:
         self.options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         for name, least in _WHOLE_NUMBERS.items():
@@ -188,6 +193,8 @@ class IFIMMetric(Metric):
                 raise ValueError(f"{name} must be a list of numbers, got {value!r}.")
         if not prefix:
             raise ValueError("prefix must not be empty: names such as 'accuracy' may be the evaluator's own.")
+        if network is not None and not callable(network):
+            raise TypeError(f"network must be a callable from images to logits, got {type(network).__name__}.")
         _check_rank_and_energy(rank, energy)
         check_clip(clip)
         image_contrast(torch.zeros(1, 1), sigma)
@@ -201,6 +208,9 @@ class IFIMMetric(Metric):
         self.energy = energy
         self.channel_mask = check_channel_mask(channel_mask)
         self.arms = resolve_arms(arms)
+        unlabelled = [arm.name for arm in self.arms if isinstance(arm, LossGradient) and label_key is None]
+        if unlabelled:
+            raise ValueError(f"The arm '{unlabelled[0]}' needs labels; set label_key to their key, or leave it out.")
         self.strengths = check_strengths(strengths)
         if strength not in self.strengths:
             raise ValueError(
@@ -221,7 +231,7 @@ class IFIMMetric(Metric):
         self.seed = seed
         self.result: IFIMResult | None = None
         self.listeners: list[Callable[[Evaluator, IFIMResult], None]] = []
-        self.communicate = True
+        self.agreement = Agreement(on_error)
         self.metric_details: dict[str, np.ndarray] = {}
         self._watched: Callable = _no_network
         self._selection = ImageSelection(max_images, seed)
@@ -233,6 +243,7 @@ class IFIMMetric(Metric):
     def reset(self) -> None:
         """Forget the images of the last epoch."""
         self._parts = []
+        self.agreement.forget()
         self.result = None
         self.metric_details = {}
 
@@ -240,7 +251,7 @@ class IFIMMetric(Metric):
         """Not used: the images are seen at ``FORWARD_COMPLETED``, when they are still a batch (see :meth:`observe`)."""
 
     def attach(self, engine: Evaluator, name: str) -> None:  # type: ignore[override]
-        """Attach to a MONAI evaluator, under any name; the metrics have their own names.
+        """Attach to a MONAI evaluator, under any name; the metrics have their own names. A second time does nothing.
 
         Args:
             engine: a MONAI ``Evaluator``.
@@ -248,14 +259,25 @@ class IFIMMetric(Metric):
                 names.
 
         Raises:
-            ValueError: When the engine has several networks, or ``name`` is the key metric's and no metric that this
-                one logs.
+            ValueError: When the engine has several networks, another IFIMMetric has the same prefix there, ``name`` is
+                the key metric's and no metric that this one logs at every epoch, or the loader of this process is empty
+                and others would wait for it.
         """
-        if getattr(engine.state, "key_metric_name", None) == name and (self.interval > 1 or not self.logs(name)):
+        always = self.interval == 1 and self.agreement.on_error == "raise"
+        if getattr(engine.state, "key_metric_name", None) == name and not (always and self.logs(name)):
             raise ValueError(
-                f"The key metric is named '{name}'. As the key metric, IFIMMetric needs interval=1 and the name of one "
-                f"of its numbers, for instance '{self.prefix}coupling'; or put it into additional_metrics."
+                f"The key metric is named '{name}'. As the key metric, IFIMMetric needs interval=1, on_error='raise' "
+                f"and the name of one of its numbers, for instance '{self.prefix}coupling'; or put it into "
+                "additional_metrics."
             )
+        if idist.get_world_size() > 1 and engine.state.epoch_length == 0:
+            raise ValueError(
+                f"The loader of rank {idist.get_rank()} is empty. MONAI skips the evaluation there, and the other "
+                "ranks would wait for it. Give each rank one batch at least (DistributedSampler pads), or use "
+                "IFIMHandler, which does not communicate."
+            )
+        if engine.has_event_handler(self.completed, Events.EPOCH_COMPLETED):
+            return  # the same overlay was listed twice
         self.watch(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.completed, name)
 
@@ -282,11 +304,20 @@ class IFIMMetric(Metric):
         """Look at the images of an evaluator; the numbers are taken by :meth:`compute`.
 
         Raises:
-            ValueError: When the engine has several networks, and none was given.
+            ValueError: When the engine has several networks, and none was given; or another IFIMMetric with the same
+                prefix watches it.
         """
         if self.network is None and isinstance(engine, EnsembleEvaluator):
             raise ValueError(
                 "EnsembleEvaluator has several networks; name the one to look at: IFIMMetric(network=...)."
+            )
+        if engine.has_event_handler(self.observe, IterationEvents.FORWARD_COMPLETED):
+            return
+        if self.prefix in {other.prefix for other in _watchers(engine)}:
+            raise ValueError(
+                f"Another IFIMMetric or IFIMHandler with prefix='{self.prefix}' is attached to this evaluator, and "
+                "their numbers would have the same names. Give one of them another prefix, or list one object by its "
+                "id ('@ifim')."
             )
         if not hasattr(engine.state, "metric_details"):
             engine.state.metric_details = {}
@@ -300,20 +331,21 @@ class IFIMMetric(Metric):
             ValueError: When the engine has no network, and none was given.
         """
         self.reset()
-        # an evaluator gets its network only after its handlers were attached, and may get another one later
-        network = getattr(engine, "network", None) if self.network is None else self.network
-        if network is None:
-            raise ValueError(
-                f"{type(engine).__name__} has no network (attribute 'network'); give one: IFIMMetric(network=...)."
-            )
-        self._watched = network
         for held in (engine.state.metrics, engine.state.metric_details):
             for name in [name for name in held if self.logs(name)]:
                 del held[name]
         self._active = self._evaluations % self.interval == 0
         self._evaluations += 1
-        if self._active:
-            self._selection.start(engine.state.dataloader, engine.state.epoch_length)
+        with self.agreement.careful():
+            # an evaluator gets its network only after its handlers were attached, and may get another one later
+            network = getattr(engine, "network", None) if self.network is None else self.network
+            if network is None:
+                raise ValueError(
+                    f"{type(engine).__name__} has no network (attribute 'network'); give one: IFIMMetric(network=...)."
+                )
+            self._watched = network
+            if self._active:
+                self._selection.start(engine.state.dataloader, engine.state.epoch_length)
 
     def observe(self, engine: Evaluator) -> None:
         """Compute the spectrum of the chosen images of the batch that just passed the network.
@@ -321,8 +353,16 @@ class IFIMMetric(Metric):
         Raises:
             KeyError: When the images are under another key.
         """
-        if not self._active:
+        if not self._active or self.agreement.failed:
             return
+        with self.agreement.careful(), memory_warnings_to(self.agreement.once(engine.logger.warning)):
+            try:
+                self._look(engine)
+            except BaseException:
+                self._parts = []  # nothing stays in memory
+                raise
+
+    def _look(self, engine: Evaluator) -> None:
         inputs = self.keys.network_inputs(engine, self._watched)
         images = inputs.images
         rows, positions = self._selection.choose(len(images))
@@ -394,12 +434,19 @@ class IFIMMetric(Metric):
 
     def completed(self, engine: Evaluator, name: str) -> None:  # type: ignore[override]
         """Write the numbers of the epoch into ``engine.state``; ``name`` is not used, the metrics have their own."""
-        if self._active and self._selection.seen == 0:
+        if self._active and not self.agreement.failed and self._selection.seen == 0:
             engine.logger.warning(
                 "iFIM saw no images in this evaluation: nothing fired IterationEvents.FORWARD_COMPLETED (an evaluator "
                 "with its own iteration_update must fire it), or the loader is empty on this process."
             )
-        engine.state.metrics.update(self.compute())
+        try:
+            with memory_warnings_to(self.agreement.once(engine.logger.warning)):
+                metrics = self.compute()
+        except BaseException as error:
+            self.reset()
+            self.agreement.settle(engine, error)
+            return
+        engine.state.metrics.update(metrics)
         engine.state.metric_details.update(self.metric_details)
         if self.result is None:
             return
@@ -419,10 +466,13 @@ class IFIMMetric(Metric):
 
         Raises:
             ValueError: When labels are out of range, or the reference direction has another shape than the images.
+            RuntimeError: Instead, on all of several processes that communicate, when one of them failed.
         """
         if not self._active:
             return {}
-        parts = self._gathered(self._measure())
+        donors = self._donors()
+        parts = self.agreement.gathered(lambda: self._measure(donors))
+        cases = self._cases(parts)  # behind this, no process waits for another
         starts = np.cumsum([0, *[part.seen for part in parts]])
         images = _stacked([part.images.assign(seen=part.images.seen + start) for part, start in zip(parts, starts)])
         images = images.sort_values("image", ignore_index=True)
@@ -438,7 +488,7 @@ class IFIMMetric(Metric):
             metrics=summary,
             left_out=sum((part.left_out for part in parts), Counter()),
             kept_norm={arm: float(np.median(norms)) for arm, norms in kept_norm.items() if norms},
-            cases=self._cases(images),
+            cases=cases,
             options=self.options,
             network=_description(self._watched),
             data_set_size=self._selection.data_set_size,
@@ -449,8 +499,7 @@ class IFIMMetric(Metric):
         self._parts = []
         return {self.prefix + name: value for name, value in summary.items()}
 
-    def _measure(self) -> _Measured:
-        donors = self._donors()
+    def _measure(self, donors: Mapping[int, Tensor]) -> _Measured:
         images, curves, removals = [_NO_IMAGES], [_NO_CURVES], [_NO_REMOVALS]
         left_out: Counter[tuple[str, str]] = Counter()
         kept_norm: dict[str, list[float]] = {arm: [] for arm in self.arm_names}
@@ -500,8 +549,14 @@ class IFIMMetric(Metric):
             seen=self._selection.seen,
         )
 
-    def _cases(self, images: pd.DataFrame) -> list[Case]:
+    def _cases(self, parts: Sequence[_Measured]) -> list[Case]:
         """The images to show, from whichever process has them."""
+        why = self._reasons_to_show(_stacked([part.images for part in parts]).sort_values("image"))
+        gathered_cases = self.agreement.gathered(lambda: self._own_cases(why))
+        cases = {case.position: case for theirs in gathered_cases for case in theirs}
+        return [cases[position] for position in why]
+
+    def _reasons_to_show(self, images: pd.DataFrame) -> dict[int, str]:
         ranked = images[images.lambda_max > 0].sort_values("lambda_max", ascending=False).image.tolist()
         reasons = {
             "most sensitive": ranked,
@@ -512,7 +567,10 @@ class IFIMMetric(Metric):
         for reason, positions in reasons.items():
             for position in positions[: self.shown]:
                 why.setdefault(position, reason)
-        mine = [
+        return why
+
+    def _own_cases(self, why: Mapping[int, str]) -> list[Case]:
+        return [
             Case(
                 position=position,
                 name=part.table.name[row],
@@ -526,28 +584,15 @@ class IFIMMetric(Metric):
             for row, position in enumerate(part.positions)
             if position in why
         ]
-        cases = {case.position: case for theirs in self._gathered(mine) for case in theirs}
-        return [cases[position] for position in why]
 
     def _donors(self) -> dict[int, Tensor]:
         """For each position, the leading eigenvector of the next chosen image, cyclically, over all processes.
 
         Where patients are known, of the next image of another patient: two images of one are not independent.
         """
-        vectors = {
-            position: part.fisher.eigenvectors[row, 0].clone()  # of a view, the whole batch would be sent
-            for part in self._parts
-            for row, position in enumerate(part.positions)
-            if part.fisher.rank[row] > 0
-        }
-        patients: dict[int, str | int] = {
-            position: ("group" in part.table and part.table.group[row]) or position  # its own where that is unknown
-            for part in self._parts
-            for row, position in enumerate(part.positions)
-        }
-        gathered = self._gathered((patients, vectors))
-        patients = {position: patient for theirs, _ in gathered for position, patient in theirs.items()}
-        vectors = {position: vector for _, theirs in gathered for position, vector in theirs.items()}
+        gathered_lenders = self.agreement.gathered(self._own_lenders)
+        patients = {position: patient for theirs, _ in gathered_lenders for position, patient in theirs.items()}
+        vectors = {position: vector for _, theirs in gathered_lenders for position, vector in theirs.items()}
         ring = sorted(patients)
         donors = {}
         for place, position in enumerate(ring):
@@ -557,11 +602,20 @@ class IFIMMetric(Metric):
                 donors[position] = vectors[donor]
         return donors
 
-    def _gathered(self, mine: _T) -> list[_T]:
-        """What each process has, in the order of ranks: only on the metric route, where every process comes by."""
-        if not self.communicate or idist.get_world_size() == 1:
-            return [mine]
-        return cast("list[_T]", idist.all_gather(mine))
+    def _own_lenders(self) -> tuple[dict[int, str | int], dict[int, Tensor]]:
+        """The patient of each position, and the leading eigenvector of each that has one."""
+        patients: dict[int, str | int] = {
+            position: ("group" in part.table and part.table.group[row]) or position  # its own where that is unknown
+            for part in self._parts
+            for row, position in enumerate(part.positions)
+        }
+        vectors = {
+            position: part.fisher.eigenvectors[row, 0].clone()  # of a view, the whole batch would be sent
+            for part in self._parts
+            for row, position in enumerate(part.positions)
+            if part.fisher.rank[row] > 0
+        }
+        return patients, vectors
 
     def _reference_cosine(self, fisher: InputFisher) -> Tensor:
         """Absolute cosine (B,) between the leading eigenvector and the reference; NaN where there is no eigenvector."""
@@ -668,6 +722,13 @@ def _joined(parts: Sequence[_Part]) -> _Part:
         keyword_arguments=first.keyword_arguments,
         device=first.device,
     )
+
+
+def _watchers(engine: Evaluator) -> list[IFIMMetric]:
+    """The metrics that watch an evaluator."""
+    handlers = engine._event_handlers.get(IterationEvents.FORWARD_COMPLETED, ())
+    owners = [getattr(handler, "__self__", None) for handler, _, _ in handlers]
+    return [owner for owner in owners if isinstance(owner, IFIMMetric)]
 
 
 def _description(network: Callable) -> str:

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from matplotlib.image import imsave
@@ -33,6 +34,7 @@ from monai.transforms import SaveImage
 from monai_ifim.handlers.handler import IFIMHandler, listen
 from monai_ifim.handlers.metric import IFIMMetric
 from monai_ifim.handlers.result import Case, IFIMResult
+from monai_ifim.handlers.writable import check_writable
 from monai_ifim.statistics import flip_strengths
 
 __all__ = ["IFIMSaver"]
@@ -85,11 +87,16 @@ class IFIMSaver:
         _check_ours(self.folder)
 
     def attach(self, engine: Evaluator) -> None:
-        """Write at the end of each evaluation epoch of this evaluator.
+        """Write at the end of each evaluation epoch of this evaluator. A second time does nothing.
 
         Args:
             engine: a MONAI ``Evaluator``.
+
+        Raises:
+            OSError: When ``output_dir`` cannot be made or written.
         """
+        if idist.get_rank() == 0:  # which alone writes
+            check_writable(self.folder.parent, "output_dir of IFIMSaver")
         listen(self.ifim, engine, self.write, "IFIMSaver")
 
     def write(self, result: IFIMResult) -> Path:

@@ -12,11 +12,15 @@
 
 import csv
 import json
+import logging
 import multiprocessing
+import os
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,11 +28,14 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from ignite.metrics import Metric
 from monai.data import DataLoader, DistributedSampler
 from monai.handlers import MetricsSaver
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.data import IterableDataset
 
+from monai_ifim.arms import DirectionFunction
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from tests.handlers import (
     CNN,
@@ -49,6 +56,15 @@ LABELS = [0, 2, 1, 1, 0, 2, 0]
 # few lines and pictures to draw; with seed 3 the only image is one of rank 1, and rank 0 has none to write
 LIGHT = {"arms": ["high", "low", "transfer"], "strengths": [0.03], "removals": [1.0], "shown": 2}
 WRITTEN = {"all of both": LIGHT, "one of rank 1": {**LIGHT, "max_images": 1, "seed": 3}}
+# what fails on which ranks, and what its message says
+FAULTS = {
+    "spectrum": ([1], "ArithmeticError: the gradient of rank 1"),
+    "perturbations": ([1], "ArithmeticError: the perturbed images of rank 1"),
+    "arm": ([0], "LookupError: no direction on rank 0"),
+    "key": ([0, 1], "KeyError: \"image_key='img' is neither in"),
+    "dense": ([0], "ValueError: The network must give outputs of shape (B, outputs)"),
+}
+PATIENCE = 3  # seconds that a process waits for another in the last runs
 REFERENCE = torch.linspace(-1, 1, 144).view(12, 12)
 
 
@@ -92,6 +108,132 @@ def written_run(folder, images, options):
     return {"images": result.images, "curves": result.curves, "removals": result.removals, "cases": cases}
 
 
+class Broken(CNN):
+    """Breaks as asked for, in the calls of the guest and on some ranks, until it is repaired."""
+
+    def __init__(self, fault, rank):
+        super().__init__()
+        self.fault, self.rank = fault if rank in FAULTS[fault][0] else None, rank
+
+    def forward(self, images):
+        logits = super().forward(images)
+        if type(images) is not torch.Tensor:  # the evaluator's own call, of a MetaTensor
+            return logits
+        if self.fault == "spectrum" and torch.is_grad_enabled():
+            raise ArithmeticError(f"the gradient of rank {self.rank}")
+        if self.fault == "perturbations" and not torch.is_grad_enabled():
+            raise ArithmeticError(f"the perturbed images of rank {self.rank}")
+        return logits[:, :, None, None].expand(-1, -1, 2, 2) if self.fault == "dense" else logits
+
+    def direction(self, inputs):
+        if self.fault == "arm":
+            raise LookupError(f"no direction on rank {self.rank}")
+        return torch.ones_like(inputs.images)
+
+
+def failing_run(fault, on_error, rank, images):
+    """What one process sees of a broken evaluation, and the metrics of the one after the repair."""
+    net, said = Broken(fault, rank), []
+    arms = ["high", DirectionFunction("flat", net.direction)]
+    ifim = IFIMMetric(arms=arms, on_error=on_error, image_key="img" if fault == "key" else "image")
+
+    def new_engine():
+        return evaluator(net, loader(images), key_val_metric=key_metric(), additional_metrics={"ifim": ifim})
+
+    engine = new_engine()
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    engine.logger.addHandler(listener)
+    found = {"raised": None, "iterations": 0}
+    try:
+        engine.run()
+        engine.run()  # the same again, which is not said again
+    except RuntimeError as error:
+        found["raised"] = str(error)
+    found |= {
+        "iterations": engine.state.iteration,
+        "said": [message for message in said if "iFIM has no numbers" in message],
+        "metrics": dict(engine.state.metrics),
+        "details": dict(engine.state.metric_details),
+        "result": ifim.result,
+    }
+    engine.logger.removeHandler(listener)
+    net.fault, ifim.keys = None, IFIMMetric().keys
+    if found["raised"]:
+        engine = new_engine()  # ignite cannot run one again that an error has stopped
+    engine.run()
+    return found | {"repaired": logged(engine)}
+
+
+class FirstRankOnly(IterableDataset):
+    """A stream of images that gives rank 1 none, and says nothing of its length."""
+
+    def __init__(self, rank, images):
+        self.data = items(images, LABELS[: len(images)]) if rank == 0 else []
+
+    def __iter__(self):
+        return iter(self.data)
+
+
+def streamed_run(rank, images):
+    """Metrics of a stream that is empty on rank 1."""
+    data = DataLoader(FirstRankOnly(rank, images), batch_size=2, num_workers=0)
+    engine = evaluator(CNN(), data, "metric", arms=["high", "transfer"], rank=1)  # no random numbers
+    engine.run()
+    return logged(engine)
+
+
+class One(Metric):
+    """A key metric that waits for nobody."""
+
+    def reset(self):
+        pass
+
+    def update(self, output):
+        pass
+
+    def compute(self):
+        return 1.0
+
+
+class Stops(CNN):
+    """Does not come back from the evaluator's second call."""
+
+    def __init__(self, stop):
+        super().__init__()
+        self.stop, self.calls = stop, 0
+
+    def forward(self, images):
+        self.calls += type(images) is not torch.Tensor
+        if self.calls == 2:
+            self.stop()
+        return super().forward(images)
+
+
+def lost_run(name, rank, folder):
+    """The error of one process whose fellow never comes by, and the seconds it took."""
+    Path(folder, f"{name}_{rank}").touch()
+    while not Path(folder, f"{name}_{1 - rank}").exists():  # both have this patience in the beginning, too
+        time.sleep(0.01)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/{name}", timedelta(seconds=PATIENCE), rank=rank, world_size=RANKS
+    )
+    stops = {"empty": lambda: None, "stuck": lambda: time.sleep(PATIENCE + 2), "dead": lambda: os._exit(0)}
+    data = loader(pictures())
+    if name == "empty" and rank == 1:
+        data = []
+    begin = time.monotonic()
+    try:
+        net = Stops(stops[name]) if rank == 1 else CNN()
+        evaluator(net, data, "metric", key_val_metric={"one": One()}, on_error="continue").run()
+        return "no error", 0.0
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", time.monotonic() - begin
+    finally:
+        with suppress(Exception):
+            torch.distributed.destroy_process_group()
+
+
 def rank_main(rank, folder):
     """All the runs of one process; the results go to a file."""
     torch.set_num_threads(1)
@@ -112,9 +254,16 @@ def rank_main(rank, folder):
         results["wrapped"] = metric_run(wrapped, images, max_images=5, micro_batch_size=1)
         spoilt = images.clone()
         spoilt[3, 0, 0, 0] = torch.nan
+        for fault in FAULTS:
+            for on_error in ("raise", "continue"):
+                results[fault, on_error] = failing_run(fault, on_error, rank, images)
+        results["padding"] = metric_run(CNN(), images[:1])
         results["spoilt"] = metric_run(CNN(), spoilt)
         for name, options in WRITTEN.items():
             results[name] = written_run(f"{folder}/{name}/rank{rank}", images, options)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results["stream"] = streamed_run(rank, images)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             results["shuffled"] = metric_run(CNN(), images, max_images=4, shuffle=True)
@@ -136,6 +285,9 @@ def rank_main(rank, folder):
     finally:
         torch.save(results, f"{folder}/rank{rank}.pt")
         torch.distributed.destroy_process_group()
+    for name in ("empty", "stuck", "dead"):  # in the last, rank 1 ends
+        results[name] = lost_run(name, rank, folder)
+        torch.save(results, f"{folder}/rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -300,3 +452,83 @@ def test_the_handler_logs_each_ranks_own_share_and_says_so(ranks):
         np.testing.assert_allclose(lambdas[: len(own)], values[own], rtol=1e-6)
         assert found["lambda_max"] == pytest.approx(np.median(values[own]), rel=1e-6)
         assert any("does not communicate" in message for message in ranks[rank]["warnings"])
+
+
+# ---------------------------------------------------------------- a rank that fails, or has nothing
+
+
+def whole(options):
+    """The metrics of the repaired run, of one process."""
+    flat = DirectionFunction("flat", lambda inputs: torch.ones_like(inputs.images))
+    engine = evaluator(CNN(), items(pictures(), LABELS), "metric", arms=["high", flat], **options)
+    engine.run()
+    return logged(engine)
+
+
+def named(fault):
+    where, message = FAULTS[fault]
+    return f"iFIM failed on rank {', '.join(map(str, where))}: {message}"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_error_of_one_rank_stops_all_with_the_same_message_and_the_traceback(ranks, fault):
+    first, second = (rank[fault, "raise"] for rank in ranks)
+    assert first["raised"] == second["raised"]
+    assert first["raised"].startswith(named(fault))
+    assert f"Rank {FAULTS[fault][0][0]}: Traceback (most recent call last)" in first["raised"]
+    for found in (first, second):
+        assert found["iterations"] == 2  # of two: the evaluation went on to its end
+        assert found["said"] == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_with_continue_all_ranks_go_on_without_numbers_and_rank_0_says_why_once(ranks, fault):
+    for rank in ranks:
+        found = rank[fault, "continue"]
+        assert found["raised"] is None
+        assert found["metrics"] == {"unit": 1.0}
+        assert found["details"] == {}
+        assert found["result"] is None
+    (said,) = ranks[0][fault, "continue"]["said"]
+    assert named(fault) in said
+    assert "Traceback (most recent call last)" in said
+    assert ranks[1][fault, "continue"]["said"] == []
+
+
+@pytest.mark.parametrize("on_error", ["raise", "continue"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_after_the_repair_the_ranks_are_in_step_and_have_the_numbers_of_one_process(ranks, fault, on_error):
+    truth = whole({})
+    for rank in ranks:
+        same(rank[fault, on_error]["repaired"], truth)
+
+
+def test_a_rank_that_sees_only_padding_copies_has_the_numbers_of_all(ranks):
+    truth = logged(one_process(pictures()[:1]))
+    assert truth["images"] == 1
+    for rank in ranks:
+        same(rank["padding"][0], truth)
+
+
+def test_a_rank_whose_stream_is_empty_has_the_numbers_of_all(ranks):
+    with pytest.warns(UserWarning, match="iFIM looks at the first 64 images"):
+        truth = streamed_run(0, pictures())
+    assert truth["images"] == 7
+    for rank in ranks:
+        same(rank["stream"], truth)
+
+
+def test_a_loader_that_is_empty_on_one_rank_is_refused_there_and_brings_the_other_down(ranks):
+    message, _ = ranks[1]["empty"]
+    assert message.startswith("ValueError: The loader of rank 1 is empty. MONAI skips the evaluation there")
+    message, seconds = ranks[0]["empty"]
+    assert message.startswith("LostProcessError: Rank 0 lost another process while iFIM gathered its numbers")
+    assert seconds < 2 * PATIENCE
+
+
+@pytest.mark.parametrize("fate", ["stuck", "dead"])
+def test_a_rank_that_does_not_come_by_brings_the_other_down_inside_the_timeout_even_with_continue(ranks, fate):
+    message, seconds = ranks[0][fate]
+    assert message.startswith("LostProcessError: Rank 0 lost another process while iFIM gathered its numbers")
+    assert seconds < 2 * PATIENCE
+    assert (seconds >= PATIENCE) is (fate == "stuck")

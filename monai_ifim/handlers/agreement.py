@@ -1,0 +1,167 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What an error does: on all processes the same, and either it stops the run or it is reported and the run goes on."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar, cast
+
+import ignite.distributed as idist
+from monai.engines import Evaluator
+
+__all__ = ["Agreement", "LostProcessError", "OnError", "WatchError"]
+
+OnError = Literal["raise", "continue"]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error as text, which holds none of the images that the frames of the error hold."""
+
+    message: str
+    trace: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> _Failure:
+        message = "".join(traceback.format_exception_only(error)).strip()
+        return cls(message, "".join(traceback.format_exception(error)))
+
+
+class WatchError(RuntimeError):
+    """One or several processes could not measure; the same error on all of them, with the ranks and messages."""
+
+    def __init__(self, failure: _Failure) -> None:
+        super().__init__(f"{failure.message}\n\n{failure.trace}")
+        self.failure = failure
+
+
+class LostProcessError(RuntimeError):
+    """Another process did not come by, so that the processes are out of step."""
+
+
+class Agreement:
+    """Errors while measuring: kept where they must wait for the other processes, then raised or reported.
+
+    Args:
+        on_error: ``"raise"`` or ``"continue"``.
+
+    Attributes:
+        communicate: whether all processes come by, where there are several. Otherwise each stands alone.
+        failed: whether an error is kept.
+
+    Raises:
+        ValueError: When ``on_error`` is something else.
+
+    Example:
+        >>> Agreement("continue").gathered(lambda: "of the only process")
+        ['of the only process']
+    """
+
+    def __init__(self, on_error: OnError) -> None:
+        if on_error not in ("raise", "continue"):
+            raise ValueError(f"on_error must be 'raise' or 'continue', got {on_error!r}.")
+        self.on_error = on_error
+        self.communicate = True
+        self._failure: _Failure | None = None
+        self._said: set[str] = set()
+
+    @property
+    def failed(self) -> bool:  # noqa: D102
+        return self._failure is not None
+
+    @property
+    def together(self) -> bool:
+        """Whether there are several processes, and all come by."""
+        return self.communicate and idist.get_world_size() > 1
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._failure = None
+
+    @contextmanager
+    def careful(self) -> Iterator[None]:
+        """Keep an error for :meth:`gathered`, unless it may stop this process at once."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise" and not self.together:
+                raise
+            self._failure = _Failure.of(error)
+
+    def gathered(self, make: Callable[[], _T]) -> list[_T]:
+        """What each process makes, in the order of ranks; of this process alone, where they do not communicate.
+
+        Raises:
+            WatchError: When a process failed, now or earlier in :meth:`careful`; the same on all of them. What fails
+                now on a process that stands alone is raised as it is.
+            LostProcessError: When a process did not come by.
+        """
+        if not self.together:
+            if self._failure is not None:
+                raise WatchError(self._failure)
+            return [make()]
+        mine: _T | None = None
+        if self._failure is None:
+            try:
+                mine = make()
+            except Exception as error:
+                self._failure = _Failure.of(error)
+        try:
+            everyone = cast("list[tuple[_Failure | None, _T]]", idist.all_gather((self._failure, mine)))
+        except Exception as error:
+            raise LostProcessError(
+                f"Rank {idist.get_rank()} lost another process while iFIM gathered its numbers ({error}). That process "
+                "died, failed outside iFIM or waits elsewhere; its own output says why."
+            ) from error
+        failures = {rank: failure for rank, (failure, _) in enumerate(everyone) if failure is not None}
+        if failures:
+            raise WatchError(_of_ranks(failures))
+        return [value for _, value in everyone]
+
+    def settle(self, engine: Evaluator, error: BaseException) -> None:
+        """Report an error (on rank 0 alone, where it is of all), once for each message, where the run may go on.
+
+        Raises:
+            BaseException: The error itself, where it may not.
+        """
+        if self.on_error == "raise" or isinstance(error, LostProcessError) or not isinstance(error, Exception):
+            raise error
+        if self.together and idist.get_rank() != 0:
+            return
+        failure = error.failure if isinstance(error, WatchError) else _Failure.of(error)
+        self.once(engine.logger.error)(
+            f"iFIM has no numbers of this evaluation; the run goes on, and this is said once. {failure.message}",
+            f"\n{failure.trace}",
+        )
+
+    def once(self, log: Callable[[str], None]) -> Callable[..., None]:
+        """Logs a message, with more lines behind it, unless it was said before."""
+
+        def say(message: str, more: str = "") -> None:
+            if message not in self._said:
+                self._said.add(message)
+                log(message + more)
+
+        return say
+
+
+def _of_ranks(failures: dict[int, _Failure]) -> _Failure:
+    ranks: dict[str, list[int]] = {}
+    for rank, failure in failures.items():
+        ranks.setdefault(failure.message, []).append(rank)
+    listed = [f"on rank {', '.join(map(str, where))}: {message}" for message, where in ranks.items()]
+    first = min(failures)
+    return _Failure(f"iFIM failed {'; '.join(listed)}", f"Rank {first}: {failures[first].trace}")

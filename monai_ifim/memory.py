@@ -1,0 +1,132 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Work on images a micro-batch at a time, with fewer at a time where memory is short."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["MemoryWarning", "MicroBatches", "is_out_of_memory", "memory_warnings_to"]
+
+_T = TypeVar("_T")
+
+# Of RuntimeErrors: torch's allocator on a CPU (Linux, Windows), on other devices, and the libraries on a GPU.
+_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
+
+class MemoryWarning(UserWarning):
+    """Memory was short, so that fewer images were looked at a time."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("mat1 and mat2 cannot be multiplied"))
+        (True, False)
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+class MicroBatches:
+    """Work on images a micro-batch at a time; where memory is short, at half as many from then on.
+
+    Args:
+        size: images at a time.
+
+    Attributes:
+        size: images at a time from now on.
+
+    Example:
+        >>> batches = MicroBatches(4)
+        >>> [(rows.tolist(), double.tolist()) for rows, double in batches.run(torch.arange(5), lambda rows: 2 * rows)]
+        [([0, 1, 2, 3], [0, 2, 4, 6]), ([4], [8])]
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._too_many: int | None = None
+        self._shortage: tuple[type[Exception], str] = (MemoryError, "")
+
+    def run(self, rows: Tensor, work: Callable[[Tensor], _T]) -> Iterator[tuple[Tensor, _T | None]]:
+        """``work`` on all the rows (n,) in order; None for a single row that does not fit. Nothing is done twice."""
+        start = 0
+        while start < len(rows):
+            some = rows[start : start + self.size]
+            done, result = self._try(work, some)
+            # here, and not where it was caught, the failed try holds nothing any more
+            if not done and some.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if not done and len(some) > 1:
+                self._too_many = self._too_many or len(some)
+                self.size = len(some) // 2
+                continue
+            yield some, result
+            start += len(some)
+
+    def _try(self, work: Callable[[Tensor], _T], rows: Tensor) -> tuple[bool, _T | None]:
+        try:
+            return True, work(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            kinds = (torch.OutOfMemoryError, MemoryError, RuntimeError)
+            self._shortage = next(kind for kind in kinds if isinstance(error, kind)), str(error)
+            return False, None
+
+    def refusal(self, image: Tensor) -> Exception:
+        """To be raised where not even a forward pass of one image (C_in, *spatial) fits; of the original's kind."""
+        kind, message = self._shortage
+        return kind(
+            f"Not even a forward pass of one image of shape {tuple(image.shape)} fits into memory ({message}). Make "
+            "the images smaller in the preprocessing, free memory that others hold, or use a device that has more."
+        )
+
+    def warn(self, who: str) -> None:
+        """Say, once all is done, that memory was short, for the caller of the function that calls this."""
+        if self._too_many:
+            warnings.warn(
+                f"Memory was short with {self._too_many} images at a time, so {who} went on with {self.size}. "
+                f"Nothing is lost; with micro_batch_size={self.size} it does not try more.",
+                MemoryWarning,
+                stacklevel=3,
+            )
+
+
+@contextmanager
+def memory_warnings_to(say: Callable[[str], Any]) -> Iterator[None]:
+    """Hand the text of each :class:`MemoryWarning` to ``say``; other warnings go where they went.
+
+    Example:
+        >>> with memory_warnings_to(print):
+        ...     warnings.warn("short", MemoryWarning)
+        short
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", MemoryWarning)
+        show = warnings.showwarning
+
+        def sorted_out(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, MemoryWarning):
+                say(str(message))
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = sorted_out
+        yield
