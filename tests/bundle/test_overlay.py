@@ -131,6 +131,7 @@ def test_the_file_says_where_things_were_found_and_what_is_a_guess():
     text = " ".join(line.strip(" #") for line in text.splitlines())
     assert "Found: postprocessing#transforms#0 = Activationsd with sigmoid: true." in text
     assert "A guess: no loss is known: if the outputs were trained with another one, --predictive softmax." in text
+    assert text.count("Found:") == 1  # not of options that were not chosen
 
 
 # Merged as MONAI merges
@@ -220,6 +221,16 @@ def test_workflows_that_need_something_else_get_a_file_of_their_own(change: dict
     if "val_handlers" in change:
         other["evaluator"] = {**config["evaluator"], "val_handlers": None}
     assert len(overlays(usable(tmp_path, {"train.yaml": config, "inference.yaml": other}))) == files
+
+
+def test_workflows_whose_results_go_elsewhere_get_a_file_of_their_own(tmp_path: Path):
+    config = alone([])
+    other = {key: value for key, value in config.items() if key != "output_dir"}
+    made = overlays(usable(tmp_path, {"inference.json": config, "other.json": other}))
+    assert [yaml.safe_load(overlay.text())["ifim_saver"]["output_dir"] for overlay in made] == [
+        "@output_dir",
+        "$@bundle_root + '/eval'",
+    ]
 
 
 def test_the_commands_are_exact(tmp_path: Path):

@@ -216,16 +216,31 @@ def test_nothing_is_made_twice(name: str, initialize: list[str], tmp_path: Path,
 def test_a_saver_that_names_its_metrics_saves_ours_too(tmp_path: Path):
     checkpoint(tmp_path)
     workflow = started(tmp_path, ["train.json", "evaluate.json"], in_sections())
+    network = parsed(workflow, "network")
     attach(workflow, **QUIET)
     workflow.run()
+    assert parsed(workflow, "network") is network
     rows = dict(csv.reader((tmp_path / "eval" / "metrics.csv").open()))
     assert {"val_accuracy", "ifim_log10_lambda_max"} <= set(rows)
     assert (tmp_path / "eval" / "ifim_lambda_max_raw.csv").is_file()
 
 
-def test_a_workflow_that_starts_again_is_still_watched(tmp_path: Path):
+@pytest.mark.parametrize("made", [[], ["validate#handlers"], ["validate#key_metric"], ["validate#evaluator"]])
+def test_what_python_code_made_gets_ours_too(made: list[str], tmp_path: Path):
     workflow = started(tmp_path, ["train.json"], in_sections(), num_epochs=1)
-    ifim = attach(workflow, **QUIET)
+    before = [parsed(workflow, id) for id in made]
+    ifim = attach(workflow, figures=False, **LIGHT)
+    workflow.run()
+    assert [parsed(workflow, id) for id in made] == before
+    assert ifim.result is not None
+    assert (tmp_path / "eval" / "ifim" / "summary.json").is_file()
+    assert ifim.agreement.communicate == (made != ["validate#evaluator"])  # the metric, where it can still be one
+
+
+@pytest.mark.parametrize("shape", ["in_sections", "sliced_handlers"])
+def test_a_workflow_that_starts_again_is_still_watched(shape: str, tmp_path: Path):
+    workflow = started(tmp_path, ["train.json"], SHAPES[shape](), num_epochs=1)
+    ifim = attach(workflow, figures=False, **LIGHT)
     workflow.run()
     first = ifim.result
     workflow.initialize()
@@ -245,6 +260,7 @@ def test_options_come_before_what_the_configs_say(tmp_path: Path):
     workflow.run()
     assert isinstance(ifim, IFIMMetric)
     assert ifim.options["predictive"] == "softmax"
+    assert ifim.options["on_error"] == "continue"
     assert "mine_images" in parsed(workflow, "evaluator").state.metrics
 
 
@@ -258,6 +274,23 @@ def test_figures_and_tables_are_written_where_they_are_wanted(name: str, figures
     names = sorted(file.name.split(".")[0] for file in (tmp_path / "elsewhere").glob("*"))
     assert names == ["events"] * figures + ["ifim"] * save
     assert not (tmp_path / "bundle" / "eval" / "ifim").exists()
+
+
+def test_an_error_stops_the_run_where_the_user_wants_that(tmp_path: Path):
+    workflow = started(tmp_path, ["train.json"], in_sections(), num_epochs=1)
+    ifim = attach(workflow, on_error="raise", image_key="nothing", **QUIET)
+    assert ifim.options["on_error"] == "raise"
+    with pytest.raises(RuntimeError, match="run") as stopped:
+        workflow.run()
+    assert isinstance(stopped.value.__cause__, KeyError)
+
+
+def test_an_error_does_not_stop_the_run_by_default(tmp_path: Path):
+    workflow = started(tmp_path, ["train.json"], in_sections(), num_epochs=1)
+    ifim = attach(workflow, image_key="nothing", **QUIET)
+    workflow.run()
+    assert ifim.result is None
+    assert set(metrics_of(workflow, "validate#evaluator")) == {"val_accuracy"}
 
 
 def test_the_user_chooses_the_evaluator(tmp_path: Path):
