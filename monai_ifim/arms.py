@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from monai_ifim.fisher import InputFisher, _products, _weighted_sum
-from monai_ifim.network import NetworkCall, _plain, _plain_arithmetic, default_micro_batch_size
+from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
 from monai_ifim.predictive import Predictive
 
 __all__ = [
@@ -240,7 +240,7 @@ class LossGradient(Arm):
             raise ValueError(f"The arm '{self.name}' needs labels: without them there is no loss.")
         images, parts = inputs.images, []
         size = inputs.micro_batch_size or default_micro_batch_size(images[0].numel())
-        with _plain_arithmetic(images.device, True):  # the backward passes, too: autocast reaches into them
+        with inputs.call.differentiable(images.device):  # the backward passes, too: autocast reaches into them
             for rows in torch.arange(len(images), device=images.device).split(size):
                 batch = images[rows].clone().requires_grad_()
                 logits = inputs.call.rows(rows, len(images)).logits(batch, differentiable=True)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_ifim.network import NetworkCall, _plain, _plain_arithmetic, default_micro_batch_size
+from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
 from monai_ifim.predictive import Predictive, PredictiveLike, resolve_predictive
 
 __all__ = ["DEFAULT_CUTOFF", "DEFAULT_ENERGY", "InputFisher", "input_fisher"]
@@ -402,7 +402,7 @@ def _micro_batch(
 
 def _fisher_factor(call: NetworkCall, images: Tensor, predictive: Predictive) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (B, outputs), and G = J^T S as columns (B, R, D) in the dtype of the images and their scales (B, R)."""
-    with _plain_arithmetic(images.device, True):  # the backward passes, too: autocast reaches into them
+    with call.differentiable(images.device):  # the backward passes, too: autocast reaches into them
         inputs = images.clone().requires_grad_()
         outputs = call.logits(inputs, differentiable=True)
         if not outputs.requires_grad:
@@ -426,7 +426,7 @@ def _fisher_factor(call: NetworkCall, images: Tensor, predictive: Predictive) ->
 
 _NO_GRADIENT = (
     "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
-    "rounding, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."
+    "rounding, quantised layers, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."
 )
 
 

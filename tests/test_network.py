@@ -280,12 +280,15 @@ def test_logits_equal_those_of_the_network_called_directly(dimensions):
 def test_gradients_reach_the_images_only_when_asked_for_and_never_the_parameters(differentiable):
     network = truths.cnn()
     inputs = truths.images(5).requires_grad_()
-    logits = NetworkCall(network).logits(inputs, differentiable=differentiable)
+    call = NetworkCall(network)
+    with call.differentiable(inputs.device):
+        logits = call.logits(inputs, differentiable=differentiable)
     assert logits.requires_grad == differentiable
     if differentiable:
         logits.sum().backward()
         assert inputs.grad is not None
     assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(parameter.requires_grad for parameter in network.parameters())
 
 
 def layouts(network, images):
