@@ -44,9 +44,10 @@ class Inferred(nn.Module):
     def __init__(self, network: Callable, inferer: Callable) -> None:
         super().__init__()
         self.network = unwrap(network)
-        self.inferer: Any = copy.copy(inferer)  # some note what they met, as a device without memory
-        if getattr(self.inferer, "progress", False):
-            self.inferer.progress = False  # the bars of the evaluator's own windows are enough
+        own: Any = copy.copy(inferer)  # some note what they met, as a device without memory
+        if getattr(own, "progress", False):
+            own.progress = False  # the bars of the evaluator's own windows are enough
+        self.inferer = own
 
     def forward(self, images: Tensor, *arguments: Any, **keyword_arguments: Any) -> Any:
         """What the inferer gives for images (B, C_in, *spatial)."""
