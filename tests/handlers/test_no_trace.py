@@ -445,5 +445,5 @@ def test_after_an_evaluation_nothing_but_the_shown_cases_is_held(route, monkeypa
     assert sum(held.values()) <= len(metric.result.cases) * (3 * 144 + 32) * 8
     del cases
     metric.reset()
-    freed = {address: size for address, size in before.items() if address not in storages()}
-    assert freed == held
+    after = storages()
+    assert {address: size for address, size in before.items() if address not in after} == held
