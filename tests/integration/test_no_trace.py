@@ -143,10 +143,10 @@ def scalars(trained: Trained) -> dict[str, Any]:
 
 
 def lines(trained: Trained) -> list[str]:
-    """What the engines logged of others, without times and folders."""
+    """What was logged of others from the start of the training on, without times and folders."""
     kept = []
-    for line in trained.output.splitlines():
-        if " - ignite.engine" not in line or re.search("ifim", line.split(" Metrics -- ")[0], re.I):
+    for line in trained.output.partition("Engine run resuming")[2].splitlines():
+        if not re.search(" - (INFO|WARNING|ERROR) - ", line) or re.search("ifim", line.split(" Metrics -- ")[0], re.I):
             continue
         line = re.sub(r"ifim_\w+: \S+ ", "", line.split(" - ", 1)[1])
         line = re.sub(r"\d\d:\d\d:\d\d\.\d+", "TIME", line.replace(str(trained.folder), "FOLDER"))
