@@ -204,3 +204,10 @@ def test_the_inferer_is_read_at_each_evaluation():
         engine.inferer = inferer
         engine.run()
         same(logged(engine), direct(Inferred(network, inferer), images))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_outputs_that_the_inferer_puts_on_another_device_come_back_to_that_of_the_images():
+    network, images = ConvHead().eval().cuda(), pictures(4).cuda()
+    through = input_fisher(Inferred(network, SlidingWindowInferer(12, device="cpu")), images).eigenvalues
+    torch.testing.assert_close(through, input_fisher(network, images).eigenvalues, rtol=1e-10, atol=0)
