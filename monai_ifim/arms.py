@@ -29,7 +29,7 @@ from torch import Tensor
 
 from monai_ifim.fisher import InputFisher, _products, _restricted, _varied, _weighted_sum
 from monai_ifim.memory import MicroBatches
-from monai_ifim.network import NetworkCall, _plain, _plain_arithmetic, default_micro_batch_size, input_gradient
+from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size, input_gradient
 from monai_ifim.predictive import Predictive
 
 __all__ = [
@@ -261,7 +261,7 @@ class LossGradient(Arm):
         images, call, predictive, truth = inputs.images, inputs.call, inputs.predictive, inputs.truth
 
         def gradient(rows: Tensor) -> Tensor:
-            with _plain_arithmetic(images.device, True):  # the backward passes, too: autocast reaches into them
+            with call.differentiable(images.device):  # the backward passes, too: autocast reaches into them
                 batch = images[rows].clone().requires_grad_()
                 logits = call.rows(rows, len(images)).logits(batch, differentiable=True)
                 return input_gradient(logits, batch, _loss_gradient(predictive, logits, truth[rows]))

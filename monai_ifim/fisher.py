@@ -33,7 +33,6 @@ from monai_ifim.network import (
     NO_GRADIENT,
     NetworkCall,
     _plain,
-    _plain_arithmetic,
     default_micro_batch_size,
     input_gradient,
 )
@@ -467,7 +466,7 @@ def _fisher_factor(
     call: NetworkCall, images: Tensor, predictive: Predictive, channel_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (B, outputs), and G = J^T S as columns (B, R, D) in the dtype of the images and their scales (B, R)."""
-    with _plain_arithmetic(images.device, True):  # the backward passes, too: autocast reaches into them
+    with call.differentiable(images.device):  # the backward passes, too: autocast reaches into them
         inputs = images.clone().requires_grad_()
         outputs = call.logits(inputs, differentiable=True)
         if not outputs.requires_grad:

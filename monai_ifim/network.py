@@ -13,9 +13,10 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ _MICRO_BATCH_IMAGES = 64
 # From this many images on, channels_last pays for the copy of the weights (measured on CPU, 2D convolutions).
 _CHANNELS_LAST_FROM = 4
 
-# Modes and functional_call change the module in place, so two threads must not do it at once.
+# Modes, gradient flags and functional_call change the module in place, so two threads must not do it at once.
 _ONE_AT_A_TIME = threading.RLock()
 
 _COUPLING_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -73,11 +74,11 @@ def unwrap(network: Callable) -> Callable:
 
 @contextmanager
 def left_as_found(network: Callable) -> Iterator[None]:
-    """Put the network in evaluation mode, and give back its modes and all random states afterwards.
+    """Put the network in evaluation mode, and give back its modes, buffers and all random states afterwards.
 
-    One thread at a time. Training flags are saved sub-module by sub-module; python, numpy and torch random states (CPU,
-    and CUDA where it is in use) are saved whole. Parameters, buffers and gradients are not touched by what this package
-    does inside.
+    One thread at a time. Training flags are saved sub-module by sub-module, buffers one by one (a network may count in
+    one even in evaluation mode); python, numpy and torch random states (CPU, and CUDA where it is in use) are saved
+    whole. Parameters and gradients are not touched by what this package does inside.
 
     Args:
         network: any callable; only an ``nn.Module`` has modes.
@@ -98,6 +99,7 @@ def _left_as_found(network: Callable) -> Iterator[None]:
     # A frozen TorchScript module has no modes.
     modules = [m for m in network.modules() if hasattr(m, "training")] if isinstance(network, nn.Module) else []
     modes = [module.training for module in modules]
+    buffers = _copied_buffers(network)
     python_state, torch_state = random.getstate(), torch.get_rng_state()
     numpy_state = np.random.get_state()  # noqa: NPY002
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
@@ -108,6 +110,7 @@ def _left_as_found(network: Callable) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes):
             module.training = mode
+        _restore_buffers(buffers)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)
@@ -115,12 +118,39 @@ def _left_as_found(network: Callable) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
+def _copied_buffers(network: Callable) -> list[tuple[nn.Module, str, Tensor, int, Tensor]]:
+    """For each buffer: its module and name, itself with its version, and a copy."""
+    return [
+        (module, name, buffer, buffer._version, buffer.detach().clone())
+        for module in (network.modules() if isinstance(network, nn.Module) else ())
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_inference()  # has no version, and is refused later
+    ]
+
+
+def _restore_buffers(buffers: list[tuple[nn.Module, str, Tensor, int, Tensor]]) -> None:
+    for module, name, buffer, version, copy in buffers:
+        if buffer._version != version:
+            with torch.no_grad():
+                buffer.copy_(copy)
+        if getattr(module, name) is not buffer and not isinstance(module, torch.jit.ScriptModule):
+            setattr(module, name, buffer)
+
+
 @contextmanager
 def _plain_arithmetic(device: torch.device, differentiable: bool) -> Iterator[None]:
-    """No inference mode, no autocast, and the grad mode that is asked for, whatever the caller runs under."""
+    """No inference mode, autocast or compiling, and the grad mode asked for, whatever the caller runs under."""
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
-        with torch.autocast(device_type=device.type, enabled=False):
+        with torch.autocast(device_type=device.type, enabled=False), _uncompiled():
             yield
+
+
+def _uncompiled() -> AbstractContextManager:
+    """Run what torch.compile compiled as it was written: other modes and flags would make it compile once more."""
+    # whatever was compiled has imported this; importing it takes seconds
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -177,11 +207,29 @@ class NetworkCall:
         keyword_arguments = {key: _take_rows(value, rows, batch_size) for key, value in self.keyword_arguments.items()}
         return NetworkCall(self.network, self.output_key, arguments, keyword_arguments)
 
-    def logits(self, images: Tensor, differentiable: bool = False) -> Tensor:
-        """Outputs (B, outputs) of the network for plain images (B, C_in, *spatial).
+    @contextmanager
+    def differentiable(self, device: torch.device) -> Iterator[None]:
+        """For differentiable logits and the backward passes behind them: the parameters ask for no gradient inside.
 
-        Runs outside inference mode and autocast. The parameters are passed detached, so that no graph is kept for
-        them, and as channels_last copies for 2D convolutions on a CPU, where these are faster.
+        So no graph is kept for them, and gradient checkpointing, which calls its layers again in the backward pass,
+        finds the parameters that it saw in the forward pass.
+        """
+        parameters = self.network.parameters() if isinstance(self.network, nn.Module) else ()
+        with _plain_arithmetic(device, True), _ONE_AT_A_TIME:
+            trainable = [parameter for parameter in parameters if parameter.requires_grad]
+            try:
+                for parameter in trainable:
+                    parameter.requires_grad = False
+                yield
+            finally:
+                for parameter in trainable:
+                    parameter.requires_grad = True
+
+    def logits(self, images: Tensor, differentiable: bool = False) -> Tensor:
+        """Outputs (B, outputs) of the network for plain images (B, C_in, *spatial), on their device.
+
+        Runs outside inference mode and autocast, with channels_last copies of the parameters for 2D convolutions on a
+        CPU, where these are faster. For gradients, see :meth:`differentiable`.
 
         Raises:
             TypeError: When the network returns something else than a tensor (see ``output_key``).
@@ -191,7 +239,7 @@ class NetworkCall:
             with _ONE_AT_A_TIME:
                 outputs = self._call(images)
             outputs = self._select(outputs)
-            logits = strip_trailing_axes(_plain(outputs))
+            logits = strip_trailing_axes(_plain(outputs)).to(images.device)  # a sliding window may have moved them
             if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
                 raise ValueError(
                     f"The network must give outputs of shape (B, outputs) for a batch of B = {images.shape[0]} images, "
@@ -203,30 +251,15 @@ class NetworkCall:
     def _call(self, images: Tensor) -> Any:
         network, arguments = self.network, _unwrapped(tuple(self.arguments))
         keyword_arguments = _unwrapped(dict(self.keyword_arguments))
-        images = images.clone()  # the first layer may work in place
-        if not isinstance(network, nn.Module) or isinstance(network, (torch.jit.ScriptModule, nn.DataParallel)):
-            return network(images, *arguments, **keyword_arguments)
-        parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
-        convolutions_2d = [name for name, parameter in parameters.items() if parameter.ndim == 4]
-        if (
-            images.ndim == 4
-            and images.shape[0] >= _CHANNELS_LAST_FROM
-            and convolutions_2d
-            and images.device.type == "cpu"
-        ):
-            channels_last = {
-                name: parameters[name].contiguous(memory_format=torch.channels_last) for name in convolutions_2d
-            }
-            faster = images.contiguous(memory_format=torch.channels_last)
-            faster = faster.clone(memory_format=torch.channels_last) if faster is images else faster
+        # copies of the images, as the first layer may work in place
+        if isinstance(network, nn.Module) and (weights := _channels_last_weights(network, images)):
+            faster = images.clone(memory_format=torch.channels_last)
             try:
-                return torch.func.functional_call(
-                    network, {**parameters, **channels_last}, (faster, *arguments), keyword_arguments
-                )
+                return torch.func.functional_call(network, weights, (faster, *arguments), keyword_arguments)
             except RuntimeError as error:  # a flattening with .view() takes contiguous features only
                 if "view size is not compatible" not in str(error):
                     raise
-        return torch.func.functional_call(network, parameters, (images, *arguments), keyword_arguments)
+        return network(images.clone(), *arguments, **keyword_arguments)
 
     def _select(self, outputs: Any) -> Tensor:
         if self.output_key is not None and isinstance(outputs, Tensor):
@@ -273,7 +306,7 @@ def input_gradient(outputs: Tensor, inputs: Tensor, cotangent: Tensor, retain_gr
 
 NO_GRADIENT = (
     "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
-    "rounding, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."
+    "rounding, quantised layers, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."
 )
 
 
@@ -286,6 +319,19 @@ def parameter_dtype(network: Callable, default: torch.dtype) -> torch.dtype:
     """
     parameters = network.parameters() if isinstance(network, nn.Module) else ()
     return next((parameter.dtype for parameter in parameters if parameter.dtype.is_floating_point), default)
+
+
+def _channels_last_weights(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Copies of the weights of 2D convolutions, where these are faster and functional_call can pass them."""
+    if images.ndim != 4 or len(images) < _CHANNELS_LAST_FROM or images.device.type != "cpu":
+        return {}
+    if any(isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)) for module in network.modules()):
+        return {}
+    return {
+        name: parameter.detach().contiguous(memory_format=torch.channels_last)
+        for name, parameter in network.named_parameters()
+        if parameter.ndim == 4
+    }
 
 
 def _plain(value: Tensor) -> Tensor:

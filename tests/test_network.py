@@ -89,6 +89,22 @@ def test_random_states_of_python_numpy_and_torch_come_back():
     assert random_numbers() == expected
 
 
+@pytest.mark.parametrize("change", ["in place", "by another tensor"])
+def test_buffers_come_back_in_value_and_as_the_same_tensor(change):
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    buffers = dict(network.named_buffers())
+    before = {name: (value.clone(), value._version) for name, value in buffers.items()}
+    with left_as_found(network):
+        if change == "in place":
+            network[1].running_mean.add_(1)
+        else:
+            network[1].running_mean = torch.ones(2)
+    for name, value in network.named_buffers():
+        assert value is buffers[name]
+        assert torch.equal(value, before[name][0])
+    assert network[0].running_mean._version == before["0.running_mean"][1]  # what did not change is not written
+
+
 def test_a_plain_function_has_no_modes_and_passes():
     with left_as_found(lambda images: images) as nothing:
         assert nothing is None
@@ -280,12 +296,15 @@ def test_logits_equal_those_of_the_network_called_directly(dimensions):
 def test_gradients_reach_the_images_only_when_asked_for_and_never_the_parameters(differentiable):
     network = truths.cnn()
     inputs = truths.images(5).requires_grad_()
-    logits = NetworkCall(network).logits(inputs, differentiable=differentiable)
+    call = NetworkCall(network)
+    with call.differentiable(inputs.device):
+        logits = call.logits(inputs, differentiable=differentiable)
     assert logits.requires_grad == differentiable
     if differentiable:
         logits.sum().backward()
         assert inputs.grad is not None
     assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(parameter.requires_grad for parameter in network.parameters())
 
 
 def layouts(network, images):

@@ -170,7 +170,8 @@ class BatchKeys:
         if found is None:
             return None
         affine = plain_tensor(found).double().cpu()
-        return list((affine if affine.ndim == 3 else affine.expand(batch_size, *affine.shape)).clone())
+        # not views, one of which would keep all
+        return [matrix.clone() for matrix in affine.expand(batch_size, *affine.shape[-2:])]
 
     def _meta(self, engine: Evaluator) -> Mapping[str, Any]:
         image = _find(engine, self.image)

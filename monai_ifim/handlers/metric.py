@@ -39,6 +39,7 @@ from monai_ifim.fisher import (
 )
 from monai_ifim.handlers.agreement import Agreement, OnError
 from monai_ifim.handlers.batch import BatchKeys
+from monai_ifim.handlers.inferred import Inferred, naming_the_inferer, with_inferer
 from monai_ifim.handlers.result import Case, IFIMResult
 from monai_ifim.handlers.selection import ImageSelection
 from monai_ifim.memory import memory_warnings_to
@@ -142,6 +143,8 @@ class IFIMMetric(Metric):
         reference: a direction (C_in, *spatial) or (*spatial), to report its cosine with the leading eigenvector.
         micro_batch_size: images that pass the network at a time; default from the size of an image.
         seed: of the choice of images and of the random directions.
+        use_inferer: look at what the evaluator computes, through its ``inferer`` (a sliding window, for one). False:
+            call the network itself, on the whole image.
         on_error: what an error while measuring does. ``"raise"``: it stops the run. ``"continue"``: it is logged, once
             for each message; the run goes on, the epoch has no iFIM metrics, and the next evaluation tries again. With
             several processes all do the same, at the end of the epoch.
@@ -178,6 +181,7 @@ class IFIMMetric(Metric):
         reference: Tensor | np.ndarray | None = None,
         micro_batch_size: int | None = None,
         seed: int = 0,
+        use_inferer: bool = True,
         on_error: OnError = "raise",
     ) -> None:
         self.options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -199,6 +203,7 @@ class IFIMMetric(Metric):
         check_clip(clip)
         image_contrast(torch.zeros(1, 1), sigma)
         self.network = network
+        self.use_inferer = use_inferer
         self.predictive = resolve_predictive(predictive, temperature)
         self.interval = interval
         self.keys = BatchKeys(image_key, label_key, mask_key, group_key)
@@ -343,7 +348,7 @@ class IFIMMetric(Metric):
                 raise ValueError(
                     f"{type(engine).__name__} has no network (attribute 'network'); give one: IFIMMetric(network=...)."
                 )
-            self._watched = network
+            self._watched = with_inferer(network, engine) if self.use_inferer else network
             if self._active:
                 self._selection.start(engine.state.dataloader, engine.state.epoch_length)
 
@@ -370,7 +375,7 @@ class IFIMMetric(Metric):
             return
         masks, groups = self.keys.masks(engine, images), self.keys.groups(engine, len(images))
         index = torch.tensor(rows, device=images.device)
-        with left_as_found(self._watched), warnings.catch_warnings():
+        with left_as_found(self._watched), naming_the_inferer(self._watched), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="input_fisher left out")  # logged below, with the position
             call = NetworkCall(self._watched, self.output_key, inputs.arguments, inputs.keyword_arguments)
             call = call.rows(index, len(images))
@@ -732,7 +737,7 @@ def _watchers(engine: Evaluator) -> list[IFIMMetric]:
 
 
 def _description(network: Callable) -> str:
-    network = unwrap(network)
+    network = network.network if isinstance(network, Inferred) else unwrap(network)
     if not isinstance(network, nn.Module):
         return getattr(network, "__name__", type(network).__name__)
     return f"{type(network).__name__}, {sum(parameter.numel() for parameter in network.parameters()):,} parameters"

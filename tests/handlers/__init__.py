@@ -222,3 +222,20 @@ def same(found: dict[str, float], truth: dict[str, float], tolerance: float = 1e
         # a drop of confidence is a difference of numbers of order one, so its rounding is absolute
         absolute = tolerance * (1e-4 if name.startswith("confidence_drop") else 1e-6)
         np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=absolute, err_msg=name)
+
+
+def assert_identical(found: Any, truth: Any, path: str = "left") -> None:
+    """Bit by bit, all the way down."""
+    assert type(found) is type(truth), path
+    if isinstance(truth, dict):
+        assert list(found) == list(truth), path
+        for key in truth:
+            assert_identical(found[key], truth[key], f"{path}[{key!r}]")
+    elif isinstance(truth, (list, tuple)):
+        assert len(found) == len(truth), path
+        for index, value in enumerate(truth):
+            assert_identical(found[index], value, f"{path}[{index}]")
+    elif isinstance(truth, (torch.Tensor, np.ndarray)):
+        assert np.array_equal(np.asarray(found), np.asarray(truth)), path
+    else:
+        assert found == truth, path

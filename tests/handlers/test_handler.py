@@ -14,8 +14,6 @@ import logging
 import random
 import re
 
-import matplotlib
-import matplotlib.pyplot as plt
 import mlflow
 import numpy as np
 import pytest
@@ -36,18 +34,18 @@ from monai.utils import path_to_sqlite_uri
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
+from monai_ifim.handlers import IFIMHandler, IFIMMetric
 from tests import truths
 from tests.handlers import (
     CNN,
     CPU,
     ROUTES,
     accuracy,
+    assert_identical,
     chosen,
     details,
     direct,
     evaluator,
-    guest,
     items,
     key_metric,
     logged,
@@ -307,134 +305,7 @@ def test_where_the_length_is_unknown_the_numbers_are_there_for_handlers_further_
     same(lines[0], direct(network, images))
 
 
-# ---------------------------------------------------------------- the guest leaves no trace
-
-
-def trained(route, keyed, folder=None, epochs=EPOCHS, **options):
-    """All that a training run leaves behind, with the handler on a route, or without it; writing into a folder."""
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    random.seed(0)
-    network, modes = CNN(), []
-
-    class Modes:
-        """The modes at each event, and random numbers drawn beside the network."""
-
-        def attach(self, engine):
-            for event in (
-                Events.EPOCH_STARTED,
-                IterationEvents.FORWARD_COMPLETED,
-                IterationEvents.MODEL_COMPLETED,
-                Events.ITERATION_COMPLETED,
-                Events.EPOCH_COMPLETED,
-            ):
-                engine.add_event_handler(event, self.note)
-
-        def note(self, engine):
-            modes.append([module.training for module in network.modules()])
-            modes.append((torch.rand(1).item(), np.random.rand(), random.random()))  # noqa: NPY002
-
-    handlers, others = [Modes()], {}
-    if route:
-        ifim = guest(route, **options)
-        others = {"additional_metrics": {"ifim": ifim}} if route == "metric" else {}
-        handlers += [] if route == "metric" else [ifim]
-        handlers += [IFIMFigureHandler(ifim, log_dir=folder), IFIMSaver(ifim, folder)] if folder else []
-    validator = evaluator(
-        network,
-        items(pictures(), LABELS),
-        key_val_metric=accuracy() if keyed else None,
-        postprocessing=one_hot(),
-        val_handlers=handlers,
-        **others,
-    )
-    engine = trainer(network, validator, epochs)
-    engine.run()
-    metrics = {name: value for name, value in validator.state.metrics.items() if not name.startswith("ifim_")}
-    left = {
-        "weights": network.state_dict(),
-        "gradients": [parameter.grad for parameter in network.parameters()],
-        "flags": [parameter.requires_grad for parameter in network.parameters()],
-        "optimizer": engine.optimizer.state_dict(),
-        "metrics": metrics,
-        "best": (validator.state.best_metric, validator.state.best_metric_epoch),
-        "modes": modes,
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),  # noqa: NPY002
-        "python": random.getstate(),
-        "pyplot": (plt.get_fignums(), matplotlib.get_backend(auto_select=False)),
-        "rcParams": {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"},
-        "hooks": [
-            len(hooks)
-            for module in network.modules()
-            for name, hooks in vars(module).items()
-            if name.endswith("_hooks")
-        ],
-    }
-    return left, len(validator.state.metrics) - len(metrics), network
-
-
-def assert_identical(found, truth, path="left"):
-    """Bit by bit, all the way down."""
-    assert type(found) is type(truth), path
-    if isinstance(truth, dict):
-        assert list(found) == list(truth), path
-        for key in truth:
-            assert_identical(found[key], truth[key], f"{path}[{key!r}]")
-    elif isinstance(truth, (list, tuple)):
-        assert len(found) == len(truth), path
-        for index, value in enumerate(truth):
-            assert_identical(found[index], value, f"{path}[{index}]")
-    elif isinstance(truth, (torch.Tensor, np.ndarray)):
-        assert np.array_equal(np.asarray(found), np.asarray(truth)), path
-    else:
-        assert found == truth, path
-
-
-@pytest.mark.parametrize(("route", "keyed"), [("handler", True), ("handler", False), ("metric", True)])
-def test_a_training_run_ends_bit_by_bit_as_without_the_guest(route, keyed):
-    truth, none, _ = trained(None, keyed)
-    found, some, _ = trained(route, keyed)
-    assert none == 0
-    assert some > 10
-    assert_identical(found, truth)
-    assert not any(found["hooks"])
-    assert all(np.isfinite(value).all() for value in map(np.asarray, found["weights"].values()))
-
-
-@pytest.fixture
-def undecided():
-    """Matplotlib as it is before anything asked it for a window: without a backend."""
-    before = matplotlib.get_backend(auto_select=False)
-    matplotlib.rcParams._set("backend", matplotlib.rcsetup._auto_backend_sentinel)
-    yield
-    matplotlib.rcParams._set("backend", before or matplotlib.rcsetup._auto_backend_sentinel)
-
-
-@both_routes
-@pytest.mark.usefixtures("undecided")
-def test_figures_and_files_leave_no_trace_in_a_training_run_either(route, tmp_path):
-    truth, _, _ = trained(None, True, epochs=2)
-    light = {"arms": ["high", "low"], "strengths": [0.03], "shown": 1, "interval": 2}  # the first evaluation only
-    found, _, _ = trained(route, True, tmp_path, epochs=2, **light)
-    assert_identical(found, truth)
-    (file,) = tmp_path.glob("events.out.tfevents.*")
-    events = EventAccumulator(str(file))
-    events.Reload()
-    assert len(events.Tags()["images"]) == 4
-    assert (tmp_path / "ifim" / "summary.json").is_file()
-
-
-def test_the_plain_training_run_depends_on_what_the_guest_could_disturb():
-    """The test above can fail: one random number more, or one forward in train mode, changes its result."""
-    truth = trained(None, True)[0]
-    torch.manual_seed(0)
-    network = CNN()
-    validator = evaluator(network, items(pictures(), LABELS), key_val_metric=accuracy(), postprocessing=one_hot())
-    validator.add_event_handler(IterationEvents.FORWARD_COMPLETED, lambda engine: network(engine.state.output["image"]))
-    trainer(network, validator).run()
-    assert not torch.equal(network.state_dict()["1.running_mean"], truth["weights"]["1.running_mean"])
-    assert not torch.equal(network.state_dict()["0.weight"], truth["weights"]["0.weight"])
+# ---------------------------------------------------------------- the guest leaves no trace (see test_no_trace.py, too)
 
 
 @both_routes

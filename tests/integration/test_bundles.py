@@ -220,23 +220,6 @@ def test_the_folder_of_the_last_evaluation_is_complete_and_makes_a_page(trained:
         assert arm in text
 
 
-def test_training_with_the_overlay_gives_bit_identical_weights_and_the_same_other_metrics(
-    trained: tuple[Path, str], tmp_path: Path
-):
-    output = run_bundle("signal_detection", ["train"], tmp_path, **SHORT)
-    with_overlay = torch.load(trained[0] / "models" / "model.pt")
-    without = torch.load(tmp_path / "models" / "model.pt")
-    assert with_overlay.keys() == without.keys()
-    assert all(torch.equal(with_overlay[name], without[name]) for name in without)
-    others = [
-        {name: value for name, value in epoch.items() if name not in IFIM_NAMES} for epoch in logged_metrics(trained[1])
-    ]
-    assert logged_metrics(output) == others
-    assert "failed" not in trained[1]
-    plain, watched = event_scalars(tmp_path / "eval"), event_scalars(trained[0] / "eval")
-    assert plain["train_loss"] == watched["train_loss"]
-
-
 def readme_overlay(folder: Path) -> Path:
     """The overlay that the README gives for any bundle."""
     section = (ROOT / "README.md").read_text().split("## Add iFIM to a bundle", 1)[1]

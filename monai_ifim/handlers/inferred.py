@@ -1,0 +1,81 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What an evaluator computes where its inferer does more than calling the network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from monai.engines import Evaluator
+from monai.inferers import SimpleInferer
+from torch import Tensor, nn
+
+from monai_ifim.network import unwrap
+
+__all__ = ["Inferred", "naming_the_inferer", "with_inferer"]
+
+
+class Inferred(nn.Module):
+    """An inferer around a network, as the evaluator calls it; the network itself is not changed.
+
+    Args:
+        network: what the inferer calls.
+        inferer: a MONAI ``Inferer``, or any callable of images, network and further inputs.
+
+    Example:
+        >>> from monai.inferers import SlidingWindowInferer
+        >>> network = nn.Sequential(nn.Conv2d(1, 2, 8), nn.AdaptiveAvgPool2d(1))
+        >>> windows = Inferred(network, SlidingWindowInferer(roi_size=8))
+        >>> windows(Tensor(3, 1, 10, 10)).shape
+        torch.Size([3, 2, 1, 1])
+    """
+
+    def __init__(self, network: Callable, inferer: Callable) -> None:
+        super().__init__()
+        self.network = unwrap(network)
+        own: Any = copy.copy(inferer)  # some note what they met, as a device without memory
+        if getattr(own, "progress", False):
+            own.progress = False  # the bars of the evaluator's own windows are enough
+        self.inferer = own
+
+    def forward(self, images: Tensor, *arguments: Any, **keyword_arguments: Any) -> Any:
+        """What the inferer gives for images (B, C_in, *spatial)."""
+        return self.inferer(images, self.network, *arguments, **keyword_arguments)
+
+
+def with_inferer(network: Callable, engine: Evaluator) -> Callable:
+    """The network inside the inferer of an evaluator; itself where the inferer only calls it.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> with_inferer(nn.Identity(), SimpleNamespace(inferer=SimpleInferer()))
+        Identity()
+    """
+    inferer = getattr(engine, "inferer", None)
+    return network if inferer is None or type(inferer) is SimpleInferer else Inferred(network, inferer)
+
+
+@contextmanager
+def naming_the_inferer(watched: Callable) -> Iterator[None]:
+    """Errors about what comes out of an :class:`Inferred` say through what it went."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not isinstance(watched, Inferred):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"{error} The images went through the evaluator's {type(watched.inferer).__name__}. Where the network "
+            "itself gives logits (B, outputs) for a whole image, use_inferer: false looks at that instead."
+        ) from error

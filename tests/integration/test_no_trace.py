@@ -1,0 +1,199 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every bundle of the repository, trained from the command line with each route and without: the same, bit by bit."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.handlers import assert_identical
+from tests.integration.test_bundles import LIGHT, ONE_THREAD, ROOT, RUN_SEVERAL, event_scalars
+
+BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir() if (path / "configs" / "train.yaml").is_file())
+ROUTES = ("handler", "metric")
+EPOCHS = 3
+
+# All that the training ends in, saved by the run itself.
+END = """
++imports:
+- $import random
+- $import numpy
+run:
+- $@train#trainer.run()
+- "$torch.save({
+    'network': @network.state_dict(),
+    'optimizer': @optimizer.state_dict(),
+    'lr_scheduler': @lr_scheduler.state_dict(),
+    'trainer': [@train#trainer.state.epoch, @train#trainer.state.iteration, @train#trainer.state.output[0]['loss']],
+    'best': [@validate#evaluator.state.best_metric, @validate#evaluator.state.best_metric_epoch],
+    'metrics': @validate#evaluator.state.metrics,
+    'random': [torch.get_rng_state(), numpy.random.get_state(), random.getstate()],
+    'gradients': [[parameter.requires_grad, parameter.grad] for parameter in @network.parameters()],
+    'modes': [module.training for module in @network.modules()],
+    'hooks': [[len(module._forward_hooks), len(module._backward_hooks)] for module in @network.modules()]},
+    @output_dir + '/end.pt')"
+"""
+
+# The bundles' own overlay is the handler route; this is the other.
+METRIC = """
+ifim:
+  _target_: monai_ifim.handlers.IFIMMetric
+  predictive: softmax
+  max_images: 64
++validate#key_metric:
+  ifim: '@ifim'
++validate#handlers:
+- _target_: monai_ifim.handlers.IFIMFigureHandler
+  ifim: '@ifim'
+  log_dir: '@output_dir'
+- _target_: monai_ifim.handlers.IFIMSaver
+  ifim: '@ifim'
+  output_dir: '@output_dir'
+"""
+
+
+@dataclass
+class Trained:
+    """What a training left: the state at its end, its folder, and what it printed."""
+
+    end: dict[str, Any]
+    folder: Path
+    output: str
+
+
+def noise_file(folder: Path) -> Path:
+    """A MedMNIST-format file of noise, in which the class sets the brightness."""
+    generator, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 64), ("val", 16), ("test", 16)):
+        labels = np.arange(count) % 2
+        noise = generator.integers(0, 128, (count, 28, 28)) + 20 * labels.reshape(-1, 1, 1)
+        arrays |= {f"{split}_images": noise.astype(np.uint8), f"{split}_labels": labels.astype(np.uint8)[:, None]}
+    np.savez(folder / "noise.npz", **arrays)
+    return folder / "noise.npz"
+
+
+@pytest.fixture(scope="module", params=BUNDLES)
+def trainings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+    """A bundle trained without the overlay and with each route, in one process."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "end.yaml").write_text(END)
+    (folder / "metric.yaml").write_text(METRIC)
+    shared: dict[str, object] = {"num_epochs": EPOCHS, "batch_size": 32}
+    if request.param == "medmnist_classification":
+        shared["dataset_file"] = str(noise_file(folder))
+    else:
+        shared |= {"train_samples": 192, "val_samples": 48}
+    overlays = {"alone": [], "handler": ["configs/ifim.yaml"], "metric": [str(folder / "metric.yaml")]}
+    runs = {
+        name: {
+            "config_file": ["configs/train.yaml", *overlay, str(folder / "end.yaml")],
+            "logging_file": "configs/logging.conf",
+            "output_dir": str(folder / name / "eval"),
+            "ckpt_dir": str(folder / name / "models"),
+            **shared,
+            **(LIGHT if overlay else {}),
+        }
+        for name, overlay in overlays.items()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_SEVERAL, json.dumps(runs)],
+        cwd=ROOT / "bundles" / request.param,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        env=ONE_THREAD,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    outputs = dict(re.findall(r"^RUN (\w+)\n(.*?)(?=^RUN |\Z)", done.stdout, re.MULTILINE | re.DOTALL))
+    return {
+        name: Trained(torch.load(folder / name / "eval" / "end.pt", weights_only=False), folder / name, outputs[name])
+        for name in runs
+    }
+
+
+def saved(trained: Trained) -> dict[str, Any]:
+    """Each checkpoint that was chosen, by its file name, with what is in it."""
+    return {file.name: torch.load(file) for file in sorted((trained.folder / "models").iterdir())}
+
+
+def scalars(trained: Trained) -> dict[str, Any]:
+    """The scalars of all event files, of others."""
+    found = event_scalars(trained.folder / "eval")
+    return {tag: found[tag] for tag in sorted(found) if not tag.startswith("ifim")}
+
+
+def lines(trained: Trained) -> list[str]:
+    """What was logged of others from the start of the training on, without times and folders."""
+    kept = []
+    for line in trained.output.partition("Engine run resuming")[2].splitlines():
+        if not re.search(" - (INFO|WARNING|ERROR) - ", line) or re.search("ifim", line.split(" Metrics -- ")[0], re.I):
+            continue
+        line = re.sub(r"ifim_\w+: \S+ ", "", line.split(" - ", 1)[1])
+        line = re.sub(r"\d\d:\d\d:\d\d\.\d+", "TIME", line.replace(str(trained.folder), "FOLDER"))
+        kept.append(line.strip())
+    return kept
+
+
+def others(trained: Trained) -> dict[str, float]:
+    return {name: value for name, value in trained.end["metrics"].items() if not name.startswith("ifim_")}
+
+
+KEPT: dict[str, Callable[[Trained], Any]] = {
+    "weights and buffers": lambda trained: trained.end["network"],
+    "optimiser state": lambda trained: trained.end["optimizer"],
+    "learning-rate steps": lambda trained: trained.end["lr_scheduler"],
+    "epochs, iterations and last loss of the trainer": lambda trained: trained.end["trainer"],
+    "best metric and its epoch": lambda trained: trained.end["best"],
+    "checkpoints that were chosen": saved,
+    "other metrics": others,
+    "other scalars of the event files": scalars,
+    "other lines of the log": lines,
+    "random states": lambda trained: trained.end["random"],
+    "gradients and requires_grad": lambda trained: trained.end["gradients"],
+    "training flags": lambda trained: trained.end["modes"],
+    "hooks": lambda trained: trained.end["hooks"],
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", KEPT)
+def test_a_bundle_ends_bit_by_bit_as_without_the_overlay(name: str, route: str, trainings: dict[str, Trained]):
+    truth = KEPT[name](trainings["alone"])
+    assert len(truth) > 0
+    assert_identical(KEPT[name](trainings[route]), truth, name)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_there_was_a_guest_and_it_drew_and_wrote_at_every_epoch(route: str, trainings: dict[str, Trained]):
+    found = event_scalars(trainings[route].folder / "eval")
+    assert list(found["ifim_coupling"]) == list(range(1, EPOCHS + 1))
+    assert "ifim_coupling" in trainings[route].end["metrics"]
+    assert (trainings[route].folder / "eval" / "ifim" / "summary.json").is_file()
+    assert "failed" not in trainings[route].output
+    assert not any(name.startswith("ifim") for name in trainings["alone"].end["metrics"])
+
+
+def test_the_log_has_lines_to_compare(trainings: dict[str, Trained]):
+    text = "\n".join(lines(trainings["alone"]))
+    assert len(re.findall(r"Metrics -- .*val_accuracy: \S+ .*val_auc: ", text)) == EPOCHS
+    assert "new best metric of val_auc" in text
