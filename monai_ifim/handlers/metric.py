@@ -40,10 +40,11 @@ from monai_ifim.fisher import (
 from monai_ifim.handlers.agreement import Agreement, OnError
 from monai_ifim.handlers.batch import BatchKeys
 from monai_ifim.handlers.inferred import Inferred, naming_the_inferer, with_inferer
+from monai_ifim.handlers.part import Part, joined_by_shape
 from monai_ifim.handlers.result import Case, IFIMResult
 from monai_ifim.handlers.selection import ImageSelection
 from monai_ifim.memory import memory_warnings_to
-from monai_ifim.network import NetworkCall, default_micro_batch_size, left_as_found, unwrap
+from monai_ifim.network import NetworkCall, left_as_found, unwrap
 from monai_ifim.perturbation import (
     DEFAULT_ARMS,
     DEFAULT_STRENGTHS,
@@ -68,26 +69,6 @@ _DETAILS = ("lambda_max", "log10_lambda_max", "trace", "effective_rank", "refere
 # Numbers of G that may wait for the end of the epoch, over all images: 256 MiB in float32. Without it the quadratic
 # prediction is known only where the kept eigenvectors span the spectrum (always with two classes).
 _MOST_FACTOR_NUMBERS = 2**26
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """The chosen images of one batch, waiting on the CPU for the end of the epoch; ``table`` has one row an image."""
-
-    table: pd.DataFrame
-    images: Tensor
-    labels: Tensor | None
-    masks: Tensor | None
-    affines: list[Tensor | None]
-    fisher: InputFisher
-    arguments: tuple
-    keyword_arguments: dict[str, Any]
-    device: torch.device
-
-    @property
-    def positions(self) -> list[int]:
-        """Of the images in the data set."""
-        return self.table.image.tolist()
 
 
 @dataclass(frozen=True)
@@ -242,7 +223,7 @@ class IFIMMetric(Metric):
         self._selection = ImageSelection(max_images, seed)
         self._evaluations = 0
         self._active = False
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
         super().__init__()
 
     def reset(self) -> None:
@@ -410,7 +391,7 @@ class IFIMMetric(Metric):
             fisher = fisher.without_factor()
         labels = self.keys.labels(engine, self.predictive, fisher.logits.shape[1])
         self._parts.append(
-            _Part(
+            Part(
                 table=table,
                 images=images[index].cpu(),
                 labels=None if labels is None else labels[index.to(labels.device)].cpu(),
@@ -508,7 +489,7 @@ class IFIMMetric(Metric):
         images, curves, removals = [_NO_IMAGES], [_NO_CURVES], [_NO_REMOVALS]
         left_out: Counter[tuple[str, str]] = Counter()
         kept_norm: dict[str, list[float]] = {arm: [] for arm in self.arm_names}
-        for part in _joined_by_shape(self._parts, self.micro_batch_size):
+        for part in joined_by_shape(self._parts, self.micro_batch_size):
             inputs, fisher = part.images.to(part.device), part.fisher.to(part.device)
             shared: dict[str, Any] = {
                 "labels": part.labels,
@@ -596,6 +577,7 @@ class IFIMMetric(Metric):
         Where patients are known, of the next image of another patient: two images of one are not independent.
         """
         gathered_lenders = self.agreement.gathered(self._own_lenders)
+        self._leave_to_lower_ranks([set(patients) for patients, _ in gathered_lenders])
         patients = {position: patient for theirs, _ in gathered_lenders for position, patient in theirs.items()}
         vectors = {position: vector for _, theirs in gathered_lenders for position, vector in theirs.items()}
         ring = sorted(patients)
@@ -606,6 +588,15 @@ class IFIMMetric(Metric):
             if donor in vectors:
                 donors[position] = vectors[donor]
         return donors
+
+    def _leave_to_lower_ranks(self, positions: Sequence[set[int]]) -> None:
+        """Forget the images that another process has, too: each is counted once where every one saw the whole set."""
+        theirs = set().union(*positions[: idist.get_rank()]) if len(positions) > 1 else set()
+        for number, part in enumerate(self._parts):
+            rows = [row for row, position in enumerate(part.positions) if position not in theirs]
+            if len(rows) < len(part.positions):
+                self._parts[number] = part.select(rows)
+        self._parts = [part for part in self._parts if part.positions]
 
     def _own_lenders(self) -> tuple[dict[int, str | int], dict[int, Tensor]]:
         """The patient of each position, and the leading eigenvector of each that has one."""
@@ -686,47 +677,6 @@ _NO_REMOVALS = _empty(
 def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One table of several; empty ones only where all are, since they have no dtypes to agree with."""
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
-
-
-def _joined_by_shape(parts: Sequence[_Part], micro_batch_size: int | None) -> list[_Part]:
-    """Parts with images of one shape joined up to a micro-batch, so that small batches do not run one by one.
-
-    Parts with further inputs of the network stay apart. Both signs of a change are tried, so that a micro-batch of
-    images fills two; more images at a time would only hold more memory.
-    """
-    groups: list[list[_Part]] = []
-    open_group: dict[Any, list[_Part]] = {}
-    for number, part in enumerate(parts):
-        alone = number if part.arguments or part.keyword_arguments else None
-        label_shape = None if part.labels is None else part.labels.shape[1:]
-        key = (part.images.shape[1:], part.images.dtype, label_shape, part.device, alone)
-        most = micro_batch_size or default_micro_batch_size(part.images[0].numel())
-        group = open_group.get(key)
-        if group is None or sum(len(member.positions) for member in group) + len(part.positions) > most:
-            group = open_group[key] = []
-            groups.append(group)
-        group.append(part)
-    return [_joined(group) for group in groups]
-
-
-def _joined(parts: Sequence[_Part]) -> _Part:
-    first = parts[0]
-
-    def stacked(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values)
-
-    return _Part(
-        table=pd.concat([part.table for part in parts], ignore_index=True),
-        images=torch.cat([part.images for part in parts]),
-        labels=stacked("labels"),
-        masks=stacked("masks"),
-        affines=[affine for part in parts for affine in part.affines],
-        fisher=InputFisher.concatenate([part.fisher for part in parts]),
-        arguments=first.arguments,
-        keyword_arguments=first.keyword_arguments,
-        device=first.device,
-    )
 
 
 def _watchers(engine: Evaluator) -> list[IFIMMetric]:

@@ -88,9 +88,8 @@ def pairs(images):
 
 def metric_run(net, images, saver=None, shuffle=False, **options):
     """Metrics and details of one evaluation on the metric route."""
-    engine = evaluator(
-        net, loader(images, shuffle), "metric", val_handlers=[saver] if saver else [], reference=REFERENCE, **options
-    )
+    data = images if isinstance(images, list) else loader(images, shuffle)
+    engine = evaluator(net, data, "metric", val_handlers=[saver] if saver else [], reference=REFERENCE, **options)
     engine.run()
     return logged(engine), {name: values[:, 0].tolist() for name, values in engine.state.metric_details.items()}
 
@@ -247,6 +246,8 @@ def rank_main(rank, folder):
         saver = MetricsSaver(f"{folder}/tables", metric_details="*", batch_transform=meta_data)
         results["all"] = metric_run(CNN(), images, saver)
         results["some"] = metric_run(CNN(), images, max_images=5)
+        whole = items(images, LABELS)  # on each rank, as where validation has no distributed sampler
+        results["whole"] = metric_run(CNN(), whole, max_images=5)
         results["one"] = metric_run(CNN(), images, max_images=1)
         engine = evaluator(CNN(), pairs(images[:6]), "metric", reference=REFERENCE, max_images=4)
         engine.run()
@@ -336,6 +337,16 @@ def test_both_ranks_log_the_numbers_of_one_process_where_each_item_gives_two_ima
     assert truth["images"] == 4
     for rank in ranks:
         same(rank["pairs"], truth)
+
+
+def test_images_that_every_rank_sees_count_once(ranks):
+    truth = one_process(pictures(), max_images=5)
+    for rank in ranks:
+        same(rank["whole"][0], logged(truth))
+        for name, values in rank["whole"][1].items():
+            np.testing.assert_allclose(values[:7], truth.state.metric_details[name][:, 0], rtol=1e-6)
+            assert np.isnan(values[7:]).all()
+            assert len(values) == 14
 
 
 def test_the_numbers_are_those_of_direct_calls(ranks):
