@@ -11,21 +11,6 @@
 """Attach iFIM to a bundle that somebody else wrote: from the command line, or in Python."""
 
 from monai_ifim.bundle.command import attach_to_bundle
-from monai_ifim.bundle.configs import Config, Workflow, read_metadata, read_workflows
-from monai_ifim.bundle.findings import Finding, Findings, find
-from monai_ifim.bundle.overlay import Overlay, overlays
 from monai_ifim.bundle.workflow import attach
 
-__all__ = [
-    "Config",
-    "Finding",
-    "Findings",
-    "Overlay",
-    "Workflow",
-    "attach",
-    "attach_to_bundle",
-    "find",
-    "overlays",
-    "read_metadata",
-    "read_workflows",
-]
+__all__ = ["attach", "attach_to_bundle"]

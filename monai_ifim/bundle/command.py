@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from monai_ifim.bundle.configs import Workflow, read_metadata, read_workflows
+from monai_ifim.bundle.configs import read_metadata, read_workflows
 from monai_ifim.bundle.findings import Findings, find
 from monai_ifim.bundle.overlay import Overlay, overlays, run_command
 from monai_ifim.bundle.refusal import refusal_without_evaluator
@@ -64,16 +64,30 @@ def attach_to_bundle(
         part.name: (refusal_without_evaluator(part.config) if part.config else None) or part.reason
         for part in without_evaluator
     }
-    metadata = read_metadata(root)
-    chosen = _chosen_evaluators(workflows, evaluator)
+    try:
+        metadata = read_metadata(root)
+    except ValueError as error:
+        metadata, left_out["metadata.json"] = {}, str(error)
+    wanted = None if evaluator is None else evaluator.replace("::", "#")
+    # those with the evaluator that the user names; where none has it, looking at the first says so
+    having = [one for one in workflows if wanted in [engine.id for engine in one.config.components("Evaluator")]]
     found = [
-        find(workflow, workflows, metadata, chosen[workflow.name], predictive, output_key, assume_classifier)
+        find(
+            workflow,
+            workflows,
+            metadata,
+            wanted if workflow in (having or workflows) else None,
+            predictive,
+            output_key,
+            assume_classifier,
+        )
         for workflow in workflows
     ]
     usable = [findings for findings in found if findings.refusal is None]
     refused = {findings.workflow.name: str(findings.refusal) for findings in found if findings.refusal is not None}
     if not usable:
-        raise ValueError(_refusal_text(root, {**refused, **({} if refused else left_out)}))
+        may_mislead = any(findings.no_classifier for findings in found)
+        raise ValueError(_refusal_text(root, {**refused, **left_out}, may_mislead))
     made = overlays(usable, "configs/ifim.yaml" if output is None else _seen_from(root, Path(output)))
     targets = [root / overlay.file for overlay in made]
     present = [target for target in targets if target.exists()]
@@ -90,20 +104,6 @@ def attach_to_bundle(
     return [] if dry_run else targets
 
 
-def _chosen_evaluators(workflows: Sequence[Workflow], wanted: str | None) -> dict[str, str | None]:
-    """For each workflow the evaluator that the user names, where it has that one.
-
-    Raises:
-        ValueError: When no workflow has it.
-    """
-    known = {workflow.name: [engine.id for engine in workflow.config.components("Evaluator")] for workflow in workflows}
-    wanted = None if wanted is None else wanted.replace("::", "#")
-    if wanted is not None and not any(wanted in ids for ids in known.values()):
-        lists = "; ".join(f"{name} has {', '.join(ids)}" for name, ids in known.items())
-        raise ValueError(f"No workflow has an evaluator {wanted}: {lists or 'there is none'}. Name one of these.")
-    return {name: wanted if wanted in ids else None for name, ids in known.items()}
-
-
 def _seen_from(root: Path, output: Path) -> str:
     """A file as the bundle's commands name it: relative inside the bundle, else absolute.
 
@@ -116,10 +116,11 @@ def _seen_from(root: Path, output: Path) -> str:
     return os.path.relpath(absolute, root.resolve()) if absolute.is_relative_to(root.resolve()) else str(absolute)
 
 
-def _refusal_text(root: Path, reasons: dict[str, str]) -> str:
+def _refusal_text(root: Path, reasons: Mapping[str, str], may_mislead: bool) -> str:
     lines = [f"iFIM cannot be attached to {root.resolve().name}:"]
     lines += [f"  {name}: {reason}." for name, reason in reasons.items()]
-    lines.append("If the configs mislead and it is a classifier with outputs (B, outputs): --assume_classifier.")
+    if may_mislead:
+        lines.append("If the configs mislead and it is a classifier with outputs (B, outputs): --assume_classifier.")
     return "\n".join(lines)
 
 

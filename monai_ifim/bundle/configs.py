@@ -12,7 +12,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import CommonKeys
 
-__all__ = ["Component", "Config", "LeftOut", "Workflow", "described", "read_metadata", "read_workflows"]
+__all__ = ["Component", "Config", "LeftOut", "Workflow", "described", "is_disabled", "read_metadata", "read_workflows"]
 
 _SUFFIXES = (".json", ".yaml", ".yml")
 # Files of the config folder that are no workflow.
@@ -64,6 +67,8 @@ class Component:
 
 class Config:
     """The content of config files, merged as ``monai.bundle run`` merges them; nothing is instantiated or evaluated.
+
+    What is disabled (``_disabled_: true``) is not seen, as nothing is made of it.
 
     Args:
         content: of the merged files.
@@ -114,6 +119,8 @@ class Config:
         at, value = self.follow(value, at)
         if depth == 0:  # circular references end somewhere
             return None
+        if is_disabled(value):
+            return None
         if isinstance(value, Mapping) and "_target_" in value:
             found = Component(at, value)
             inner = _WRAPPERS.get(found.name)
@@ -146,9 +153,13 @@ class Config:
                 if found.name.endswith(ending):
                     yield found
 
+    def values(self) -> Iterator[Any]:
+        """All that stands somewhere, dictionaries and lists before what is in them."""
+        return (value for _, value in self._walk(self.get(""), ""))
+
     def texts(self) -> Iterator[str]:
         """All strings."""
-        return (value for _, value in self._walk(self.get(""), "") if isinstance(value, str))
+        return (value for value in self.values() if isinstance(value, str))
 
     def unknown_references(self) -> list[str]:
         """Ids that are referred to and are not there."""
@@ -164,6 +175,8 @@ class Config:
         return None
 
     def _walk(self, value: Any, at: str) -> Iterator[tuple[str, Any]]:
+        if is_disabled(value):
+            return
         yield at, value
         children = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
         for key, child in children:
@@ -206,7 +219,7 @@ class LeftOut:
     """A config file that makes no workflow.
 
     Attributes:
-        name: of the file, without extension.
+        name: of the file; without extension, where it could be read and no other file has the name.
         reason: the end of a sentence.
         config: its content.
     """
@@ -220,12 +233,12 @@ def read_metadata(root: Path) -> dict[str, Any]:
     """The bundle's ``configs/metadata.json``, or nothing where there is none.
 
     Raises:
-        ValueError: When it is no dictionary in JSON.
+        ValueError: When it is no dictionary in JSON; the end of a sentence about the file.
     """
     file = root / "configs" / "metadata.json"
     content = _load(file) if file.is_file() else {}
     if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a dictionary, got {type(content).__name__}.")
+        raise ValueError(f"it must hold a dictionary, got {type(content).__name__}")
     return content
 
 
@@ -236,7 +249,7 @@ def described(metadata: Mapping[str, Any], side: str) -> dict[str, Mapping[str, 
         >>> described({"network_data_format": {"outputs": {"pred": {"num_channels": 2}}}}, "outputs")
         {'pred': {'num_channels': 2}}
     """
-    formats = metadata.get("network_data_format")
+    formats = metadata.get("network_data_format") if isinstance(metadata, Mapping) else None
     parts = formats.get(side) if isinstance(formats, Mapping) else None
     if not isinstance(parts, Mapping):
         return {}
@@ -254,21 +267,35 @@ def read_workflows(root: Path) -> tuple[list[Workflow], list[LeftOut]]:
         root: the bundle's folder.
 
     Raises:
-        ValueError: When the folder has no configs, or one cannot be read.
+        ValueError: When the folder has no configs.
     """
     folder = root / "configs"
     if not folder.is_dir():
         raise ValueError(
             f"{root} is no MONAI bundle: it has no folder 'configs'. Give the folder that holds configs/ and docs/."
         )
-    files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in _SUFFIXES}
-    loaded = {name: _load(file) for name, file in files.items() if not _NO_WORKFLOW.match(name)}
-    contents = {name: content for name, content in loaded.items() if isinstance(content, dict)}  # others hold data
-    if not contents:
+    files: dict[str, Path] = {}
+    contents: dict[str, Mapping[str, Any]] = {}
+    left_out: list[LeftOut] = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() not in _SUFFIXES or _NO_WORKFLOW.match(file.stem):
+            continue
+        try:
+            content = _load(file)
+        except ValueError as error:
+            left_out.append(LeftOut(file.name, str(error)))
+            continue
+        if not isinstance(content, dict):  # it holds data
+            continue
+        if file.stem in files:
+            reason = f"{files[file.stem].name} beside it has the same name; rename one to attach to both"
+            left_out.append(LeftOut(file.name, reason))
+            continue
+        files[file.stem], contents[file.stem] = file, content
+    if not contents and not left_out:
         raise ValueError(f"{folder} holds no config of a workflow (.json, .yaml or .yml beside metadata.json).")
     complete = {name for name, content in contents.items() if _has_evaluator(content)}
     workflows: dict[str, Workflow] = {}
-    left_out: list[LeftOut] = []
     for name in sorted(contents, key=lambda name: (name not in complete, _place(name), name)):
         stacks = [*([(name,)] if name in complete else []), *((*base, name) for base in _bases(name, workflows))]
         problems = []
@@ -288,7 +315,11 @@ def read_workflows(root: Path) -> tuple[list[Workflow], list[LeftOut]]:
 def _merged(root: Path, files: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> Workflow | str:
     """The workflow of files that stand behind one another, or why they make none."""
     try:
-        config = Config(ConfigParser.load_config_files([str(file) for file in files]))
+        with warnings.catch_warnings():  # an entry that cannot be merged is copied: the trial shows whether it fits
+            warnings.filterwarnings("ignore", "Can't merge entry")
+            content = ConfigParser.load_config_files([str(file) for file in files])
+        with _inside(root):
+            config = Config(content)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         return f"it cannot be merged: {error}"
     unknown = config.unknown_references()
@@ -307,7 +338,24 @@ def _load(file: Path) -> Any:
     try:
         return ConfigParser.load_config_file(file)
     except Exception as error:  # YAML and JSON have errors of their own
-        raise ValueError(f"{file} cannot be read as {file.suffix[1:].upper()}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"it cannot be read as {file.suffix[1:].upper()}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Be in a bundle's folder, from which its configs name other files."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def is_disabled(value: Any) -> bool:
+    """Whether nothing is made of a component, whatever the other configs say."""
+    return isinstance(value, Mapping) and str(value.get("_disabled_")).strip().lower() == "true"
 
 
 def _without_macros(value: Any) -> Any:
@@ -320,6 +368,8 @@ def _without_macros(value: Any) -> Any:
 
 def _has_evaluator(content: Mapping[str, Any]) -> bool:
     def inside(value: Any) -> bool:
+        if is_disabled(value):
+            return False
         if isinstance(value, Mapping):
             return str(value.get("_target_", "")).endswith("Evaluator") or any(map(inside, value.values()))
         return isinstance(value, list) and any(map(inside, value))

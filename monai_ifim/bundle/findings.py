@@ -19,10 +19,12 @@ from typing import Any
 
 from monai.utils import CommonKeys
 
-from monai_ifim.bundle.configs import Component, Config, Workflow, described
-from monai_ifim.bundle.refusal import refusal
+from monai_ifim.bundle.configs import Component, Config, Workflow, described, is_disabled
+from monai_ifim.bundle.refusal import is_no_classifier, refusal
 
-__all__ = ["Finding", "Findings", "find"]
+__all__ = ["OWN_IDS", "Finding", "Findings", "find"]
+
+OWN_IDS = ("ifim", "ifim_figures", "ifim_saver")  # that the overlay defines
 
 _SOFTMAX_LOSSES = {"CrossEntropyLoss", "NLLLoss"}
 _SIGMOID_LOSSES = {"BCEWithLogitsLoss", "MultiLabelSoftMarginLoss", "SoftMarginLoss"}
@@ -60,7 +62,8 @@ class Findings:
         workflow: that was looked at.
         refusal: why iFIM cannot be attached, as the end of a sentence; None where it can.
         evaluator: id of the evaluator.
-        metric_at: id of the dictionary of metrics that takes another entry; None for the handler route.
+        metric_at: id of the dictionary of metrics that takes another entry; None where there is none.
+        metrics_expression: what gives a dictionary that others have too, without ``$``; empty where there is none.
         handlers_at: id of the list of handlers that takes more; None where ``handlers_expression`` makes them.
         handlers_expression: what makes the handlers, without ``$``; empty where there are none.
         several_processes: whether it is for ``torchrun``.
@@ -74,6 +77,7 @@ class Findings:
     refusal: str | None = None
     evaluator: str = ""
     metric_at: str | None = None
+    metrics_expression: str = ""
     handlers_at: str | None = None
     handlers_expression: str = ""
     several_processes: bool = False
@@ -81,6 +85,16 @@ class Findings:
     options: dict[str, Any] = field(default_factory=dict)
     output_dir: str = "eval"
     items: list[Finding] = field(default_factory=list)
+
+    @property
+    def by_metric(self) -> bool:
+        """Whether it is the metric route, not the handler route."""
+        return self.metric_at is not None or bool(self.metrics_expression)
+
+    @property
+    def no_classifier(self) -> bool:
+        """Whether it is refused for what ``assume_classifier`` overrules."""
+        return self.refusal is not None and is_no_classifier(self.refusal)
 
     def add(self, name: str, value: Any, source: str, guess: str = "") -> None:
         """Note a finding."""
@@ -109,12 +123,17 @@ def find(
 
     Raises:
         ValueError: When the workflow has no evaluator of the given id.
+
+    Example:
+        >>> content = {"evaluator": {"_target_": "SupervisedEvaluator", "network": {"_target_": "UNet"}}}
+        >>> find(Workflow("inference", ("configs/inference.json",), Config(content))).no_classifier
+        True
     """
     config, metadata = workflow.config, metadata or {}
     findings = Findings(workflow)
     engine = _find_evaluator(findings, evaluator)
     if engine is None:
-        findings.refusal = findings.refusal or "it has no evaluator"
+        findings.refusal = "it has no evaluator"
         return findings
     network_id, network_value = config.follow(engine.content.get("network"), f"{engine.id}#network")
     network = config.component(network_value, network_id)
@@ -126,6 +145,9 @@ def find(
     findings.refusal = None if assume_classifier else refusal(config, engine, network, loss, described_outputs)
     if engine.name == "EnsembleEvaluator":
         findings.refusal = "an EnsembleEvaluator has several networks; use IFIMMetric(network=...) in Python for one"
+    taken = next((id for id in OWN_IDS if id in config), None)
+    if taken is not None:
+        findings.refusal = f"it defines an id {taken} itself, which the overlay would replace; rename that one"
     outputs = _find_outputs(findings, network, engine, described_outputs)
     _find_predictive(findings, engine, loss, loss_source, outputs, described_outputs, predictive)
     _find_output_key(findings, network, str(network_value), output_key)
@@ -213,6 +235,9 @@ def _find_predictive(
     guess = ""
     if wanted is not None:
         value, source = wanted, "the command line"
+        for other, says in said:
+            if other != wanted and loss is not None and says.startswith(f"{loss_source} = "):
+                guess = f"{says} says {other}"
     elif outputs == 1:
         value, source = "sigmoid", "there is one output, over which a softmax would be constant"
     elif said:
@@ -280,11 +305,13 @@ def _find_channel_mask(findings: Findings, network: Component | None, metadata: 
     drawn = [_DRAWN.search(name) is not None for name in channels]
     makers = [part.name for part in config.components() if _DRAWING.search(part.name)]
     source = "metadata.json: channel_def = " + ", ".join(channels)
-    if not (any(drawn) and not all(drawn)):
-        count = None
-        if network is not None:
-            named = [network.content[name] for name in _CHANNELS if name in network.content]
-            count = config.literal(named[0]) if named else None
+    named = [network.content[name] for name in _CHANNELS if name in network.content] if network is not None else []
+    count = config.literal(named[0]) if named else None
+    fits = not isinstance(count, int) or count == len(channels)
+    if any(drawn) and not all(drawn) and not fits:
+        against = f"{source}, but the network takes {count}"
+        findings.add("channels", count, against, "set channel_mask in the overlay if a person draws one of them")
+    if not (any(drawn) and not all(drawn) and fits):
         if not makers or not isinstance(count, int) or count < 2:
             return
         drawn, source = [False] * (count - 1) + [True], f"{makers[0]} adds a channel that a person draws"
@@ -296,7 +323,7 @@ def _find_channel_mask(findings: Findings, network: Component | None, metadata: 
 def _channel_names(metadata: Mapping[str, Any]) -> list[str]:
     """What the metadata call the channels of the first input, in their order."""
     names = next((part.get("channel_def") for part in described(metadata, "inputs").values()), None)
-    if not isinstance(names, Mapping) or not all(str(number).isdigit() for number in names):
+    if not isinstance(names, Mapping) or not all(str(number).isdecimal() for number in names):
         return []
     return [str(names[number]) for number in sorted(names, key=int)]
 
@@ -315,34 +342,37 @@ def _find_inferer(findings: Findings, engine: Component) -> None:
     inferer = config.component(value, at)
     if value is None:
         return
-    name = inferer.name if inferer else str(value)
-    findings.add("inferer", name, findings.workflow.source(at))
+    name, guess = inferer.name if inferer else str(value), ""
     if name != "SimpleInferer":
         findings.options["use_inferer"] = True
-        findings.items[-1] = Finding(
-            "inferer",
-            name,
-            findings.workflow.source(at),
-            "iFIM looks through it; with use_inferer: false at the network alone",
-        )
+        guess = "iFIM looks through it; with use_inferer: false at the network alone"
+    findings.add("inferer", name, findings.workflow.source(at), guess)
 
 
 def _find_route(findings: Findings, engine: Component) -> None:
     config, source = findings.workflow.config, findings.workflow.source
-    at, metrics = config.follow(engine.content.get("key_val_metric"), f"{engine.id}#key_val_metric")
-    if isinstance(metrics, Mapping) and metrics and "_target_" not in metrics:
+    value, place = engine.content.get("key_val_metric"), f"{engine.id}#key_val_metric"
+    at, metrics = config.follow(value, place)
+    takes_entry = isinstance(metrics, Mapping) and metrics and "_target_" not in metrics
+    if takes_entry and _is_shared(config, value, place):
+        findings.metrics_expression = f"@{at}"
+        where = f"{source(at)}, which is not changed: others have it; the metric route, in a copy"
+        findings.add("key metric", next(iter(metrics)), where)
+    elif takes_entry:
         findings.metric_at = at
         findings.add("key metric", next(iter(metrics)), f"{source(at)}: the metric route, an entry beside it")
     elif not metrics:
         findings.add("key metric", "none", f"{source(engine.id)}: the handler route, which needs none")
     else:
         findings.add("key metric", metrics, f"{source(at)}: an expression takes no entry, so the handler route")
-    at, handlers = config.follow(engine.content.get("val_handlers"), f"{engine.id}#val_handlers")
+    value, place = engine.content.get("val_handlers"), f"{engine.id}#val_handlers"
+    at, handlers = config.follow(value, place)
     on_rank_0 = _CONDITION_ON_RANK.match(handlers) if isinstance(handlers, str) else None
     if on_rank_0:
         findings.add("handlers", "on rank 0 only", source(at))
-        at, handlers = config.follow(f"@{on_rank_0[1]}")
-    if isinstance(handlers, list) and _is_shared(config, at):
+        value, place = f"@{on_rank_0[1]}", at
+        at, handlers = config.follow(value)
+    if isinstance(handlers, list) and _is_shared(config, value, place):
         findings.handlers_expression = f"@{at}"
         findings.add("handlers", f"a list of {len(handlers)}", f"{source(at)}, which is not changed: others have it")
         _find_metrics_savers(findings, at, handlers)
@@ -359,7 +389,7 @@ def _find_route(findings: Findings, engine: Component) -> None:
             if isinstance(listed, list):
                 _find_metrics_savers(findings, at, listed)
     findings.several_processes = any(_OF_SEVERAL_PROCESSES.search(text) for text in config.texts())
-    if findings.several_processes and findings.metric_at is None:
+    if findings.several_processes and not findings.by_metric:
         findings.add("processes", "several", "", "without a key metric each process logs its own images")
     _find_output_dir(findings, handlers if isinstance(handlers, list) else [])
 
@@ -372,12 +402,12 @@ def _find_output_dir(findings: Findings, handlers: Sequence[Any]) -> None:
         findings.add("results", "@output_dir", source("output_dir"))
         return
     for handler in handlers:
-        content = config.follow(handler)[1]
+        found = config.component(handler)
         for name in ("log_dir", "save_dir", "output_dir"):
-            if isinstance(content, Mapping) and isinstance(content.get(name), str):
-                findings.output_dir = content[name]
-                where = f"no output_dir is defined, and {content.get('_target_')} writes there"
-                findings.add("results", content[name], where, "change output_dir and log_dir in the overlay")
+            if found is not None and isinstance(found.content.get(name), str):
+                findings.output_dir = found.content[name]
+                where = f"no output_dir is defined, and {found.target} writes there"
+                findings.add("results", findings.output_dir, where, "change output_dir and log_dir in the overlay")
                 return
     if "bundle_root" in config:
         findings.output_dir = "$@bundle_root + '/eval'"
@@ -402,9 +432,23 @@ def _find_metrics_savers(findings: Findings, at: str, handlers: Sequence[Any]) -
                 )
 
 
-def _is_shared(config: Config, id: str) -> bool:
-    """Whether more than one place refers to an id."""
-    return sum(id in config.references(text) for text in config.texts()) > 1
+def _is_shared(config: Config, value: Any, at: str) -> bool:
+    """Whether anything else refers to what an option stands for, or to a step on the way there.
+
+    Args:
+        config: of the workflow.
+        value: of the option.
+        at: where it stands, from which the first step is its own.
+    """
+    own = 0
+    for _ in range(20):  # circular references end somewhere
+        if sum(at in config.references(text) for text in config.texts()) > own:
+            return True
+        if not (isinstance(value, str) and re.fullmatch(r"@[\w#:]+", value)):
+            return False
+        at, own = value[1:].replace("::", "#"), 1
+        value = config.get(at)
+    return False
 
 
 def _postprocessing(config: Config, engine: Component) -> Iterator[Component]:
@@ -415,6 +459,8 @@ def _postprocessing(config: Config, engine: Component) -> Iterator[Component]:
 
 def _transforms(config: Config, value: Any, at: str) -> Iterator[Component]:
     at, value = config.follow(value, at)
+    if is_disabled(value):
+        return
     if isinstance(value, Mapping) and "transforms" in value:
         yield from _transforms(config, value["transforms"], f"{at}#transforms")
     elif isinstance(value, list):

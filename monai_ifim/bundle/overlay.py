@@ -22,10 +22,10 @@ from typing import Any
 
 import yaml
 
-from monai_ifim.bundle.findings import Findings
+from monai_ifim.bundle.findings import OWN_IDS, Findings
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 
-__all__ = ["Overlay", "handler_items", "overlays", "run_command"]
+__all__ = ["Overlay", "additions", "overlays", "run_command"]
 
 _WIDTH = 120
 
@@ -47,7 +47,7 @@ class Overlay:
     def text(self) -> str:
         """The file's content."""
         first = self.findings[0]
-        ifim = IFIMMetric if first.metric_at else IFIMHandler
+        ifim = IFIMMetric if first.by_metric else IFIMHandler
         lines = [
             "# Input-dependent Fisher information beside this bundle's own metrics. List this file last: nothing of",
             "# the bundle changes, and its training gives the same weights. Written by `python -m monai_ifim attach`.",
@@ -63,7 +63,7 @@ class Overlay:
             "ifim_saver:",
             *_options(IFIMSaver, IFIMSaver, {"ifim": "@ifim", "output_dir": first.output_dir, "folder": self.folder}),
         ]
-        for key, value in _additions(first).items():
+        for key, value in additions(first).items():
             lines += yaml.safe_dump({key: value}, sort_keys=False, width=_WIDTH).splitlines()
         return "\n".join(lines) + "\n"
 
@@ -89,10 +89,16 @@ def overlays(found: Sequence[Findings], output: str = "configs/ifim.yaml") -> li
     Args:
         found: of each workflow; the first one's overlay gets the name ``output``, further ones its name and theirs.
         output: relative to the bundle's folder, or absolute.
+
+    Example:
+        >>> from monai_ifim.bundle.configs import Config, Workflow
+        >>> found = [Findings(Workflow(name, (), Config({})), evaluator="e") for name in ("train", "inference")]
+        >>> [(overlay.file, overlay.folder) for overlay in overlays(found)]
+        [('configs/ifim.yaml', 'ifim'), ('configs/ifim_inference.yaml', 'ifim_inference')]
     """
     groups: dict[str, list[Findings]] = {}
     for findings in found:
-        content = (findings.options, _additions(findings), findings.output_dir, findings.workflow.kind)
+        content = (findings.options, additions(findings), findings.output_dir, findings.workflow.kind)
         groups.setdefault(str(content), []).append(findings)
     path = Path(output)
     made: list[Overlay] = []
@@ -104,7 +110,14 @@ def overlays(found: Sequence[Findings], output: str = "configs/ifim.yaml") -> li
 
 
 def run_command(findings: Findings, overlay: str) -> str:
-    """The command, from the bundle's folder, that runs a workflow with an overlay."""
+    """The command, from the bundle's folder, that runs a workflow with an overlay.
+
+    Example:
+        >>> from monai_ifim.bundle.configs import Config, Workflow
+        >>> workflow = Workflow("train", ("configs/train.json",), Config({"run": ["$@trainer.run()"]}))
+        >>> run_command(Findings(workflow), "configs/ifim.yaml")
+        'python -m monai.bundle run --config_file "[\'configs/train.json\', \'configs/ifim.yaml\']"'
+    """
     files = ", ".join(f"'{file}'" for file in (*findings.workflow.files, overlay))
     program = "python -m"
     if findings.several_processes:
@@ -114,25 +127,27 @@ def run_command(findings: Findings, overlay: str) -> str:
     return f'{program} monai.bundle run{section} --config_file "[{files}]"'
 
 
-def handler_items(findings: Findings) -> list[str]:
-    """What stands in the list of handlers, beside the metric where that has a place of its own."""
-    return [*([] if findings.metric_at else ["@ifim"]), "@ifim_figures", "@ifim_saver"]
+def additions(findings: Findings, ours: Sequence[str] = OWN_IDS) -> dict[str, Any]:
+    """What is added to the bundle's own ids: new values, or behind ``+`` what a dictionary or list takes in addition.
 
-
-def _additions(findings: Findings) -> dict[str, Any]:
-    """What the overlay adds to the bundle's own ids."""
+    Args:
+        findings: of the workflow.
+        ours: the ids that there are, the metric's or its handler's first.
+    """
     items: dict[str, Any] = dict(findings.overrides)
-    if findings.metric_at:
+    if findings.metric_at is not None:
         items[f"+{findings.metric_at}"] = {"ifim": "@ifim"}
-    ours = handler_items(findings)
-    if findings.handlers_at:
-        items[f"+{findings.handlers_at}"] = ours
+    elif findings.metrics_expression:
+        items[f"{findings.evaluator}#key_val_metric"] = f"$dict({findings.metrics_expression}) | {{'ifim': @ifim}}"
+    handlers = [f"@{id}" for id in ours if id != "ifim" or not findings.by_metric]
+    if findings.handlers_at is not None:
+        items[f"+{findings.handlers_at}"] = handlers
     elif findings.handlers_expression:
         items[f"{findings.evaluator}#val_handlers"] = (
-            f"$list(({findings.handlers_expression}) or []) + [{', '.join(ours)}]"
+            f"$list(({findings.handlers_expression}) or []) + [{', '.join(handlers)}]"
         )
     else:
-        items[f"{findings.evaluator}#val_handlers"] = ours
+        items[f"{findings.evaluator}#val_handlers"] = handlers
     return items
 
 

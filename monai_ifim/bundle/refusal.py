@@ -18,7 +18,7 @@ from typing import Any
 
 from monai_ifim.bundle.configs import Component, Config
 
-__all__ = ["CLASSIFIERS", "refusal", "refusal_without_evaluator"]
+__all__ = ["CLASSIFIERS", "is_no_classifier", "refusal", "refusal_without_evaluator"]
 
 _DENSE = "its outputs are dense (segmentation): one decision a voxel, where iFIM needs one a whole image"
 _DETECTION = "it detects objects: its outputs are boxes, where iFIM needs the logits of a classifier"
@@ -28,6 +28,8 @@ _REGISTRATION = "it registers images: its output is a deformation, not a distrib
 _GENERATION = "it generates images; it has no distribution over classes"
 _TENSORRT = "its network is a TensorRT engine, through which no gradient can pass; attach to the plain network instead"
 _PROBABILITIES = "its network gives probabilities, not logits: the loss {} reads probabilities"
+_NO_HEAD = "its ViT has no classification head (classification: true)"
+_NO_CLASSIFIER = (_DENSE, _DETECTION, _PROMPTS, _REGRESSION, _REGISTRATION, _GENERATION, _NO_HEAD)
 
 # MONAI's networks whose outputs are (B, classes).
 CLASSIFIERS = re.compile(
@@ -35,25 +37,33 @@ CLASSIFIERS = re.compile(
     r"torchvisionfcmodel|classifier|netadapter|fullyconnectednet)$",
     re.IGNORECASE,
 )
-# By the name of the network's class; the first that matches holds.
+# By the name of a class, whose words begin with capitals, or of a function; the first that matches holds.
 _NETWORKS = {
-    r"retina|detect|yolo|faster_?rcnn": _DETECTION,
-    r"vista|(^|_)sam|deepedit|nuclick|deepgrow": _PROMPTS,
-    r"regressor|pointregressor": _REGRESSION,
-    r"voxelmorph|regunet|localnet|globalnet|regresnet": _REGISTRATION,
-    r"diffusion|autoencoder|vqvae|vitautoenc|controlnet|generator|spade|decoderonly": _GENERATION,
-    r"unet|unest|segresnet|vnet|ahnet|dints|hovernet|highresnet|daf3d|mednext|quicknat|swin|fcn": _DENSE,
+    r"RetinaNet|Detector|DetectionNet|YOLO|R-?CNN|^FCOS": _DETECTION,
+    r"^(yolo|fasterrcnn_|maskrcnn_|keypointrcnn_|retinanet_|fcos_|ssd\d)": _DETECTION,
+    r"VISTA|Vista[23]|^vista3d\d*$|^SAM\d?\b|Sam[A-Z]|DeepEdit|NuClick|Deep[Gg]row": _PROMPTS,
+    r"Regressor": _REGRESSION,
+    r"VoxelMorph|^RegUNet|^RegResNet|^LocalNet$|^GlobalNet$": _REGISTRATION,
+    r"Diffusion|Auto[Ee]ncoder|VQVAE|ViTAutoEnc|ControlNet|Generator([A-Z]|$)|SPADE|DecoderOnly": _GENERATION,
+    r"(^|[a-z]|DC|W)(GAN|Gan)([A-Z]|$)": _GENERATION,
+    r"U-?[Nn]et|^Basicunet|UNETR|UNEST|UNesT|SegResNet|^VNet$|^AHNet$|DiNTS|Ho[Vv]erNet": _DENSE,
+    r"HighResNet|DAF3D|Med[Nn]e[Xx]t": _DENSE,
+    r"^Quicknat|^(MC)?FCN(?![a-z])|DeepLab|^(fcn_|deeplabv3_|lraspp_|u_?net(_|$))": _DENSE,
 }
 _LOSSES = {
-    r"dice|tversky|hausdorff|jaccard|iou|hovernet|cldice": _DENSE,
-    r"mseloss|l1loss|huberloss|barrronloss": _REGRESSION,
-    r"normalizedcrosscorrelation|mutualinformation|bendingenergy|diffusionloss": _REGISTRATION,
-    r"adversarial|perceptual|ssim": _GENERATION,
+    r"Dice|Tversky|Hausdorff|Jaccard|IoU|HoVerNet|^dice_loss$": _DENSE,
+    r"MSELoss|L1Loss|HuberLoss|BarronLoss|^(mse|l1|smooth_l1|huber)_loss$": _REGRESSION,
+    r"NormalizedCrossCorrelation|MutualInformation|BendingEnergy|DiffusionLoss": _REGISTRATION,
+    r"Adversarial|Perceptual|SSIM": _GENERATION,
 }
 _ENGINES = {
-    r"detect": _DETECTION,
-    r"vista|deepedit|interact": _PROMPTS,
-    r"gan|ldm|vae|diffusion|controlnet": _GENERATION,
+    r"Detection|Detector": _DETECTION,
+    r"V(ista|ISTA)(?![a-z])|DeepEdit|Interact": _PROMPTS,
+    r"(^|[a-z]|DC|W)(GAN|Gan)([A-Z]|$)|LDM|VAE|Vae(?![a-z])|Diffusion|ControlNet": _GENERATION,
+}
+_METRICS = {
+    r"Dice|IoU|Hausdorff|SurfaceDistance|PanopticQuality": _DENSE,
+    r"SquaredError|AbsoluteError": _REGRESSION,
 }
 _FORMATS = {"segmentation": _DENSE, "points": _REGRESSION, "regression": _REGRESSION, "magnitude": _GENERATION}
 
@@ -67,7 +77,8 @@ def refusal(
 ) -> str | None:
     """Why iFIM cannot be attached, as the end of a sentence; None where nothing speaks against it.
 
-    A network of MONAI that is known to classify is trusted; then the loss; then the metadata of the outputs.
+    The names of engines, network and loss count in any case. What the evaluator measures and the metadata of the
+    outputs count as well, unless the network is one of MONAI's that are known to classify.
 
     Args:
         config: of the workflow.
@@ -83,7 +94,7 @@ def refusal(
         if found:
             return f"{found} ({engine.target})"
     if network is not None and network.name.lower() == "vit" and not network.content.get("classification"):
-        return "its ViT has no classification head (classification: true)"
+        return _NO_HEAD
     classifies = network is not None and CLASSIFIERS.match(network.name) is not None
     if network is not None:
         found = _first(_NETWORKS, network.name)
@@ -95,7 +106,12 @@ def refusal(
         found = _first(_LOSSES, loss.name)
         if found:
             return f"{found} (loss {loss.name})"
-    return None if classifies or loss is not None else _refusal_by_metadata(outputs)
+    return None if classifies else _refusal_by_metrics(config, evaluator) or _refusal_by_metadata(outputs)
+
+
+def is_no_classifier(reason: str) -> bool:
+    """Whether a refusal says that the network does not classify, in which the configs may mislead."""
+    return reason.startswith(_NO_CLASSIFIER)
 
 
 def refusal_without_evaluator(config: Config) -> str | None:
@@ -124,6 +140,17 @@ def _has_tensorrt(config: Config, evaluator: Component) -> bool:
     )
 
 
+def _refusal_by_metrics(config: Config, evaluator: Component) -> str | None:
+    for option in ("key_val_metric", "additional_metrics"):
+        at, metrics = config.follow(evaluator.content.get(option), f"{evaluator.id}#{option}")
+        for name, value in metrics.items() if isinstance(metrics, Mapping) else ():
+            metric = config.component(value, f"{at}#{name}")
+            found = _first(_METRICS, metric.name) if metric else None
+            if metric and found:
+                return f"{found} (metric {metric.name})"
+    return None
+
+
 def _refusal_by_metadata(outputs: Mapping[str, Mapping[str, Any]]) -> str | None:
     if len(outputs) > 1:
         named = ", ".join(outputs)
@@ -132,8 +159,8 @@ def _refusal_by_metadata(outputs: Mapping[str, Mapping[str, Any]]) -> str | None
         if output.get("type") == "object":
             return f"{_DETECTION} (metadata.json)"
         found = _FORMATS.get(str(output.get("format")))
-        shape = output.get("spatial_shape") or []
-        if found is None and sum(size != 1 for size in shape) > 1:
+        shape = output.get("spatial_shape")
+        if found is None and isinstance(shape, list) and sum(size != 1 for size in shape) > 1:
             found = _DENSE
         if found:
             return f"{found} (metadata.json)"
@@ -141,4 +168,4 @@ def _refusal_by_metadata(outputs: Mapping[str, Mapping[str, Any]]) -> str | None
 
 
 def _first(table: Mapping[str, str], name: str) -> str | None:
-    return next((reason for pattern, reason in table.items() if re.search(pattern, name, re.IGNORECASE)), None)
+    return next((reason for pattern, reason in table.items() if re.search(pattern, name)), None)

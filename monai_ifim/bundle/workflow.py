@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow
@@ -20,6 +19,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 
 from monai_ifim.bundle.configs import Config, Workflow
 from monai_ifim.bundle.findings import Findings, find
+from monai_ifim.bundle.overlay import additions
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 
 __all__ = ["attach"]
@@ -76,10 +76,11 @@ def attach(
         )
     parser = workflow.parser
     content = {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
-    if any(map(_is_ifim, _leaves(content))):
+    config = Config(content)
+    if any(map(_is_ifim, config.values())):
         raise ValueError("iFIM is attached to this workflow already, by an overlay or an earlier attach.")
     findings = find(
-        Workflow("the workflow", (), Config(content)),
+        Workflow("the workflow", (), config),
         metadata=parser.get(ConfigParser.meta_key),
         evaluator=evaluator,
         predictive=options.get("predictive"),
@@ -87,37 +88,33 @@ def attach(
         assume_classifier=assume_classifier,
     )
     if findings.refusal is not None:
-        raise ValueError(
-            f"iFIM cannot be attached: {findings.refusal}. If the configs mislead and it is a classifier with outputs "
-            "(B, outputs): assume_classifier=True."
+        advice = (
+            " If the configs mislead and it is a classifier with outputs (B, outputs): assume_classifier=True."
+            if findings.no_classifier
+            else ""
         )
+        raise ValueError(f"iFIM cannot be attached: {findings.refusal}.{advice}")
     options = {**findings.options, **options}
     engine: Any = _made(parser, findings.evaluator)
-    by_metric = engine is None and findings.metric_at is not None
+    by_metric = engine is None and findings.by_metric
     ifim = IFIMMetric(**options) if by_metric else IFIMHandler(**options)
     folder = output_dir if output_dir is not None else _output_dir(parser, findings)
-    handlers: list[Any] = [] if by_metric else [ifim]
-    handlers += [IFIMFigureHandler(ifim, log_dir=folder)] if figures else []
-    handlers += [IFIMSaver(ifim, folder)] if save else []
+    ours: dict[str, Any] = {"ifim": ifim}
+    if figures:
+        ours["ifim_figures"] = IFIMFigureHandler(ifim, log_dir=folder)
+    if save:
+        ours["ifim_saver"] = IFIMSaver(ifim, folder)
     if engine is not None:
-        for handler in handlers:
+        for handler in ours.values():
             handler.attach(engine)
     else:
-        _add_to_configs(parser, findings, ifim, handlers)
+        _add_to_configs(parser, additions(findings, list(ours)), ours)
     return ifim.metric if isinstance(ifim, IFIMHandler) else ifim
 
 
 def _is_ifim(value: Any) -> bool:
     by_overlay = isinstance(value, str) and value.startswith("monai_ifim.handlers.IFIM")
     return by_overlay or isinstance(value, (IFIMMetric, IFIMHandler))
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    children = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
-    if children is None:
-        yield value
-    for child in children or ():
-        yield from _leaves(child)
 
 
 def _made(parser: ConfigParser, id: str) -> Any:
@@ -135,28 +132,25 @@ def _output_dir(parser: ConfigParser, findings: Findings) -> str:
     return str(parser.get_parsed_content("ifim_output_dir"))
 
 
-def _add_to_configs(
-    parser: ConfigParser, findings: Findings, ifim: IFIMMetric | IFIMHandler, handlers: list[Any]
-) -> None:
-    """Put objects into the config items that the evaluator will be made of.
+def _add_to_configs(parser: ConfigParser, added: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Put what the overlay would add, and the objects that it names, into the items that the evaluator is made of.
 
     In place, since setting an item of the parser makes it forget all that it has made.
     """
-    for option, value in findings.overrides.items():
-        at, _, name = option.rpartition("#")
-        parser[at][name] = value
-    if findings.metric_at is not None and isinstance(ifim, IFIMMetric):
-        for metrics in (parser[findings.metric_at], _made(parser, findings.metric_at)):
-            if metrics is not None:
-                metrics["ifim"] = ifim
-    if findings.handlers_at is not None:
-        for present in (parser[findings.handlers_at], _made(parser, findings.handlers_at)):
-            if present is not None:
-                present.extend(handlers)
-        return
-    parser[""]["ifim_handlers"] = handlers
-    parser.ref_resolver.resolved_content["ifim_handlers"] = handlers
-    id = ReferenceResolver.normalize_id(f"{findings.evaluator}#val_handlers")
-    text = f"$list(({findings.handlers_expression or None}) or []) + @ifim_handlers"
-    parser[findings.evaluator]["val_handlers"] = text
-    parser.ref_resolver.items[id] = ConfigExpression(config=text, id=id, globals=parser.globals)
+    resolver = parser.ref_resolver
+    parser[""].update(ours)
+    resolver.resolved_content.update(ours)
+    for key, value in added.items():
+        at = key.removeprefix("+")
+        if at != key:
+            for present in (parser[at], _made(parser, at)):
+                if isinstance(present, dict):
+                    present.update(ifim=ours["ifim"])
+                elif present is not None:
+                    present.extend(ours[item.removeprefix("@")] for item in value)
+            continue
+        above, _, name = at.rpartition("#")
+        parser[above][name] = value
+        if ConfigExpression.is_expression(value):
+            id = ReferenceResolver.normalize_id(at)
+            resolver.items[id] = ConfigExpression(config=value, id=id, globals=parser.globals)

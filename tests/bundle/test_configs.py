@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_ifim.bundle import read_metadata, read_workflows
-from monai_ifim.bundle.configs import Config
+from monai_ifim.bundle.configs import Config, read_metadata, read_workflows
 from tests.bundle.bundles import alone, densenet, flat, in_sections, only_inference, part, write
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from monai_ifim.bundle import Config, Findings, Workflow, find, read_metadata, read_workflows
+from monai_ifim.bundle.configs import Config, Workflow, read_metadata, read_workflows
+from monai_ifim.bundle.findings import Findings, find
 from tests.bundle.bundles import (
     ARGMAX,
     SHAPES,
@@ -424,7 +425,8 @@ def test_the_logits_of_a_plain_vit_are_its_first_output(network: str, expected: 
 
 def test_channels_that_a_person_draws_are_masked_in_the_order_of_their_numbers():
     channels = {"10": "Blue", "9": "Clicks of a user", "2": "Green"}
-    findings = look_at(alone([]), metadata("classes", 2, channels))
+    config = alone([], network=densenet(channels=3))
+    findings = look_at(config, metadata("classes", 2, channels))
     assert findings.options["channel_mask"] == [True, False, True]
     _, source, guess = said(findings, "channel mask")
     assert source == "metadata.json: channel_def = Green, Clicks of a user, Blue"

@@ -20,9 +20,9 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
-from monai_ifim.bundle import Findings, Overlay, Workflow, find, overlays, read_metadata, read_workflows
-from monai_ifim.bundle.configs import Config
-from monai_ifim.bundle.overlay import run_command
+from monai_ifim.bundle.configs import Config, Workflow, read_metadata, read_workflows
+from monai_ifim.bundle.findings import Findings, find
+from monai_ifim.bundle.overlay import Overlay, overlays, run_command
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from tests.bundle.bundles import SHAPES, alone, flat, in_sections, only_inference, part, write
 
@@ -152,6 +152,9 @@ def test_the_merged_config_has_ours_behind_what_was_there_and_nothing_else_is_ch
         for findings in overlay.findings:
             before, after = (ConfigParser(one) for one in command_of(tmp_path, findings, overlay))
             ours = ["@ifim_figures", "@ifim_saver"] if findings.metric_at else ["@ifim", "@ifim_figures", "@ifim_saver"]
+            for id in findings.overrides:
+                assert after[id] == "*"
+                after[id] = before[id]
             if findings.handlers_at:
                 assert after[findings.handlers_at] == before[findings.handlers_at] + ours
                 del after[findings.handlers_at][-len(ours) :]
@@ -163,9 +166,6 @@ def test_the_merged_config_has_ours_behind_what_was_there_and_nothing_else_is_ch
                 assert metrics.pop("ifim") == "@ifim"
             for id in ("ifim", "ifim_figures", "ifim_saver"):
                 del after.get()[id]
-            for id in findings.overrides:
-                assert after[id] == "*"
-                after[id] = before[id]
             assert after.get() == before.get()
 
 
@@ -239,11 +239,10 @@ def test_workflows_that_need_something_else_get_a_file_of_their_own(change: dict
     config = flat()["train.yaml"]
     config["evaluator"]["inferer"] = "@inferer"
     config["inferer"] = part("SimpleInferer")
-    other = {**config, **change, "run": ["$@evaluator.run()"]}
-    del other["trainer"]
+    other = {**config, **change}
     if "val_handlers" in change:
         other["evaluator"] = {**config["evaluator"], "val_handlers": None}
-    assert len(overlays(usable(tmp_path, {"train.yaml": config, "inference.yaml": other}))) == files
+    assert len(overlays(usable(tmp_path, {"train.yaml": config, "train_other.yaml": other}))) == files
 
 
 def test_workflows_whose_results_go_elsewhere_get_a_file_of_their_own(tmp_path: Path):

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from monai_ifim.bundle import Config, Findings, Workflow, find
+from monai_ifim.bundle.configs import Config, Workflow
+from monai_ifim.bundle.findings import Findings, find
 from monai_ifim.bundle.refusal import refusal_without_evaluator
 from tests.bundle.bundles import alone, densenet, in_sections, linear, metadata, part
 

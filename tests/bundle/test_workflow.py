@@ -135,8 +135,8 @@ def test_the_numbers_are_those_with_the_overlay(
 def test_the_files_are_those_with_the_overlay(tmp_path: Path):
     pair(tmp_path, "in_sections", "inference.json")
     written = [
-        sorted(str(file.relative_to(root)) for file in (root / "eval" / "ifim").rglob("*") if file.is_file())
-        for root in (tmp_path / "overlay", tmp_path / "python")
+        sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+        for folder in (tmp_path / "overlay" / "eval" / "ifim_inference", tmp_path / "python" / "eval" / "ifim")
     ]
     assert written[0] == written[1] != []
 
