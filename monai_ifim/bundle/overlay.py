@@ -115,8 +115,8 @@ def run_command(findings: Findings, overlay: str) -> str:
     Example:
         >>> from monai_ifim.bundle.configs import Config, Workflow
         >>> workflow = Workflow("train", ("configs/train.json",), Config({"run": ["$@trainer.run()"]}))
-        >>> run_command(Findings(workflow), "configs/ifim.yaml")
-        'python -m monai.bundle run --config_file "[\'configs/train.json\', \'configs/ifim.yaml\']"'
+        >>> print(run_command(Findings(workflow), "configs/ifim.yaml"))
+        python -m monai.bundle run --config_file "['configs/train.json', 'configs/ifim.yaml']"
     """
     files = ", ".join(f"'{file}'" for file in (*findings.workflow.files, overlay))
     program = "python -m"

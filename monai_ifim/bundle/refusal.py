@@ -41,6 +41,7 @@ CLASSIFIERS = re.compile(
 _NETWORKS = {
     r"RetinaNet|Detector|DetectionNet|YOLO|R-?CNN|^FCOS": _DETECTION,
     r"^(yolo|fasterrcnn_|maskrcnn_|keypointrcnn_|retinanet_|fcos_|ssd\d)": _DETECTION,
+    r"CellSam": _DENSE,  # without prompts
     r"VISTA|Vista[23]|^vista3d\d*$|^SAM\d?\b|Sam[A-Z]|DeepEdit|NuClick|Deep[Gg]row": _PROMPTS,
     r"Regressor": _REGRESSION,
     r"VoxelMorph|^RegUNet|^RegResNet|^LocalNet$|^GlobalNet$": _REGISTRATION,

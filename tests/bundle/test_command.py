@@ -218,9 +218,20 @@ def test_a_folder_that_is_not_there_or_no_bundle_is_refused(tmp_path: Path, caps
 
 @pytest.mark.parametrize("name", ["train.json", "inference.yaml", "metadata.json"])
 def test_a_config_that_cannot_be_read_is_named(name: str, tmp_path: Path, capsys: Captured):
+    said = f"{name}: left out, it cannot be read as {name.rpartition('.')[2].upper()}: "
     root = write(tmp_path, {**in_sections(), name: "{'a': ["})
-    assert f"configs/{name} cannot be read as {name.rpartition('.')[2].upper()}" in refused([str(root)], capsys)
-    assert not (root / "configs" / "ifim.yaml").exists()
+    assert main(["attach", str(root)]) == 0  # the others are not held up
+    assert said in capsys.readouterr().out
+
+
+def test_where_nothing_else_is_usable_the_config_that_cannot_be_read_is_named(tmp_path: Path, capsys: Captured):
+    said = refused([str(write(tmp_path / "alone", {"train.json": "{"}))], capsys)
+    assert "  train.json: it cannot be read as JSON: " in said
+    assert "--assume_classifier" not in said
+    unet = {"inference.json": alone([], network=part("UNet"))}
+    said = refused([str(write(tmp_path / "beside", {"train.json": "{", **unet}))], capsys)
+    assert "  train.json: it cannot be read as JSON: " in said
+    assert "--assume_classifier" in said
 
 
 def test_a_bundle_of_which_no_workflow_can_be_served_is_refused_with_each_reason(tmp_path: Path, capsys: Captured):
@@ -244,6 +255,7 @@ def test_a_bundle_without_evaluator_says_what_it_is(tmp_path: Path, capsys: Capt
     said = refused([str(root)], capsys)
     assert "train: it generates images; it has no distribution over classes (scripts.LDMTrainer)." in said
     assert "other: it has no evaluator, whose run could be watched" in said
+    assert "--assume_classifier" not in said
 
 
 def test_workflows_that_cannot_be_served_do_not_stop_the_others(tmp_path: Path, capsys: Captured):
@@ -257,7 +269,7 @@ def test_workflows_that_cannot_be_served_do_not_stop_the_others(tmp_path: Path, 
 def test_a_wrong_evaluator_is_refused_and_those_there_are_are_named(tmp_path: Path, capsys: Captured):
     root = write(tmp_path, {**flat(), **only_inference()})
     said = refused([str(root), "--evaluator", "wrong"], capsys)
-    assert "No workflow has an evaluator wrong: train has evaluator; evaluate has evaluator" in said
+    assert "wrong is no evaluator of train, which has evaluator. Name one of these." in said
 
 
 @pytest.mark.parametrize("id", ["test#evaluator", "test::evaluator"])
@@ -276,3 +288,10 @@ def test_a_wrong_predictive_is_an_error_of_usage(tmp_path: Path, capsys: Capture
         main(["attach", str(tmp_path), "--predictive", "gaussian"])
     assert stopped.value.code == 2
     assert "invalid choice: 'gaussian'" in capsys.readouterr().err
+
+
+def test_a_bundle_that_has_our_ids_is_refused(tmp_path: Path, capsys: Captured):
+    root = write(tmp_path, {"inference.json": {**alone([]), "ifim_saver": 1}})
+    said = refused([str(root)], capsys)
+    assert "inference: it defines an id ifim_saver itself, which the overlay would replace; rename that one." in said
+    assert "--assume_classifier" not in said

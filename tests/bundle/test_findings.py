@@ -456,11 +456,77 @@ def test_no_channel_is_masked_without_a_reason(channels: Files, transform: str, 
 
 
 @pytest.mark.parametrize(
-    "odd", [{}, {"network_data_format": None}, {"network_data_format": []}, {"network_data_format": {"outputs": [1]}}]
+    "odd",
+    [
+        {},
+        {"network_data_format": None},
+        {"network_data_format": []},
+        {"network_data_format": {"outputs": [1]}},
+        [1],
+        *(
+            {"network_data_format": {"outputs": {"pred": {name: odd}}, "inputs": {"image": {name: odd}}}}
+            for name in ("spatial_shape", "format", "type", "num_channels", "channel_def")
+            for odd in (5.5, None, [[]], {"a": []}, {"²": "mask", "1": "b"})
+        ),
+    ],
 )
 def test_odd_metadata_say_nothing(odd: Files):
-    assert look_at(alone([]), odd).options == {"predictive": "softmax", "on_error": "continue"}
+    for network in (densenet(), "$make()"):
+        assert look_at(alone([], network=network), odd).options == {"predictive": "softmax", "on_error": "continue"}
 
 
 def test_patches_and_mixed_precision_need_no_option():
     assert look_at(one_logit()["train.json"]).options == {"predictive": "sigmoid", "on_error": "continue"}
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "expected"), [(3, [True, True, False]), (4, None), (2, None), ("$n", [True, True, False])]
+)
+def test_a_mask_of_another_length_than_the_networks_input_is_not_written(in_channels: Any, expected: list | None):
+    described = metadata("classes", 2, {"0": "R", "1": "G", "2": "mask"})
+    findings = look_at(alone([], network=densenet(channels=in_channels)), described)
+    assert findings.options.get("channel_mask") == expected
+    assert [item.guess for item in findings.items if item.name == "channels"] == (
+        [] if expected else ["set channel_mask in the overlay if a person draws one of them"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "guess"), [(CROSS_ENTROPY, "loss = torch.nn.CrossEntropyLoss says softmax"), (BCE, ""), (None, "")]
+)
+def test_what_the_user_says_against_the_loss_is_marked(loss: Files | None, guess: str):
+    assert predictive_of(loss=loss, predictive="sigmoid", postprocessing=(SOFTMAX,))[2] == guess
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trainer": part("SupervisedTrainer", key_train_metric="@metrics")},
+        {"trainer": part("SupervisedTrainer", key_train_metric="@alias")},
+        {"trainer": part("SupervisedTrainer", key_train_metric="@alias"), "first": "@alias"},
+        {"trainer": part("SupervisedTrainer", key_train_metric="@evaluator#key_val_metric")},
+    ],
+)
+def test_a_dictionary_of_metrics_that_others_have_too_is_not_changed(change: Files):
+    config = {**alone([]), "metrics": {"val_accuracy": part("ignite.metrics.Accuracy")}, "alias": "@metrics"}
+    config["evaluator"]["key_val_metric"] = "@first"
+    config = {**config, "first": "@metrics", **change}
+    findings = look_at(config)
+    assert findings.metric_at is None
+    assert findings.metrics_expression == "@metrics"
+    assert findings.by_metric
+    assert said(findings, "key metric")[0] == "val_accuracy"
+
+
+def test_what_is_disabled_does_not_count():
+    off = {"_disabled_": True}
+    config = alone([{**SIGMOID, **off}, SOFTMAX])
+    config["handlers"] = [part("MetricsSaver", metrics=["a"], save_dir="x", **off), "@saver"]
+    config["saver"] = part("MetricsSaver", metrics=["a"], **off)
+    config = {"a_evaluator": part("SupervisedEvaluator", **off), **config}
+    del config["output_dir"]
+    findings = look_at(config)
+    assert findings.options["predictive"] == "softmax"
+    assert findings.overrides == {}
+    assert findings.output_dir == "$@bundle_root + '/eval'"
+    assert said(findings, "evaluator")[1:] == ("evaluator", "")

@@ -296,3 +296,18 @@ def test_values_of_options_survive_the_yaml():
     overlay = only(config, output_key="a: tricky # 'key'")
     content: Mapping[str, Any] = yaml.safe_load(overlay.text())
     assert content["ifim"]["output_key"] == "a: tricky # 'key'"
+
+
+def test_a_shared_dictionary_of_metrics_is_copied_and_ours_stands_behind(tmp_path: Path):
+    config = {**alone([]), "metrics": {"val_accuracy": 1, "val_other": 2}}
+    config["evaluator"]["key_val_metric"] = "@metrics"
+    config["trainer"] = part("SupervisedTrainer", key_train_metric="@metrics")
+    overlay = only(config)
+    content = yaml.safe_load(overlay.text())
+    assert content["ifim"]["_target_"] == "monai_ifim.handlers.IFIMMetric"
+    assert "+metrics" not in content
+    write(tmp_path, {"inference.json": config})
+    _, merged = command_of(tmp_path, overlay.findings[0], overlay, times=2)
+    parser = ConfigParser({**merged, "ifim": 3})
+    assert parser.get_parsed_content("evaluator#key_val_metric") == {"val_accuracy": 1, "val_other": 2, "ifim": 3}
+    assert parser.get_parsed_content("metrics") == config["metrics"]

@@ -46,6 +46,18 @@ def trained_with(loss: Any, network: Any = "$make()") -> dict[str, Any]:
         ("DynUNet", "dense (segmentation)"),
         ("HoVerNet", "dense (segmentation)"),
         ("scripts.FCN", "dense (segmentation)"),
+        ("BasicUnet", "dense (segmentation)"),
+        ("UNETR", "dense (segmentation)"),
+        ("VNet", "dense (segmentation)"),
+        ("DiNTS", "dense (segmentation)"),
+        ("torchvision.models.segmentation.fcn_resnet50", "dense (segmentation)"),
+        ("CellSamWrapper", "dense (segmentation)"),
+        ("torchvision.models.detection.fasterrcnn_resnet50_fpn", "detects objects"),
+        ("monai.networks.nets.vista3d132", "prompts"),
+        ("SAM", "prompts"),
+        ("SamPredictor", "prompts"),
+        ("RegUNet", "registers images"),
+        ("scripts.CycleGAN", "generates images"),
         ("RetinaNet", "detects objects"),
         ("RetinaNetDetector", "detects objects"),
         ("VISTA3D", "prompts"),
@@ -73,6 +85,8 @@ def test_a_network_that_does_not_classify_is_refused_by_name(network: str, reaso
         *("DenseNet", "DenseNet121", "densenet169", "ResNet", "resnet18", "SEResNet50", "SENet154", "SEResNext50"),
         *("EfficientNetBN", "TorchVisionFCModel", "MILModel", "Classifier", "NetAdapter", "FullyConnectedNet"),
         *("torchvision.models.vgg16", "scripts.networks.MyOwn", "torch.nn.Sequential"),
+        # words that only contain the name of a network that does something else
+        *("ConvNet", "RevNet", "torchvision.models.swin_t", "SamplingNet", "OrganNet", "FCNet", "PreviousNet"),
     ],
 )
 def test_a_network_that_classifies_or_that_nobody_knows_is_not_refused(network: str):
@@ -151,16 +165,18 @@ def test_an_engine_that_does_not_classify_is_refused_with_any_network(engine: st
         ("labels", None, None),
     ],
 )
-def test_metadata_refuse_where_neither_network_nor_loss_is_known(format: str, shape: list | None, reason: str | None):
+def test_metadata_refuse_where_the_network_is_unknown_whatever_the_loss(
+    format: str, shape: list | None, reason: str | None
+):
     said = metadata(format, 2)
     said["network_data_format"]["outputs"]["pred"] |= {} if shape is None else {"spatial_shape": shape}
-    refusal = refusal_of(alone([], network="$make()"), said)
-    assert (refusal is None) == (reason is None)
-    if refusal is not None and reason is not None:
-        assert reason in refusal
-        assert refusal.endswith("(metadata.json)")
+    for config in (alone([], network="$make()"), trained_with(part("torch.nn.CrossEntropyLoss"))):
+        refusal = refusal_of(config, said)
+        assert (refusal is None) == (reason is None)
+        if refusal is not None and reason is not None:
+            assert reason in refusal
+            assert refusal.endswith("(metadata.json)")
     assert refusal_of(alone([]), said) is None  # MONAI's classifiers are known
-    assert refusal_of(trained_with(part("torch.nn.CrossEntropyLoss")), said) is None
 
 
 def test_boxes_are_refused_by_the_metadata():
@@ -215,3 +231,62 @@ def test_a_config_without_evaluator_says_what_it_does_instead(content: dict[str,
     refusal = refusal_without_evaluator(Config(content))
     assert (refusal is None) == (reason is None)
     assert reason is None or reason in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"),
+    [
+        ("MeanDice", "dense (segmentation)"),
+        ("monai.handlers.MeanIoUHandler", "dense (segmentation)"),
+        ("HausdorffDistance", "dense (segmentation)"),
+        ("SurfaceDistance", "dense (segmentation)"),
+        ("GeneralizedDiceScore", "dense (segmentation)"),
+        ("MeanSquaredError", "predicts numbers"),
+        ("ignite.metrics.MeanAbsoluteError", "predicts numbers"),
+        ("ignite.metrics.Accuracy", None),
+        ("ROCAUC", None),
+    ],
+)
+@pytest.mark.parametrize("option", ["key_val_metric", "additional_metrics"])
+def test_metrics_refuse_an_unknown_network_whatever_the_loss(option: str, metric: str, reason: str | None):
+    for network in ("$make()", densenet()):
+        config = trained_with(part("torch.nn.CrossEntropyLoss"), network)
+        config["metrics"] = {"first": part("ConfusionMatrix"), "second": "@metric"}
+        config["metric"] = part(metric)
+        config["evaluator"][option] = "@metrics"
+        refusal = refusal_of(config)
+        if reason is None or network != "$make()":
+            assert refusal is None
+        else:
+            assert reason in str(refusal)
+            assert str(refusal).endswith(f"(metric {metric.rpartition('.')[2]})")
+
+
+@pytest.mark.parametrize("engine", ["scripts.OrganEvaluator", "scripts.PreviewEvaluator", "scripts.SlogansEvaluator"])
+def test_an_engine_whose_name_only_contains_that_of_another_kind_is_not_refused(engine: str):
+    config = in_sections()["train.json"]
+    config["validate"]["evaluator"]["_target_"] = engine
+    assert refusal_of(config) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"network_def": part("UNet")}, True),
+        ({"network_def": part("ViT")}, True),
+        ({"network_def": "$torch.jit.load('model_trt.ts')"}, False),
+        ({"evaluator": None}, False),
+        ({"ifim": 1}, False),
+    ],
+)
+def test_only_what_the_names_say_can_mislead(change: dict[str, Any], expected: bool):
+    findings = look_at({**alone([]), **change})
+    assert findings.refusal is not None
+    assert findings.no_classifier is expected
+
+
+@pytest.mark.parametrize("id", ["ifim", "ifim_figures", "ifim_saver"])
+def test_a_config_that_defines_our_ids_itself_is_refused_even_as_a_classifier(id: str):
+    for assume_classifier in (False, True):
+        findings = look_at({**alone([]), id: part("scripts.Other")}, assume_classifier=assume_classifier)
+        assert str(findings.refusal).startswith(f"it defines an id {id} itself")

@@ -360,3 +360,29 @@ def test_a_workflow_that_cannot_be_served_is_refused_unless_the_user_knows_bette
 def test_an_evaluator_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="wrong is no evaluator of the workflow, which has validate#evaluator"):
         attach(started(tmp_path, ["train.json"], sliced_handlers()), evaluator="wrong")
+
+
+@pytest.mark.parametrize("by_overlay", [True, False])
+@pytest.mark.parametrize("made", [[], ["validate#key_metric"]])
+def test_a_trainer_that_shares_the_metrics_is_not_attached_to(by_overlay: bool, made: list[str], tmp_path: Path):
+    files = in_sections()
+    files["train.json"]["train"]["trainer"]["key_train_metric"] = "@validate#key_metric"
+    names = ["train.json"]
+    if by_overlay:
+        names.append(attach_to_bundle(write(tmp_path, files))[0].name)
+    options = {f"ifim#{name}": value for name, value in LIGHT.items()} if by_overlay else {}
+    workflow = started(tmp_path, names, files, num_epochs=1, **options)
+    for id in made:
+        parsed(workflow, id)
+    if not by_overlay:
+        assert attach(workflow, **QUIET).agreement.communicate  # the metric, not the handler
+    workflow.run()
+    assert ifim_of(metrics_of(workflow, "validate#evaluator"))["ifim_images"] == 4
+    assert set(metrics_of(workflow, "train#trainer")) == {"val_accuracy"}
+
+
+def test_a_workflow_that_cannot_be_served_for_another_reason_is_not_said_to_mislead(tmp_path: Path):
+    config = {**alone([]), "ifim_saver": 1}
+    with pytest.raises(ValueError, match="an id ifim_saver itself") as refused:
+        attach(started(tmp_path, ["inference.json"], {"inference.json": config}), **QUIET)
+    assert "assume_classifier" not in str(refused.value)
