@@ -20,7 +20,6 @@ Image Classifiers", arXiv:2606.16362 (2026).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +35,7 @@ from monai_ifim.network import (
     default_micro_batch_size,
     input_gradient,
 )
+from monai_ifim.notices import notice
 from monai_ifim.predictive import Predictive, PredictiveLike, resolve_predictive
 
 __all__ = ["DEFAULT_CUTOFF", "DEFAULT_ENERGY", "InputFisher", "input_fisher"]
@@ -396,7 +396,7 @@ def input_fisher(
     distribution.check_logits(fisher.logits)
     if fisher.skipped:
         listed = "; ".join(f"image {index}: {cause}" for index, cause in fisher.skipped.items())
-        warnings.warn(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).", stacklevel=2)
+        notice(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).")
     batches.warn("input_fisher")
     return fisher
 
