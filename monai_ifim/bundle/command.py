@@ -12,11 +12,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_ifim.bundle.configs import read_metadata, read_workflows
+from monai_ifim.bundle.configs import Workflow, read_metadata, read_workflows
 from monai_ifim.bundle.findings import Findings, find
 from monai_ifim.bundle.overlay import Overlay, overlays, run_command
 from monai_ifim.bundle.refusal import refusal_without_evaluator
@@ -53,8 +54,9 @@ def attach_to_bundle(
         The files that were written.
 
     Raises:
-        ValueError: When the folder is no bundle, or none of its workflows can be attached to.
+        ValueError: When the folder is no bundle, an option is wrong, or no workflow can be attached to.
         FileExistsError: When an overlay is there, without ``force``.
+        OSError: When it cannot be written; what was there before stays.
     """
     root = Path(bundle_root)
     workflows, without_evaluator = read_workflows(root)
@@ -63,8 +65,9 @@ def attach_to_bundle(
         for part in without_evaluator
     }
     metadata = read_metadata(root)
+    chosen = _chosen_evaluators(workflows, evaluator)
     found = [
-        find(workflow, workflows, metadata, evaluator, predictive, output_key, assume_classifier)
+        find(workflow, workflows, metadata, chosen[workflow.name], predictive, output_key, assume_classifier)
         for workflow in workflows
     ]
     usable = [findings for findings in found if findings.refusal is None]
@@ -79,14 +82,26 @@ def attach_to_bundle(
             f"{', '.join(map(str, present))} is there already, and nothing was written. Use --force to overwrite, "
             "--output to write elsewhere, or --dry_run to see what would be written."
         )
+    if not dry_run:
+        _write({target: overlay.text() for target, overlay in zip(targets, made)})
     _print(made, refused, left_out)
-    if dry_run:
-        for overlay in made:
-            print(f"\n--- {overlay.file} (not written)\n{overlay.text()}", end="")
-        return []
-    _write(dict(zip(targets, (overlay.text() for overlay in made))))
-    print("\nWritten: " + ", ".join(map(str, targets)))
-    return targets
+    for target, overlay in zip(targets, made):
+        print(f"\n--- {target} (not written)\n{overlay.text()}" if dry_run else f"Written: {target}")
+    return [] if dry_run else targets
+
+
+def _chosen_evaluators(workflows: Sequence[Workflow], wanted: str | None) -> dict[str, str | None]:
+    """For each workflow the evaluator that the user names, where it has that one.
+
+    Raises:
+        ValueError: When no workflow has it.
+    """
+    known = {workflow.name: [engine.id for engine in workflow.config.components("Evaluator")] for workflow in workflows}
+    wanted = None if wanted is None else wanted.replace("::", "#")
+    if wanted is not None and not any(wanted in ids for ids in known.values()):
+        lists = "; ".join(f"{name} has {', '.join(ids)}" for name, ids in known.items())
+        raise ValueError(f"No workflow has an evaluator {wanted}: {lists or 'there is none'}. Name one of these.")
+    return {name: wanted if wanted in ids else None for name, ids in known.items()}
 
 
 def _seen_from(root: Path, output: Path) -> str:
@@ -143,4 +158,5 @@ def _write(files: dict[Path, str]) -> None:
         raise OSError(f"The overlay could not be written ({error}). Use --output to write elsewhere.") from error
     finally:
         for temporary in new:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where its folder could not be made, too
+                temporary.unlink()

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import CommonKeys
 
-__all__ = ["Component", "Config", "LeftOut", "Workflow", "read_metadata", "read_workflows"]
+__all__ = ["Component", "Config", "LeftOut", "Workflow", "described", "read_metadata", "read_workflows"]
 
 _SUFFIXES = (".json", ".yaml", ".yml")
 # Files of the config folder that are no workflow.
 _NO_WORKFLOW = re.compile(r"^(metadata|ifim.*|logging)$")
 _WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module"}
 _COMMON_KEY = re.compile(r"^\$monai\.utils\.(?:enums\.)?CommonKeys\.(\w+)$")
-_RUNS = re.compile(r"@([\w#:]+)\.run\(")
+_RUNS = re.compile(r"@[\w#:]+\.run\(")
+# An expression that makes an object itself, as $torch.nn.CrossEntropyLoss() does.
+_MAKES = re.compile(r"^\$\s*((?:\w+\.)*[A-Z]\w*)\(")
 
 
 @dataclass(frozen=True)
@@ -104,40 +106,36 @@ class Config:
             return []
         return [id.replace("::", "#") for id in ReferenceResolver.match_refs_pattern(value)]
 
-    def component(self, value: Any, at: str = "") -> Component | None:
-        """The component behind a value: itself, a reference, the first one an expression names, inside wrappers."""
-        for _ in range(20):
-            at, value = self.follow(value, at)
-            if isinstance(value, Mapping) and "_target_" in value:
-                found = Component(at, value)
-                if found.name not in _WRAPPERS:
-                    return found
-                inner = _WRAPPERS[found.name]
-                at, value = f"{at}#{inner}", value.get(inner)
-            elif isinstance(value, str) and value.startswith("$"):
-                inside = [id for id in self.references(value) if self._leads_to_component(id)]
-                if not inside:
-                    return None
-                at, value = inside[0], self.get(inside[0])
-            else:
-                return None
-        return None
+    def component(self, value: Any, at: str = "", depth: int = 6) -> Component | None:
+        """The component behind a value, through references, wrappers and expressions.
 
-    def _leads_to_component(self, id: str) -> bool:
-        _, value = self.follow(f"@{id}")
-        if isinstance(value, str) and value.startswith("$"):
-            return any(isinstance(self.get(inner), Mapping) for inner in self.references(value))
-        return isinstance(value, Mapping) and "_target_" in value
+        An expression stands for the one component that it names, else for the class that it makes an object of.
+        """
+        at, value = self.follow(value, at)
+        if depth == 0:  # circular references end somewhere
+            return None
+        if isinstance(value, Mapping) and "_target_" in value:
+            found = Component(at, value)
+            inner = _WRAPPERS.get(found.name)
+            return found if inner is None else self.component(value.get(inner), f"{at}#{inner}", depth - 1)
+        if not (isinstance(value, str) and value.startswith("$")):
+            return None
+        named = [self.component(f"@{id}", id, depth - 1) for id in self.references(value)]
+        known = [found for found in named if found is not None]
+        if len(known) == 1:
+            return known[0]
+        makes = _MAKES.match(value)
+        made = Component(at, {"_target_": makes[1]}) if makes else None
+        return None if made is None or made.name in _WRAPPERS else made
 
     def literal(self, value: Any) -> Any:
         """A plain value (number, text, list of these) behind references; None where it takes an evaluation."""
         _, value = self.follow(value)
         if isinstance(value, list):
-            items = [self.literal(item) for item in value]
-            return None if any(item is None for item in items) else items
+            return [self.literal(item) for item in value]
         if isinstance(value, str) and value.startswith("$"):
             key = _COMMON_KEY.match(value)
-            return str(getattr(CommonKeys, key[1], None)) if key else None
+            return str(CommonKeys[key[1]]) if key and key[1] in CommonKeys.__members__ else None
         return None if isinstance(value, Mapping) else value
 
     def components(self, ending: str = "") -> Iterator[Component]:
@@ -225,11 +223,26 @@ def read_metadata(root: Path) -> dict[str, Any]:
     return content
 
 
+def described(metadata: Mapping[str, Any], side: str) -> dict[str, Mapping[str, Any]]:
+    """What the metadata's ``network_data_format`` says of each of the ``"inputs"`` or ``"outputs"``.
+
+    Example:
+        >>> described({"network_data_format": {"outputs": {"pred": {"num_channels": 2}}}}, "outputs")
+        {'pred': {'num_channels': 2}}
+    """
+    formats = metadata.get("network_data_format")
+    parts = formats.get(side) if isinstance(formats, Mapping) else None
+    if not isinstance(parts, Mapping):
+        return {}
+    return {str(name): part for name, part in parts.items() if isinstance(part, Mapping)}
+
+
 def read_workflows(root: Path) -> tuple[list[Workflow], list[LeftOut]]:
     """The workflows of a bundle, training first; and the files that are none, with the reason.
 
-    A file without an evaluator of its own is listed after the one that it completes: ``multi_gpu_X`` and ``X_...``
-    after ``X``, ``evaluate`` after ``train``, any other after the first one in which all its references are known.
+    A file with an evaluator makes a workflow by itself, if it defines all that it refers to. Any other is listed
+    after the one that it completes: ``multi_gpu_X`` and ``X_...`` after ``X``, ``evaluate`` after ``train``, others
+    after the first one in which all their references are known.
 
     Args:
         root: the bundle's folder.
@@ -247,35 +260,41 @@ def read_workflows(root: Path) -> tuple[list[Workflow], list[LeftOut]]:
     contents = {name: content for name, content in loaded.items() if isinstance(content, dict)}  # others hold data
     if not contents:
         raise ValueError(f"{folder} holds no config of a workflow (.json, .yaml or .yml beside metadata.json).")
+    complete = {name for name, content in contents.items() if _has_evaluator(content)}
     workflows: dict[str, Workflow] = {}
     left_out: list[LeftOut] = []
-    complete = [name for name, content in contents.items() if _has_evaluator(content)]
     for name in sorted(contents, key=lambda name: (name not in complete, _place(name), name)):
-        bases = [()] if name in complete else _bases(name, workflows)
+        stacks = [*([(name,)] if name in complete else []), *((*base, name) for base in _bases(name, workflows))]
         problems = []
-        for base in bases:
-            stack = (*base, name)
-            paths = tuple(f"configs/{files[part].name}" for part in stack)
-            try:
-                config = Config(ConfigParser.load_config_files([str(root / path) for path in paths]))
-            except (ValueError, KeyError, TypeError) as error:
-                problems.append(f"it cannot be merged: {error}")
-                continue
-            if base and config.unknown_references():
-                problems.append(f"it refers to @{config.unknown_references()[0]}, which no config defines")
-            elif config.run_id() is None:
-                problems.append("it has no section that runs an engine")
-            elif base and "run" not in contents[name] and not _renews_network(contents[name]):
-                problems.append("it only changes options of another config")
-            else:
-                keys = (tuple(str(key).lstrip("+").replace("::", "#") for key in contents[part]) for part in stack)
-                workflows[name] = Workflow(name, paths, config, tuple(keys))
+        for stack in stacks:
+            made = _merged(root, [files[part] for part in stack], [contents[part] for part in stack])
+            if isinstance(made, Workflow):
+                workflows[name] = made
                 break
-        if name not in workflows:
+            problems.append(made)
+        else:
             nothing = "it has no evaluator, whose run could be watched, and completes no config that has one"
-            alone = None if bases and problems else Config(_without_macros(contents[name]))
+            alone = None if problems else Config(_without_macros(contents[name]))
             left_out.append(LeftOut(name, problems[0] if problems else nothing, alone))
     return sorted(workflows.values(), key=lambda workflow: _place(workflow.name)), left_out
+
+
+def _merged(root: Path, files: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> Workflow | str:
+    """The workflow of files that stand behind one another, or why they make none."""
+    try:
+        config = Config(ConfigParser.load_config_files([str(file) for file in files]))
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        return f"it cannot be merged: {error}"
+    unknown = config.unknown_references()
+    if unknown:
+        return f"it refers to @{unknown[0]}, which no config defines"
+    if config.run_id() is None:
+        return "it has no section that runs an engine"
+    if len(files) > 1 and "run" not in contents[-1] and not _renews_network(contents[-1]):
+        return "it only changes options of another config"
+    paths = tuple(file.relative_to(root).as_posix() for file in files)
+    keys = (tuple(str(key).lstrip("+").replace("::", "#") for key in content) for content in contents)
+    return Workflow(files[-1].stem, paths, config, tuple(keys))
 
 
 def _load(file: Path) -> Any:
@@ -318,10 +337,10 @@ def _place(name: str) -> tuple[int, int]:
 
 
 def _bases(name: str, workflows: Mapping[str, Workflow]) -> list[tuple[str, ...]]:
-    """Names of the files that a file without evaluator may stand behind, the likeliest first."""
+    """Names of the files that a file may stand behind, the likeliest first."""
     stacks = {known: tuple(Path(file).stem for file in workflow.files) for known, workflow in workflows.items()}
     own = name.removeprefix("multi_gpu_")
-    likely = [own, own.rpartition("_")[0], *(() if "inference" in own else ("train",)), *_ORDER, *stacks]
+    likely = [own, own.rpartition("_")[0], *_ORDER, *stacks]
     return [stacks[known] for known in dict.fromkeys(likely) if known in stacks and known != name]
 
 

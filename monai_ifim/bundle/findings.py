@@ -19,7 +19,7 @@ from typing import Any
 
 from monai.utils import CommonKeys
 
-from monai_ifim.bundle.configs import Component, Config, Workflow
+from monai_ifim.bundle.configs import Component, Config, Workflow, described
 from monai_ifim.bundle.refusal import refusal
 
 __all__ = ["Finding", "Findings", "find"]
@@ -30,7 +30,8 @@ _OUTPUTS = ("num_classes", "out_channels", "num_outputs", "n_classes", "classes"
 _CHANNELS = ("in_channels", "n_input_channels", "input_channels")
 # Names of channels that a person draws, and transforms that make them.
 _DRAWN = re.compile(r"mask|click|guidance|signal|point|prompt|seed|label", re.IGNORECASE)
-_DRAWING = re.compile(r"guidance|signal|click|asinput|seedpoint", re.IGNORECASE)
+_DRAWING = re.compile(r"guidance|click|seedpoint", re.IGNORECASE)
+_OF_SEVERAL_PROCESSES = re.compile(r"DistributedDataParallel|init_process_group")
 _CONDITION_ON_RANK = re.compile(r"^\$\s*None\s+if\b.*rank.*\belse\s+@([\w#:]+)\s*$", re.IGNORECASE)
 
 
@@ -107,7 +108,7 @@ def find(
         assume_classifier: attach although the configs speak against it.
 
     Raises:
-        ValueError: When the evaluator that the user names is not there.
+        ValueError: When the workflow has no evaluator of the given id.
     """
     config, metadata = workflow.config, metadata or {}
     findings = Findings(workflow)
@@ -119,11 +120,14 @@ def find(
     network = config.component(network_value, network_id)
     findings.add("network", network.target if network else network_value, workflow.source(network_id))
     loss, loss_source = _find_loss(workflow, others)
-    findings.refusal = None if assume_classifier else refusal(config, engine, network, loss, metadata)
+    described_outputs = described(metadata, "outputs")
+    if output_key is not None:  # the others do not count
+        described_outputs = {name: output for name, output in described_outputs.items() if name == output_key}
+    findings.refusal = None if assume_classifier else refusal(config, engine, network, loss, described_outputs)
     if engine.name == "EnsembleEvaluator":
         findings.refusal = "an EnsembleEvaluator has several networks; use IFIMMetric(network=...) in Python for one"
-    outputs = _find_outputs(findings, network, engine, metadata)
-    _find_predictive(findings, engine, loss, loss_source, outputs, metadata, predictive)
+    outputs = _find_outputs(findings, network, engine, described_outputs)
+    _find_predictive(findings, engine, loss, loss_source, outputs, described_outputs, predictive)
     _find_output_key(findings, network, str(network_value), output_key)
     _find_channel_mask(findings, network, metadata)
     _find_keys(findings, engine)
@@ -163,6 +167,7 @@ def _find_evaluator(findings: Findings, wanted: str | None) -> Component | None:
 
 
 def _find_loss(workflow: Workflow, others: Sequence[Workflow]) -> tuple[Component | None, str]:
+    """The loss that the network is trained with, by this workflow or another one, and where it stands."""
     for candidate in (workflow, *others):
         for trainer in candidate.config.components("Trainer"):
             loss = candidate.config.component(trainer.content.get("loss_function"), f"{trainer.id}#loss_function")
@@ -172,7 +177,7 @@ def _find_loss(workflow: Workflow, others: Sequence[Workflow]) -> tuple[Componen
 
 
 def _find_outputs(
-    findings: Findings, network: Component | None, engine: Component, metadata: Mapping[str, Any]
+    findings: Findings, network: Component | None, engine: Component, described_outputs: Mapping[str, Mapping[str, Any]]
 ) -> int | None:
     config = findings.workflow.config
     if network is not None:
@@ -186,7 +191,7 @@ def _find_outputs(
         if transform.name.startswith("AsDiscrete") and isinstance(value, int) and not isinstance(value, bool):
             findings.add("outputs", value, findings.workflow.source(f"{transform.id}#to_onehot"))
             return value
-    for output in _metadata_outputs(metadata):
+    for output in described_outputs.values():
         value = output.get("num_channels")
         if isinstance(value, int):
             findings.add("outputs", value, "metadata.json: network_data_format")
@@ -201,10 +206,10 @@ def _find_predictive(
     loss: Component | None,
     loss_source: str,
     outputs: int | None,
-    metadata: Mapping[str, Any],
+    described_outputs: Mapping[str, Mapping[str, Any]],
     wanted: str | None,
 ) -> None:
-    said = list(_evidence(findings, engine, loss, loss_source, metadata))
+    said = list(_evidence(findings, engine, loss, loss_source, described_outputs))
     guess = ""
     if wanted is not None:
         value, source = wanted, "the command line"
@@ -226,14 +231,18 @@ def _find_predictive(
 
 
 def _evidence(
-    findings: Findings, engine: Component, loss: Component | None, loss_source: str, metadata: Mapping[str, Any]
+    findings: Findings,
+    engine: Component,
+    loss: Component | None,
+    loss_source: str,
+    described_outputs: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[tuple[str, str]]:
     """Softmax or sigmoid, and who says so: loss, Activationsd, AsDiscreted, metadata, in this order of trust."""
     config = findings.workflow.config
     if loss is not None:
         by_loss = "softmax" if loss.name in _SOFTMAX_LOSSES else "sigmoid" if loss.name in _SIGMOID_LOSSES else None
         if loss.name == "FocalLoss":
-            by_loss = "softmax" if loss.content.get("use_softmax") else "sigmoid"
+            by_loss = "softmax" if config.literal(loss.content.get("use_softmax")) else "sigmoid"
         if by_loss is not None:
             yield by_loss, f"{loss_source} = {loss.target}"
     transforms = list(_postprocessing(config, engine))
@@ -248,7 +257,7 @@ def _evidence(
                 yield "softmax", f"{findings.workflow.source(transform.id)} = {transform.name} with argmax: true"
             elif _for_prediction(config, transform, "threshold") is not None:
                 yield "sigmoid", f"{findings.workflow.source(transform.id)} = {transform.name} with a threshold"
-    for output in _metadata_outputs(metadata):
+    for output in described_outputs.values():
         if output.get("format") in ("classes", "classification", "labels") and isinstance(
             output.get("num_channels"), int
         ):
@@ -267,11 +276,10 @@ def _find_output_key(findings: Findings, network: Component | None, made: str, w
 
 def _find_channel_mask(findings: Findings, network: Component | None, metadata: Mapping[str, Any]) -> None:
     config = findings.workflow.config
-    inputs = ((metadata.get("network_data_format") or {}).get("inputs") or {}).values()
-    channels = next((item.get("channel_def") or {} for item in inputs), {})
-    drawn = [_DRAWN.search(str(name)) is not None for name in channels.values()]
+    channels = _channel_names(metadata)
+    drawn = [_DRAWN.search(name) is not None for name in channels]
     makers = [part.name for part in config.components() if _DRAWING.search(part.name)]
-    source = "metadata.json: channel_def = " + ", ".join(map(str, channels.values()))
+    source = "metadata.json: channel_def = " + ", ".join(channels)
     if not (any(drawn) and not all(drawn)):
         count = None
         if network is not None:
@@ -283,6 +291,14 @@ def _find_channel_mask(findings: Findings, network: Component | None, metadata: 
     mask = [not is_drawn for is_drawn in drawn]
     findings.options["channel_mask"] = mask
     findings.add("channel mask", mask, source, "only these channels are varied; change channel_mask in the overlay")
+
+
+def _channel_names(metadata: Mapping[str, Any]) -> list[str]:
+    """What the metadata call the channels of the first input, in their order."""
+    names = next((part.get("channel_def") for part in described(metadata, "inputs").values()), None)
+    if not isinstance(names, Mapping) or not all(str(number).isdigit() for number in names):
+        return []
+    return [str(names[number]) for number in sorted(names, key=int)]
 
 
 def _find_keys(findings: Findings, engine: Component) -> None:
@@ -317,7 +333,7 @@ def _find_route(findings: Findings, engine: Component) -> None:
     if isinstance(metrics, Mapping) and metrics and "_target_" not in metrics:
         findings.metric_at = at
         findings.add("key metric", next(iter(metrics)), f"{source(at)}: the metric route, an entry beside it")
-    elif metrics is None:
+    elif not metrics:
         findings.add("key metric", "none", f"{source(engine.id)}: the handler route, which needs none")
     else:
         findings.add("key metric", metrics, f"{source(at)}: an expression takes no entry, so the handler route")
@@ -326,18 +342,23 @@ def _find_route(findings: Findings, engine: Component) -> None:
     if on_rank_0:
         findings.add("handlers", "on rank 0 only", source(at))
         at, handlers = config.follow(f"@{on_rank_0[1]}")
-    if isinstance(handlers, list):
+    if isinstance(handlers, list) and _is_shared(config, at):
+        findings.handlers_expression = f"@{at}"
+        findings.add("handlers", f"a list of {len(handlers)}", f"{source(at)}, which is not changed: others have it")
+        _find_metrics_savers(findings, at, handlers)
+    elif isinstance(handlers, list):
         findings.handlers_at = at
         findings.add("handlers", f"a list of {len(handlers)}", source(at))
         _find_metrics_savers(findings, at, handlers)
     elif handlers is None:
         findings.add("handlers", "none", source(engine.id))
     else:
-        findings.handlers_expression = handlers[1:] if str(handlers).startswith("$") else f"@{at}"
-        findings.add("handlers", handlers, f"{source(at)}: the overlay adds to what the expression gives")
-    network = engine.content.get("network")
-    wrapped = any(part.name == "DistributedDataParallel" for part in config.components())
-    findings.several_processes = wrapped or "DistributedDataParallel" in str(config.follow(network)[1])
+        findings.handlers_expression = str(handlers).removeprefix("$")
+        findings.add("handlers", handlers, f"{source(at)}: an expression, to which the overlay adds")
+        for at, listed in (config.follow(f"@{id}") for id in config.references(handlers)):
+            if isinstance(listed, list):
+                _find_metrics_savers(findings, at, listed)
+    findings.several_processes = any(_OF_SEVERAL_PROCESSES.search(text) for text in config.texts())
     if findings.several_processes and findings.metric_at is None:
         findings.add("processes", "several", "", "without a key metric each process logs its own images")
     if "output_dir" in config:
@@ -361,6 +382,11 @@ def _find_metrics_savers(findings: Findings, at: str, handlers: Sequence[Any]) -
                     listed,
                     f"{findings.workflow.source(saver.id)}: the command asks for all, for the iFIM's",
                 )
+
+
+def _is_shared(config: Config, id: str) -> bool:
+    """Whether more than one place refers to an id."""
+    return sum(id in config.references(text) for text in config.texts()) > 1
 
 
 def _postprocessing(config: Config, engine: Component) -> Iterator[Component]:
@@ -390,8 +416,3 @@ def _for_prediction(config: Config, transform: Component, option: str) -> Any:
     if CommonKeys.PRED not in keys:
         return None
     return value[keys.index(CommonKeys.PRED)] if isinstance(value, list) and len(value) == len(keys) else value
-
-
-def _metadata_outputs(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    outputs = ((metadata.get("network_data_format") or {}).get("outputs") or {}).values()
-    return [output for output in outputs if isinstance(output, Mapping)]

@@ -49,6 +49,7 @@ class Overlay:
         lines = [
             "# Input-dependent Fisher information beside this bundle's own metrics. List this file last: nothing of",
             "# the bundle changes, and its training gives the same weights. Written by `python -m monai_ifim attach`.",
+            "# Options behind # have that value by default; delete the # to set them.",
             "# From the bundle's folder:",
             *(f"#   {run_command(found, self.file)}" for found in self.findings),
             "ifim:",
@@ -129,10 +130,10 @@ def _options(
         value = chosen.get(parameter.name, parameter.default)
         description = descriptions.get(parameter.name, "")
         source = (found or {}).get(parameter.name.replace("_", " "))
-        if source is not None:
+        if source is not None and parameter.name in chosen:
             description += f" Found: {source.source}." + (f" A guess: {source.guess}." if source.guess else "")
         lines += textwrap.wrap(description, _WIDTH - 4, initial_indent="  # ", subsequent_indent="  # ")
-        mark = "" if parameter.name in visible else "# "
+        mark = "" if parameter.name in visible else "#"
         lines.append(f"  {mark}{parameter.name}: {_flow(value)}")
     return lines
 

@@ -32,7 +32,7 @@ _PROBABILITIES = "its network gives probabilities, not logits: the loss {} reads
 # MONAI's networks whose outputs are (B, classes).
 CLASSIFIERS = re.compile(
     r"^(densenet\w*|resnet(?!encoder|features)\w*|se_?res\w*|senet\w*|efficientnet(?!.*(features|encoder))\w*|vit|milmodel|"
-    r"torchvisionfcmodel|classifier|discriminator|critic|netadapter|fullyconnectednet)$",
+    r"torchvisionfcmodel|classifier|netadapter|fullyconnectednet)$",
     re.IGNORECASE,
 )
 # By the name of the network's class; the first that matches holds.
@@ -59,7 +59,11 @@ _FORMATS = {"segmentation": _DENSE, "points": _REGRESSION, "regression": _REGRES
 
 
 def refusal(
-    config: Config, evaluator: Component, network: Component | None, loss: Component | None, metadata: Mapping[str, Any]
+    config: Config,
+    evaluator: Component,
+    network: Component | None,
+    loss: Component | None,
+    outputs: Mapping[str, Mapping[str, Any]],
 ) -> str | None:
     """Why iFIM cannot be attached, as the end of a sentence; None where nothing speaks against it.
 
@@ -70,7 +74,7 @@ def refusal(
         evaluator: its evaluator.
         network: what makes the network, where the configs show it.
         loss: what makes the loss, likewise.
-        metadata: of the bundle.
+        outputs: what the metadata say of each.
     """
     if _has_tensorrt(config, evaluator):
         return _TENSORRT
@@ -81,7 +85,7 @@ def refusal(
     if network is not None and network.name.lower() == "vit" and not network.content.get("classification"):
         return "its ViT has no classification head (classification: true)"
     classifies = network is not None and CLASSIFIERS.match(network.name) is not None
-    if network is not None and not classifies:
+    if network is not None:
         found = _first(_NETWORKS, network.name)
         if found:
             return f"{found} (network {network.name})"
@@ -91,7 +95,7 @@ def refusal(
         found = _first(_LOSSES, loss.name)
         if found:
             return f"{found} (loss {loss.name})"
-    return None if classifies or loss is not None else _refusal_by_metadata(metadata)
+    return None if classifies or loss is not None else _refusal_by_metadata(outputs)
 
 
 def refusal_without_evaluator(config: Config) -> str | None:
@@ -120,10 +124,9 @@ def _has_tensorrt(config: Config, evaluator: Component) -> bool:
     )
 
 
-def _refusal_by_metadata(metadata: Mapping[str, Any]) -> str | None:
-    outputs = (metadata.get("network_data_format") or {}).get("outputs") or {}
+def _refusal_by_metadata(outputs: Mapping[str, Mapping[str, Any]]) -> str | None:
     if len(outputs) > 1:
-        named = ", ".join(map(str, outputs))
+        named = ", ".join(outputs)
         return f"its network returns several outputs ({named}); name the logits with --output_key"
     for output in outputs.values():
         if output.get("type") == "object":

@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
-from monai.engines import Evaluator
 
 from monai_ifim.bundle.configs import Config, Workflow
 from monai_ifim.bundle.findings import Findings, find
@@ -35,7 +34,7 @@ def attach(
     output_dir: str | None = None,
     assume_classifier: bool = False,
     **options: Any,
-) -> IFIMMetric | IFIMHandler:
+) -> IFIMMetric:
     """Add iFIM to a workflow that is initialized and not yet run, as the overlay does on the command line.
 
     What the workflow has already made stays as it is. Where its evaluator is not made yet, it gets the metric with the
@@ -51,9 +50,10 @@ def attach(
         options: of :class:`~monai_ifim.handlers.IFIMMetric`; default what the configs say.
 
     Returns:
-        What measures; its ``result`` holds the tables of the last evaluation.
+        The metric that measures; its ``result`` holds the tables of the last evaluation.
 
     Raises:
+        TypeError: When it is no ConfigWorkflow.
         RuntimeError: When the workflow is not initialized.
         ValueError: When iFIM cannot be attached, or is attached already.
 
@@ -65,19 +65,22 @@ def attach(
         workflow.run()
         ifim.result.images
     """
-    if not getattr(workflow, "_is_initialized", False):
+    if not isinstance(workflow, ConfigWorkflow):
+        raise TypeError(
+            f"The workflow must be a monai.bundle.ConfigWorkflow, got {type(workflow).__name__}. Others take an "
+            "IFIMHandler among the val_handlers of their evaluator."
+        )
+    if not workflow._is_initialized:
         raise RuntimeError(
             "The workflow is not initialized. Call workflow.initialize() first, then attach, then run()."
         )
     parser = workflow.parser
-    content = dict(parser.get())
-    if any(isinstance(value, (IFIMMetric, IFIMHandler)) for value in _leaves(content)):
-        raise ValueError("iFIM is attached to this workflow already.")
-    config = Config({key: value for key, value in content.items() if key != ConfigParser.meta_key})
-    metadata = content.get(ConfigParser.meta_key) or {}
+    content = {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
+    if any(map(_is_ifim, _leaves(content))):
+        raise ValueError("iFIM is attached to this workflow already, by an overlay or an earlier attach.")
     findings = find(
-        Workflow("the workflow", (), config),
-        metadata=metadata,
+        Workflow("the workflow", (), Config(content)),
+        metadata=parser.get(ConfigParser.meta_key),
         evaluator=evaluator,
         predictive=options.get("predictive"),
         output_key=options.get("output_key"),
@@ -89,17 +92,24 @@ def attach(
             "(B, outputs): assume_classifier=True."
         )
     options = {**findings.options, **options}
-    made: Any = parser.ref_resolver.resolved_content.get(ReferenceResolver.normalize_id(findings.evaluator))
-    at_once = made is not None or findings.metric_at is None
-    ifim: IFIMMetric | IFIMHandler = IFIMHandler(**options) if at_once else IFIMMetric(**options)
+    engine: Any = _made(parser, findings.evaluator)
+    by_metric = engine is None and findings.metric_at is not None
+    ifim = IFIMMetric(**options) if by_metric else IFIMHandler(**options)
     folder = output_dir if output_dir is not None else _output_dir(parser, findings)
-    listeners: list[Any] = [IFIMFigureHandler(ifim, log_dir=folder)] if figures else []
-    listeners += [IFIMSaver(ifim, folder)] if save else []
-    if made is not None:
-        _attach_to_engine(made, [ifim, *listeners])
+    handlers: list[Any] = [] if by_metric else [ifim]
+    handlers += [IFIMFigureHandler(ifim, log_dir=folder)] if figures else []
+    handlers += [IFIMSaver(ifim, folder)] if save else []
+    if engine is not None:
+        for handler in handlers:
+            handler.attach(engine)
     else:
-        _add_to_configs(parser, findings, ifim, listeners)
-    return ifim
+        _add_to_configs(parser, findings, ifim, handlers)
+    return ifim.metric if isinstance(ifim, IFIMHandler) else ifim
+
+
+def _is_ifim(value: Any) -> bool:
+    by_overlay = isinstance(value, str) and value.startswith("monai_ifim.handlers.IFIM")
+    return by_overlay or isinstance(value, (IFIMMetric, IFIMHandler))
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -110,6 +120,11 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield from _leaves(child)
 
 
+def _made(parser: ConfigParser, id: str) -> Any:
+    """What the workflow has already made of an id; None where it has not."""
+    return parser.ref_resolver.resolved_content.get(ReferenceResolver.normalize_id(id))
+
+
 def _output_dir(parser: ConfigParser, findings: Findings) -> str:
     value = findings.output_dir
     if value.startswith("@"):
@@ -118,32 +133,28 @@ def _output_dir(parser: ConfigParser, findings: Findings) -> str:
     return f"{root}/eval"
 
 
-def _attach_to_engine(engine: Evaluator, handlers: list[Any]) -> None:
-    for handler in handlers:
-        handler.attach(engine)
-
-
 def _add_to_configs(
-    parser: ConfigParser, findings: Findings, ifim: IFIMMetric | IFIMHandler, listeners: list[Any]
+    parser: ConfigParser, findings: Findings, ifim: IFIMMetric | IFIMHandler, handlers: list[Any]
 ) -> None:
     """Put objects into the config items that the evaluator will be made of.
 
     In place, since setting an item of the parser makes it forget all that it has made.
     """
-    if findings.handlers_expression:
-        raise ValueError(
-            f"The handlers of {findings.evaluator} are made by an expression ({findings.handlers_expression}), "
-            "to which nothing can be added in Python. Use the overlay: python -m monai_ifim attach."
-        )
-    made: dict[str, Any] = dict(parser.ref_resolver.resolved_content)
-    handlers = listeners if findings.metric_at else [ifim, *listeners]
-    if findings.metric_at:
-        for metrics in (parser[findings.metric_at], made.get(ReferenceResolver.normalize_id(findings.metric_at))):
+    for option, value in findings.command_options.items():
+        at, _, name = option.rpartition("#")
+        parser[at][name] = value
+    if findings.metric_at is not None and isinstance(ifim, IFIMMetric):
+        for metrics in (parser[findings.metric_at], _made(parser, findings.metric_at)):
             if metrics is not None:
                 metrics["ifim"] = ifim
-    if findings.handlers_at is None:
-        parser[findings.evaluator]["val_handlers"] = handlers
+    if findings.handlers_at is not None:
+        for present in (parser[findings.handlers_at], _made(parser, findings.handlers_at)):
+            if present is not None:
+                present.extend(handlers)
         return
-    for present in (parser[findings.handlers_at], made.get(ReferenceResolver.normalize_id(findings.handlers_at))):
-        if present is not None:
-            present.extend(handlers)
+    parser[""]["ifim_handlers"] = handlers
+    parser.ref_resolver.resolved_content["ifim_handlers"] = handlers
+    id = ReferenceResolver.normalize_id(f"{findings.evaluator}#val_handlers")
+    text = f"$list(({findings.handlers_expression or None}) or []) + @ifim_handlers"
+    parser[findings.evaluator]["val_handlers"] = text
+    parser.ref_resolver.items[id] = ConfigExpression(config=text, id=id, globals=parser.globals)

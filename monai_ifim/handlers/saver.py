@@ -27,7 +27,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from matplotlib.image import imsave
-from monai.data import MetaTensor
+from monai.data import MetaTensor, NibabelWriter
 from monai.engines import Evaluator
 from monai.transforms import SaveImage
 
@@ -169,8 +169,9 @@ def _save_components(case: Case, folder: Path, stem: str) -> None:
     high, low = (part[0] for part in case.fisher.split(case.image.unsqueeze(0)))
     parts = {"image": case.image, "high": high, "low": low, "eigenvector": case.fisher.eigenvectors[0, 0]}
     affine = torch.eye(4, dtype=torch.float64) if case.affine is None else case.affine
-    # MONAI 1.6.1 writes 2D NIfTI with resample=True only; with the grid it already has, nothing is resampled
-    save = SaveImage(resample=axes == 2, print_log=False, output_dtype=np.float32)
+    # MONAI 1.6.1 writes 2D NIfTI with resample=True only; with the grid it already has, nothing is resampled. The
+    # writer is named, as none is found where a bundle has registered one of its own before.
+    save = SaveImage(resample=axes == 2, print_log=False, output_dtype=np.float32, writer=NibabelWriter)
     for name, values in parts.items():
         image = MetaTensor(values.detach().clone(), affine=affine, meta={"spatial_shape": tuple(values.shape[1:])})
         file = folder / f"{stem}_{name}"

@@ -109,6 +109,13 @@ def test_exactly_the_documented_files_are_there(written):
     assert [path.name for path in folder.parent.iterdir()] == ["ifim"]
 
 
+def test_components_are_written_where_a_bundle_registered_only_a_writer_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("monai.data.image_writer.SUPPORTED_WRITERS", {"json": (object,)})
+    result = measure("handler", CNN(), items(pictures(2)), **LIGHT | {"shown": 2})
+    components = IFIMSaver(IFIMHandler(), tmp_path).write(result) / "components"
+    assert len(list(components.glob("*.nii.gz"))) == 4 * 2
+
+
 def test_the_tables_are_those_of_the_evaluation(written):
     folder, result, _ = written
     equal(read(folder / "curves.csv"), result.curve_table)

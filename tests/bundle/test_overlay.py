@@ -1,0 +1,277 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from monai.bundle import ConfigParser
+
+from monai_ifim.bundle import Findings, Overlay, Workflow, find, overlays, read_metadata, read_workflows
+from monai_ifim.bundle.configs import Config
+from monai_ifim.bundle.overlay import run_command
+from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
+from tests.bundle.bundles import SHAPES, alone, flat, in_sections, only_inference, part, write
+
+
+def usable(root: Path, files: dict[str, Any]) -> list[Findings]:
+    write(root, files)
+    workflows, _ = read_workflows(root)
+    found = [find(workflow, workflows, read_metadata(root)) for workflow in workflows]
+    return [findings for findings in found if findings.refusal is None]
+
+
+def only(config: dict[str, Any], **options: Any) -> Overlay:
+    findings = find(Workflow("inference", ("configs/inference.json",), Config(config)), **options)
+    assert findings.refusal is None
+    return Overlay("configs/ifim.yaml", [findings])
+
+
+def uncommented(text: str) -> dict[str, Any]:
+    """The overlay with all its options, each at the value that is written there."""
+    return yaml.safe_load(re.sub(r"^  #(?=\w)", "  ", text, flags=re.MULTILINE))
+
+
+def defaults(target: type) -> dict[str, Any]:
+    parameters = inspect.signature(target).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+# What the file says
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_active_options_are_what_was_found_and_how_many_images(shape: str, tmp_path: Path):
+    for overlay in overlays(usable(tmp_path, SHAPES[shape]())):
+        content = yaml.safe_load(overlay.text())
+        findings = overlay.findings[0]
+        target = "IFIMMetric" if findings.metric_at else "IFIMHandler"
+        assert content["ifim"] == {
+            "_target_": f"monai_ifim.handlers.{target}",
+            "max_images": defaults(IFIMMetric)["max_images"],
+            **findings.options,
+        }
+        assert content["ifim_figures"] == {
+            "_target_": "monai_ifim.handlers.IFIMFigureHandler",
+            "ifim": "@ifim",
+            "log_dir": "@output_dir",
+        }
+        assert content["ifim_saver"] == {
+            "_target_": "monai_ifim.handlers.IFIMSaver",
+            "ifim": "@ifim",
+            "output_dir": "@output_dir",
+        }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_option_is_there_and_all_but_the_active_ones_at_their_defaults(shape: str, tmp_path: Path):
+    for overlay in overlays(usable(tmp_path, SHAPES[shape]())):
+        active, every = yaml.safe_load(overlay.text()), uncommented(overlay.text())
+        for id, target in (("ifim", IFIMMetric), ("ifim_figures", IFIMFigureHandler), ("ifim_saver", IFIMSaver)):
+            options = {name: value for name, value in every[id].items() if name != "_target_"}
+            assert set(options) == set(defaults(target))
+            for name, value in defaults(target).items():
+                if name not in active[id]:
+                    assert options[name] == plain(value), name
+        assert list(every) == list(active)
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_uncommenting_every_option_changes_nothing(metric: bool):
+    config = alone([])
+    if metric:
+        config["evaluator"]["key_val_metric"] = {"val_accuracy": part("ignite.metrics.Accuracy")}
+    text = only(config).text()
+    made = [ConfigParser(content).get_parsed_content("ifim") for content in (yaml.safe_load(text), uncommented(text))]
+    assert all(type(one) is (IFIMMetric if metric else IFIMHandler) for one in made)
+    first, second = (one if metric else one.metric for one in made)
+    comparable = [{name: plain(value) for name, value in one.options.items()} for one in (first, second)]
+    assert comparable[0] == comparable[1]
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_each_option_can_be_uncommented_alone(metric: bool):
+    text = only(alone([])).text() if not metric else only(in_sections()["train.json"]).text()
+    lines = text.splitlines()
+    options = [number for number, line in enumerate(lines) if re.match(r"  #\w", line)]
+    assert len(options) > 20
+    for number in options:
+        changed = [*lines[:number], lines[number].replace("#", "", 1), *lines[number + 1 :]]
+        before, after = yaml.safe_load(text), yaml.safe_load("\n".join(changed))
+        assert sum(len(after[id]) - len(before[id]) for id in ("ifim", "ifim_figures", "ifim_saver")) == 1
+
+
+def test_each_option_is_described_and_no_line_is_longer_than_a_screen():
+    lines = only(alone([])).text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"  #?\w+: ", line) and "_target_" not in line:
+            assert re.match(r"  # \S", lines[number - 1]), line
+        assert len(line) <= 120 or "monai.bundle run" in line
+
+
+def test_the_file_says_where_things_were_found_and_what_is_a_guess():
+    text = only(alone([part("Activationsd", keys="pred", sigmoid=True)])).text()
+    text = " ".join(line.strip(" #") for line in text.splitlines())
+    assert "Found: postprocessing#transforms#0 = Activationsd with sigmoid: true." in text
+    assert "A guess: no loss is known: if the outputs were trained with another one, --predictive softmax." in text
+    assert text.count("Found:") == 1  # not of options that were not chosen
+
+
+# Merged as MONAI merges
+
+
+def command_of(root: Path, findings: Findings, overlay: Overlay, times: int = 1) -> tuple[dict, dict]:
+    """The configs of a workflow, merged by MONAI's parser without and with the overlay."""
+    write(root, {Path(overlay.file).name: overlay.text()})
+    files = [str(root / file) for file in findings.workflow.files]
+    with_overlay = [*files, *[str(root / overlay.file)] * times]
+    return ConfigParser.load_config_files(files), ConfigParser.load_config_files(with_overlay)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_merged_config_has_ours_behind_what_was_there_and_nothing_else_is_changed(shape: str, tmp_path: Path):
+    for overlay in overlays(usable(tmp_path, SHAPES[shape]())):
+        for findings in overlay.findings:
+            before, after = (ConfigParser(one) for one in command_of(tmp_path, findings, overlay))
+            ours = ["@ifim_figures", "@ifim_saver"] if findings.metric_at else ["@ifim", "@ifim_figures", "@ifim_saver"]
+            if findings.handlers_at:
+                assert after[findings.handlers_at] == before[findings.handlers_at] + ours
+                del after[findings.handlers_at][-len(ours) :]
+            else:
+                after[findings.evaluator]["val_handlers"] = before[findings.evaluator]["val_handlers"]
+            if findings.metric_at:
+                metrics = after[findings.metric_at]
+                assert list(metrics) == [*before[findings.metric_at], "ifim"]
+                assert metrics.pop("ifim") == "@ifim"
+            for id in ("ifim", "ifim_figures", "ifim_saver"):
+                del after.get()[id]
+            assert after.get() == before.get()
+
+
+@pytest.mark.parametrize(
+    ("val_handlers", "rank", "expected"),
+    [
+        ("$@handlers[: -1 if @rank > 0 else None]", 0, ["first", "last", "ifim", "figures", "saver"]),
+        ("$@handlers[: -1 if @rank > 0 else None]", 1, ["first", "ifim", "figures", "saver"]),
+        ("$None if @rank > 0 else @handlers + []", 1, ["ifim", "figures", "saver"]),
+        ("$@handlers if @rank == 0 else None", 1, ["ifim", "figures", "saver"]),
+        ("@made", 0, ["first", "last", "ifim", "figures", "saver"]),
+        (None, 0, ["ifim", "figures", "saver"]),
+    ],
+)
+def test_what_an_expression_gives_gets_ours_behind_it(
+    val_handlers: str | None, rank: int, expected: list[str], tmp_path: Path
+):
+    config = {**alone([]), "handlers": ["first", "last"], "rank": rank, "made": "$@handlers + []"}
+    config["evaluator"]["val_handlers"] = val_handlers
+    overlay = only(config)
+    write(tmp_path, {"inference.json": config})
+    _, merged = command_of(tmp_path, overlay.findings[0], overlay)
+    parser = ConfigParser({**merged, "ifim": "ifim", "ifim_figures": "figures", "ifim_saver": "saver"})
+    handlers = parser.get_parsed_content("evaluator#val_handlers")
+    assert list(parser.get_parsed_content("handlers")) == ["first", "last"]
+    assert list(handlers) == expected
+
+
+# Which files, and which commands
+
+
+def test_workflows_that_need_the_same_share_a_file(tmp_path: Path):
+    made = overlays(usable(tmp_path, in_sections()))
+    assert {overlay.file: [findings.workflow.name for findings in overlay.findings] for overlay in made} == {
+        "configs/ifim.yaml": ["train", "multi_gpu_train", "evaluate"],
+        "configs/ifim_inference.yaml": ["inference"],
+    }
+    named = overlays(usable(tmp_path, in_sections()), "elsewhere/mine.yml")
+    assert [overlay.file for overlay in named] == ["elsewhere/mine.yml", "elsewhere/mine_inference.yml"]
+
+
+@pytest.mark.parametrize(
+    ("change", "files"),
+    [
+        ({}, 1),
+        ({"network_def": part("DenseNet", out_channels=1)}, 2),  # sigmoid
+        ({"val_handlers": None}, 2),
+        ({"inferer": part("SlidingWindowInferer")}, 2),
+    ],
+)
+def test_workflows_that_need_something_else_get_a_file_of_their_own(change: dict, files: int, tmp_path: Path):
+    config = flat()["train.yaml"]
+    config["evaluator"]["inferer"] = "@inferer"
+    config["inferer"] = part("SimpleInferer")
+    other = {**config, **change, "run": ["$@evaluator.run()"]}
+    del other["trainer"]
+    if "val_handlers" in change:
+        other["evaluator"] = {**config["evaluator"], "val_handlers": None}
+    assert len(overlays(usable(tmp_path, {"train.yaml": config, "inference.yaml": other}))) == files
+
+
+def test_workflows_whose_results_go_elsewhere_get_a_file_of_their_own(tmp_path: Path):
+    config = alone([])
+    other = {key: value for key, value in config.items() if key != "output_dir"}
+    made = overlays(usable(tmp_path, {"inference.json": config, "other.json": other}))
+    assert [yaml.safe_load(overlay.text())["ifim_saver"]["output_dir"] for overlay in made] == [
+        "@output_dir",
+        "$@bundle_root + '/eval'",
+    ]
+
+
+def test_the_commands_are_exact(tmp_path: Path):
+    commands = {
+        findings.workflow.name: run_command(findings, overlay.file)
+        for overlay in overlays(usable(tmp_path, in_sections()))
+        for findings in overlay.findings
+    }
+    assert commands == {
+        "train": "python -m monai.bundle run --config_file \"['configs/train.json', 'configs/ifim.yaml']\"",
+        "multi_gpu_train": (
+            "torchrun --standalone --nnodes=1 --nproc_per_node=2 -m monai.bundle run --config_file "
+            "\"['configs/train.json', 'configs/multi_gpu_train.json', 'configs/ifim.yaml']\""
+        ),
+        "evaluate": (
+            "python -m monai.bundle run --config_file "
+            "\"['configs/train.json', 'configs/evaluate.json', 'configs/ifim.yaml']\" "
+            '--validate#handlers#2#metrics "*" --validate#handlers#2#metric_details "*"'
+        ),
+        "inference": (
+            "python -m monai.bundle run --config_file \"['configs/inference.json', 'configs/ifim_inference.yaml']\""
+        ),
+    }
+
+
+def test_the_command_names_the_section_to_run_where_it_is_not_run(tmp_path: Path):
+    (findings,) = usable(tmp_path, only_inference())
+    assert run_command(findings, "/else/where.yaml") == (
+        "python -m monai.bundle run evaluating --config_file \"['configs/inference.json', '/else/where.yaml']\""
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_file_has_the_commands_in_its_head(shape: str, tmp_path: Path):
+    for overlay in overlays(usable(tmp_path, SHAPES[shape]())):
+        for findings in overlay.findings:
+            assert f"\n#   {run_command(findings, overlay.file)}\n" in overlay.text()
+
+
+def test_values_of_options_survive_the_yaml():
+    config = alone([])
+    overlay = only(config, output_key="a: tricky # 'key'")
+    content: Mapping[str, Any] = yaml.safe_load(overlay.text())
+    assert content["ifim"]["output_key"] == "a: tricky # 'key'"
