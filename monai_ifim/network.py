@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from monai_ifim.predictive import strip_trailing_axes
 
-__all__ = ["NetworkCall", "default_micro_batch_size", "input_gradient", "left_as_found", "parameter_dtype", "unwrap"]
+__all__ = ["NetworkCall", "default_micro_batch_size", "input_gradients", "left_as_found", "parameter_dtype", "unwrap"]
 
 # Numbers in a micro-batch of images (about a million), and images in it, when the user gives no size.
 _MICRO_BATCH_NUMBERS = 2**20
@@ -274,16 +274,31 @@ class NetworkCall:
         return outputs
 
 
-def input_gradient(outputs: Tensor, inputs: Tensor, cotangent: Tensor, retain_graph: bool = False) -> Tensor:
-    """The vector-Jacobian product (B, C_in, *spatial) of outputs with respect to the images alone.
+def input_gradients(
+    outputs: Tensor, inputs: Tensor, cotangents: Tensor, retain_graph: bool = False
+) -> Sequence[Tensor]:
+    """The vector-Jacobian products, n of (B, C_in, *spatial), of outputs with respect to the images alone.
+
+    Args:
+        outputs: (B, outputs).
+        inputs: (B, C_in, *spatial).
+        cotangents: (n, B, outputs); several go back together.
+        retain_graph: whether more are to come.
 
     Raises:
         ValueError: When the outputs do not depend differentiably on the images, or a part of the network runs under
             re-entrant checkpointing.
     """
+    cotangents = cotangents.to(outputs.dtype)
+    together = len(cotangents) > 1
     try:
         (gradient,) = torch.autograd.grad(
-            outputs, inputs, cotangent.to(outputs.dtype), retain_graph=retain_graph, allow_unused=True
+            outputs,
+            inputs,
+            cotangents if together else cotangents[0],
+            retain_graph=retain_graph,
+            allow_unused=True,
+            is_grads_batched=together,
         )
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
@@ -294,7 +309,7 @@ def input_gradient(outputs: Tensor, inputs: Tensor, cotangent: Tensor, retain_gr
         ) from error
     if gradient is None:
         raise ValueError(NO_GRADIENT)
-    return gradient
+    return gradient.unbind() if together else (gradient,)
 
 
 NO_GRADIENT = (
