@@ -56,8 +56,8 @@ class Cell:
         match = _NAME.fullmatch(name)
         if match is None or match["network"] not in ARCHITECTURES:
             raise ValueError(
-                f"'{name}' is no size. Give NETWORK-PIXELS-cCLASSES-bBATCH, for instance densenet121-2d-224-c14-b8, with "
-                f"a network of {sorted(ARCHITECTURES)}."
+                f"'{name}' is no size. Give NETWORK-PIXELS-cCLASSES-bBATCH, for instance densenet121-2d-224-c14-b8, "
+                f"with a network of {sorted(ARCHITECTURES)}."
             )
         return Cell(match["network"], *(int(match[part]) for part in ("pixels", "classes", "batch")))
 

@@ -17,10 +17,8 @@ import multiprocessing
 import resource
 import sys
 from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
-from torch import nn
 
 __all__ = ["peak_memory"]
 
@@ -32,8 +30,8 @@ def peak_memory(cell: str, method: str, device: str, threads: int) -> tuple[int 
     """Bytes that one run of a method needs at its peak, beyond what is there after set-up.
 
     On the CPU that is the greatest resident set since set-up; on a GPU what the allocator of torch gave out at most.
-    Set-up is network, images, the preparation of the method, and one tiny convolution with its gradient, so that the
-    code of the libraries is loaded.
+    Set-up is network, images, the preparation of the method, and a run of the method on one tiny image, so that the
+    code that it needs is loaded.
 
     Args:
         cell: name of the size.
@@ -73,9 +71,10 @@ def _peak(cell_name: str, method: str, device: torch.device, threads: int) -> in
     from benchmarks.networks import build_problem
 
     torch.set_num_threads(threads)
+    tiny = build_problem(Cell("cnn-2d", 16, 2, 1), device)
+    METHODS[method].prepare(tiny)(tiny.images)
     problem = build_problem(Cell.parse(cell_name), device)
     run = METHODS[method].prepare(problem)
-    _load_libraries(problem.cell.architecture.spatial_dims, device)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -87,13 +86,6 @@ def _peak(cell_name: str, method: str, device: torch.device, threads: int) -> in
     before = _greatest_resident_set()
     run(problem.images)
     return _greatest_resident_set() - before
-
-
-def _load_libraries(spatial_dims: int, device: torch.device) -> None:
-    convolution: Any = (nn.Conv2d if spatial_dims == 2 else nn.Conv3d)(1, 4, 3).to(device)
-    images = torch.randn(2, 1, *[4] * spatial_dims, device=device, requires_grad=True)
-    (gradient,) = torch.autograd.grad(convolution(images).relu().sum(), images)
-    torch.linalg.eigh((gradient.flatten(1) @ gradient.flatten(1).T).double())
 
 
 def _greatest_resident_set() -> int:

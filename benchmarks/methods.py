@@ -102,8 +102,8 @@ register(Method(FLOOR, "gradients", _floor, lambda cell: cell.classes))
 
 # ---------------------------------------------------------------- this package
 
-# Further options of input_fisher go here, one line each; "ours" has the defaults. All pass the network as many images at
-# a time as the floor does, except where micro_batch_size is among the options.
+# Further options of input_fisher go here, one line each; "ours" has the defaults. All pass the network as many images
+# at a time as the floor does, except where micro_batch_size is among the options.
 OUR_OPTIONS: dict[str, dict[str, Any]] = {
     OURS: {},
     "ours (rank=1)": {"rank": 1},
@@ -195,7 +195,8 @@ def _backward(problem: Problem) -> Callable[[Tensor], Tensor]:
 
     def rows(images: Tensor) -> Tensor:
         inputs = images.detach().clone().requires_grad_()
-        roots, gradients = _twice_root(network(inputs)).sum(dim=0), []
+        roots = _twice_root(network(inputs)).sum(dim=0)
+        gradients: list[Tensor] = []
         for value in roots:
             inputs.grad = None
             value.backward(retain_graph=True)
@@ -215,7 +216,10 @@ register(
 )
 register(
     Method(
-        "functional.jacobian", "spectrum", _in_micro_batches(_functional_jacobian), lambda cell: 1.2 * (cell.classes + 1)
+        "functional.jacobian",
+        "spectrum",
+        _in_micro_batches(_functional_jacobian),
+        lambda cell: 1.2 * (cell.classes + 1),
     )
 )
 register(Method(".backward()", "spectrum", _in_micro_batches(_backward), lambda cell: 1.5 * (cell.classes + 1)))

@@ -77,9 +77,9 @@ def _vit(pixels: int, classes: int) -> nn.Module:
 
 
 def _cnn(pixels: int, classes: int) -> nn.Module:
-    layers = (nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2))
-    layers += (nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32 * 16, classes))
+    first = (nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2))
+    second = (nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
+    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(32 * 16, classes))
 
 
 def _linear(pixels: int, classes: int) -> nn.Module:

@@ -86,7 +86,8 @@ def _occlusion_sensitivity(problem: Problem) -> Run:
     )
 
     def run(images: Tensor) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a deprecation inside it, at every window
             for image in images:  # it takes one image at a time
                 explainer(image.unsqueeze(0))
 
@@ -159,6 +160,4 @@ register(
     )
 )
 # 44 products with F, of about four passes each, image by image
-register(
-    Method("plenoptic Eigendistortion", "leading eigenvector", _eigendistortion, lambda cell: 4 * 44, "plenoptic")
-)
+register(Method("plenoptic Eigendistortion", "leading eigenvector", _eigendistortion, lambda cell: 4 * 44, "plenoptic"))

@@ -19,13 +19,26 @@ from typing import Any
 from benchmarks.cells import Cell
 from benchmarks.methods import FLOOR, METHODS, OURS
 
-__all__ = ["markdown_table", "ratios", "required_ratio", "speed_tables", "spread", "summary"]
+__all__ = [
+    "CLOCKS",
+    "clock_of",
+    "describe_machine",
+    "markdown_table",
+    "ratios",
+    "required_ratio",
+    "speed_tables",
+    "spread",
+    "summary",
+]
 
 # What this package must reach, as ratios to the floor.
 _REQUIRED_TIME, _REQUIRED_TIME_CONVOLUTIONS, _FROM_BATCH = 1.05, 0.90, 4
 REQUIRED_MEMORY = 1.3
 
 _MEGABYTE = 2**20
+
+# What the clocks of a sample are.
+CLOCKS = {"cpu_s": "processor time of all threads", "wall_s": "wall time, on a GPU between CUDA events"}
 
 
 def ratios(rounds: Sequence[Mapping[str, Mapping[str, float]]], method: str, clock: str) -> list[float]:
@@ -50,7 +63,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         >>> spread([1.0, 2.0, 6.0])
         {'median': 2.0, 'least': 1.0, 'lower_quartile': 1.5, 'upper_quartile': 4.0, 'greatest': 6.0}
     """
-    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    several = [*values, *values] if len(values) == 1 else values
+    lower, _, upper = statistics.quantiles(several, n=4, method="inclusive")
     return {
         "median": statistics.median(values),
         "least": min(values),
@@ -76,7 +90,7 @@ def summary(measured: Mapping[str, Any]) -> dict[str, Any]:
     """Time and memory of each method of a size, as ratios to the floor.
 
     Args:
-        measured: the record of a size, as :func:`benchmarks.speed.measure_cell` gives it.
+        measured: the record of a size, as :func:`benchmarks.record.measure_cell` gives it.
     """
     floor_memory = measured["methods"].get(FLOOR, {}).get("memory_bytes")
     summarised = {}
@@ -122,7 +136,10 @@ def speed_tables(measured: Sequence[Mapping[str, Any]]) -> str:
     own = [name for name in names if name.startswith(OURS)]
     spectrum = [name for name in names if METHODS[name].yields == "spectrum" and name not in own]
     others = [name for name in names if name != FLOOR and name not in own + spectrum]
-    sections = [_machine(measured[0]["environment"])]
+    sections = [
+        f"{describe_machine(measured[0]['environment'])} Ratios: {CLOCKS[clock_of(measured[0])]}, each round's over the "
+        "floor's of the same round; median (least to greatest)."
+    ]
     if OURS in names:
         sections += ["**Required and reached**", _required_table(measured)]
     for group, title in ((own, "This package"), (spectrum, "Other ways to the same spectrum")):
@@ -135,19 +152,16 @@ def speed_tables(measured: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(sections)
 
 
-def _clock(record: Mapping[str, Any]) -> str:
-    """On a GPU the processor's time says nothing."""
+def clock_of(record: Mapping[str, Any]) -> str:
+    """The clock that a record is judged by: on a GPU the processor's time says nothing."""
     return "cpu_s" if record["environment"]["device"] == "cpu" else "wall_s"
 
 
-def _machine(environment: Mapping[str, Any]) -> str:
+def describe_machine(environment: Mapping[str, Any]) -> str:
+    """What was measured on and with, in a sentence."""
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     device = environment["processor"] if environment["device"] == "cpu" else environment["device"]
-    clock = "processor time of all threads" if environment["device"] == "cpu" else "time between CUDA events"
-    return (
-        f"{device}, {environment['threads']} threads of {environment['cores']} cores, {environment['date']}; {versions}. "
-        f"Ratios: median over rounds (least to greatest), {clock}, each round's over the floor's of the same round."
-    )
+    return f"{device}, {environment['threads']} threads of {environment['cores']} cores, {environment['date']}; {versions}."
 
 
 def _seconds(value: float) -> str:
@@ -160,7 +174,7 @@ def _required_table(measured: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for record in measured:
         cell, numbers = Cell.parse(record["cell"]), summary(record)
-        floor, ours, clock = numbers[FLOOR], numbers.get(OURS, {"status": "not asked for"}), _clock(record)
+        floor, ours, clock = numbers[FLOOR], numbers.get(OURS, {"status": "not asked for"}), clock_of(record)
         row = [record["cell"], str(cell.micro_batch), str(record["methods"][FLOOR]["rounds"])]
         row.append(_seconds(floor[clock]["median"]))
         if ours["status"] == "measured":
@@ -172,7 +186,11 @@ def _required_table(measured: Sequence[Mapping[str, Any]]) -> str:
         memory = floor["memory_bytes"]
         row.append("" if memory is None else f"{memory / _MEGABYTE:.0f}")
         share = ours.get("memory_to_floor")
-        row += ["", "", ""] if share is None else [f"{share:.2f}", f"{REQUIRED_MEMORY:.2f}", _yes(share <= REQUIRED_MEMORY)]
+        row += (
+            ["", "", ""]
+            if share is None
+            else [f"{share:.2f}", f"{REQUIRED_MEMORY:.2f}", _yes(share <= REQUIRED_MEMORY)]
+        )
         rows.append(row)
     return markdown_table(header, rows)
 
@@ -194,7 +212,7 @@ def _ratio_table(measured: Sequence[Mapping[str, Any]], names: Sequence[str]) ->
         for name in names:
             entry = numbers.get(name, {"status": "not asked for"})
             measured_here = entry["status"] == "measured"
-            row.append(_with_spread(entry[f"{_clock(record)}_to_floor"]) if measured_here else entry["status"])
+            row.append(_with_spread(entry[f"{clock_of(record)}_to_floor"]) if measured_here else entry["status"])
         rows.append(row)
     return markdown_table(["size", *(_label(name) for name in names)], rows)
 
