@@ -159,5 +159,5 @@ register(
         excluded=lambda cell: None if cell.architecture.cam_layer else "no convolutional feature maps",
     )
 )
-# 44 products with F, of about four passes each, image by image
-register(Method("plenoptic Eigendistortion", "leading eigenvector", _eigendistortion, lambda cell: 4 * 44, "plenoptic"))
+# 44 products with F, of some five passes each, image by image
+register(Method("plenoptic Eigendistortion", "leading eigenvector", _eigendistortion, lambda cell: 5 * 44, "plenoptic"))

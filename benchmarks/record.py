@@ -26,7 +26,7 @@ from tqdm import tqdm
 import benchmarks.peers  # noqa: F401  # registers them
 from benchmarks.cells import Cell
 from benchmarks.environment import describe_environment
-from benchmarks.measure import fitting, loop_without_synchronisation, take_turns
+from benchmarks.measure import fitting, loop_without_synchronisation, take_turns, timed
 from benchmarks.memory import peak_memory
 from benchmarks.methods import FLOOR, METHODS, OURS
 from benchmarks.networks import Problem, build_problem
@@ -92,12 +92,12 @@ def chosen_methods(names: str | None) -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in {FLOOR, *asked})
 
 
-def _predicted(cell: Cell, names: Sequence[str], threads: int) -> dict[str, float]:
-    return {name: METHODS[name].passes(cell) * cell.pass_seconds(threads) for name in names}
+def _predicted(cell: Cell, names: Sequence[str], pass_seconds: float) -> dict[str, float]:
+    return {name: METHODS[name].passes(cell) * pass_seconds for name in names}
 
 
 def estimated_seconds(cell: Cell, settings: Settings) -> float:
-    """Rough seconds that a size takes, timing and memory together; for planning only.
+    """Rough seconds that a size takes on a CPU, timing and memory together; for planning only.
 
     Example:
         >>> settings = Settings(("floor", "ours"), threads=2, device="cpu", repeats=10, budget=60)
@@ -105,7 +105,7 @@ def estimated_seconds(cell: Cell, settings: Settings) -> float:
         True
     """
     names = [name for name in settings.methods if METHODS[name].unavailable(cell) is None]
-    predicted = _predicted(cell, names, settings.threads)
+    predicted = _predicted(cell, names, cell.pass_seconds(settings.threads))
     kept = fitting(predicted, [name for name in (FLOOR, OURS) if name in names], settings.budget)
     once = sum(predicted[name] for name in kept)
     timing = once + max(3 * once, min(settings.budget, settings.repeats * once))
@@ -134,7 +134,10 @@ def measure_cell(cell: Cell, settings: Settings, progress: tqdm | None = None) -
             runs[name] = METHODS[name].prepare(problem)
         except Exception as error:  # whatever another package raises, it is told in the table
             status[name] = f"failed: {type(error).__name__}: {error}"
-    predicted = _predicted(cell, list(runs), settings.threads)
+    tell("floor, to plan with")
+    runs[FLOOR](problem.images[:1])
+    floor_seconds = timed(runs[FLOOR], problem.images)["wall_s"]
+    predicted = _predicted(cell, list(runs), floor_seconds / METHODS[FLOOR].passes(cell))
     kept = fitting(predicted, [name for name in (FLOOR, OURS) if name in runs], settings.budget)
     for name in set(runs) - set(kept):
         status[name] = f"left out: about {predicted[name]:.0f} s a run, does not fit into the budget"

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             estimates = [estimated_seconds(cell, settings) for cell in cells]
             for cell, estimate in zip(cells, estimates):
                 print(f"{cell.name:32s} about {estimate:6.0f} s")
-            print(f"{len(cells)} sizes, about {sum(estimates) / 60:.0f} minutes on {settings.device}")
+            print(f"{len(cells)} sizes, about {sum(estimates) / 60:.0f} minutes on the CPU")
             return
         records = measured_cells(cells, settings, options.output, options.force)
     except ValueError as error:

@@ -137,8 +137,8 @@ def speed_tables(measured: Sequence[Mapping[str, Any]]) -> str:
     spectrum = [name for name in names if METHODS[name].yields == "spectrum" and name not in own]
     others = [name for name in names if name != FLOOR and name not in own + spectrum]
     sections = [
-        f"{describe_machine(measured[0]['environment'])} Ratios: {CLOCKS[clock_of(measured[0])]}, each round's over the "
-        "floor's of the same round; median (least to greatest)."
+        f"{describe_machine(measured[0]['environment'])} Ratios: {CLOCKS[clock_of(measured[0])]}, each round's over "
+        "the floor's of the same round; median (least to greatest)."
     ]
     if OURS in names:
         sections += ["**Required and reached**", _required_table(measured)]
@@ -148,7 +148,8 @@ def speed_tables(measured: Sequence[Mapping[str, Any]]) -> str:
     if others:
         title = "**Peers, which yield something else than the spectrum**: time, as a ratio to the floor's"
         sections += [title, _ratio_table(measured, others)]
-    sections += ["**Peak memory**: as a ratio to the floor's", _memory_table(measured, names)]
+    if any(method["memory_bytes"] is not None for record in measured for method in record["methods"].values()):
+        sections += ["**Peak memory**: as a ratio to the floor's", _memory_table(measured, names)]
     return "\n\n".join(sections)
 
 
@@ -161,7 +162,8 @@ def describe_machine(environment: Mapping[str, Any]) -> str:
     """What was measured on and with, in a sentence."""
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     device = environment["processor"] if environment["device"] == "cpu" else environment["device"]
-    return f"{device}, {environment['threads']} threads of {environment['cores']} cores, {environment['date']}; {versions}."
+    cores = f"{environment['threads']} threads of {environment['cores']} cores"
+    return f"{device}, {cores}, {environment['date']}; {versions}."
 
 
 def _seconds(value: float) -> str:
