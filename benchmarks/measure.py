@@ -90,7 +90,7 @@ def rounds_each(seconds: Mapping[str, float], budget: float, most: int) -> dict[
 
     Example:
         >>> rounds_each({"floor": 1.0, "ours": 1.0, "slow": 10.0}, budget=60, most=10)
-        {'floor': 11, 'ours': 10, 'slow': 3}
+        {'floor': 10, 'ours': 10, 'slow': 3}
     """
     least = min(LEAST_ROUNDS, most)
     spare = max(0.0, budget - least * sum(seconds.values())) / len(seconds)

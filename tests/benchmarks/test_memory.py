@@ -8,10 +8,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import sys
+
+import pytest
 import torch
 
 from benchmarks.cells import Cell
-from benchmarks.memory import peak_memory
+from benchmarks.memory import _forget_peak, _greatest_resident_set, peak_memory
 
 
 def test_peak_memory_counts_what_the_method_holds_and_nothing_that_the_parent_holds():
@@ -25,3 +28,11 @@ def test_peak_memory_counts_what_the_method_holds_and_nothing_that_the_parent_ho
 
 def test_a_method_that_fails_in_its_process_is_told():
     assert peak_memory("linear-2d-8-c3-b1", "no such method", "cpu", 1) == (None, "KeyError: 'no such method'")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets")
+def test_a_peak_of_the_set_up_is_forgotten():
+    torch.ones(75_000_000).sum()  # 300 MB, and gone
+    before = _greatest_resident_set()
+    _forget_peak()
+    assert before - _greatest_resident_set() > 250e6

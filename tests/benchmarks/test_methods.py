@@ -28,8 +28,8 @@ FLOAT64_TOLERANCE = 1e-12
 
 def prepared(name, problem):
     method = METHODS[name]
-    if method.unavailable(problem.cell):
-        pytest.skip(f"{name}: {method.unavailable(problem.cell)}")
+    if method.requires is not None:
+        pytest.importorskip(method.requires)
     return method.prepare(problem)
 
 

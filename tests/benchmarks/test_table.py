@@ -86,9 +86,8 @@ def test_convolutions_in_2d_must_be_below_the_floor_from_four_images_on(cell, re
 def row(tables, title):
     """The cells of the first row of the table under a title."""
     lines = tables[tables.index(title) :].splitlines()
-    return [
-        value.strip() for value in next(line for line in lines if line.startswith(f"| {RECORD['cell']}")).split("|")
-    ]
+    found = next(line for line in lines if line.startswith(f"| {RECORD['cell']}"))
+    return [value.strip() for value in found.split("|")]
 
 
 def test_the_table_has_required_and_reached():
