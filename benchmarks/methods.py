@@ -191,7 +191,7 @@ def _functional_jacobian(problem: Problem) -> Callable[[Tensor], Tensor]:
 
 
 def _backward(problem: Problem) -> Callable[[Tensor], Tensor]:
-    network = problem.copy()  # it is left with gradients in its parameters
+    network = problem.network
 
     def rows(images: Tensor) -> Tensor:
         inputs = images.detach().clone().requires_grad_()
