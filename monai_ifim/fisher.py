@@ -20,7 +20,6 @@ Image Classifiers", arXiv:2606.16362 (2026).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,6 +36,7 @@ from monai_ifim.network import (
     _plain,
     default_micro_batch_size,
 )
+from monai_ifim.notices import notice
 from monai_ifim.predictive import Predictive, PredictiveLike, resolve_predictive
 
 __all__ = ["DEFAULT_CUTOFF", "DEFAULT_ENERGY", "DEFAULT_MOST_FACTOR_NUMBERS", "InputFisher", "input_fisher"]
@@ -410,7 +410,7 @@ def input_fisher(
     distribution.check_logits(fisher.logits)
     if fisher.skipped:
         listed = "; ".join(f"image {index}: {cause}" for index, cause in fisher.skipped.items())
-        warnings.warn(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).", stacklevel=2)
+        notice(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).")
     batches.warn("input_fisher")
     return fisher
 

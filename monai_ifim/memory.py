@@ -12,15 +12,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["FewerImages", "MemoryWarning", "MicroBatches", "is_out_of_memory", "memory_warnings_to"]
+from monai_ifim.notices import notice
+
+__all__ = ["FewerImages", "MemoryWarning", "MicroBatches", "is_out_of_memory"]
 
 _T = TypeVar("_T")
 
@@ -113,32 +113,9 @@ class MicroBatches:
     def warn(self, who: str) -> None:
         """Say, once all is done, that memory was short, for the caller of the function that calls this."""
         if self._too_many:
-            warnings.warn(
+            notice(
                 f"Memory was short with {self._too_many} images at a time, so {who} went on with {self.size}. "
                 f"Nothing is lost; with micro_batch_size={self.size} it does not try more.",
                 MemoryWarning,
                 stacklevel=3,
             )
-
-
-@contextmanager
-def memory_warnings_to(say: Callable[[str], Any]) -> Iterator[None]:
-    """Hand the text of each :class:`MemoryWarning` to ``say``; other warnings go where they went.
-
-    Example:
-        >>> with memory_warnings_to(print):
-        ...     warnings.warn("short", MemoryWarning)
-        short
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", MemoryWarning)
-        show = warnings.showwarning
-
-        def sorted_out(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, MemoryWarning):
-                say(str(message))
-            else:
-                show(message, category, *place, **more)
-
-        warnings.showwarning = sorted_out
-        yield

@@ -127,7 +127,8 @@ def _print(made: Sequence[Overlay], refused: dict[str, str], left_out: dict[str,
     for overlay in made:
         for findings in overlay.findings:
             _print_findings(findings)
-            print(f"  run it from the bundle's folder:\n    {run_command(findings, overlay.file)}\n")
+            print(f"  tables and figures go to {overlay.folder} there; run it from the bundle's folder:")
+            print(f"    {run_command(findings, overlay.file)}\n")
     for name, reason in {**refused, **left_out}.items():
         print(f"{name}: left out, {reason}.")
 

@@ -187,6 +187,12 @@ class Workflow:
     config: Config
     keys: tuple[tuple[str, ...], ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """What it does: ``"train"``, ``"evaluate"``, ``"inference"``, or its name; in one process or in several."""
+        name = self.name.removeprefix("multi_gpu_")
+        return next((known for known in _ORDER if name == known or name.startswith(f"{known}_")), name)
+
     def source(self, id: str) -> str:
         """Which file says what stands at an id, and the id."""
         for file, keys in zip(reversed(self.files), reversed(self.keys)):

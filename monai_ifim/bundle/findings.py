@@ -64,7 +64,7 @@ class Findings:
         handlers_at: id of the list of handlers that takes more; None where ``handlers_expression`` makes them.
         handlers_expression: what makes the handlers, without ``$``; empty where there are none.
         several_processes: whether it is for ``torchrun``.
-        command_options: further options of the command, for handlers that name their metrics one by one.
+        overrides: further entries of the overlay, for handlers that name their metrics one by one.
         options: of IFIMMetric.
         output_dir: where results go, as a config value.
         items: the findings one by one.
@@ -77,7 +77,7 @@ class Findings:
     handlers_at: str | None = None
     handlers_expression: str = ""
     several_processes: bool = False
-    command_options: dict[str, str] = field(default_factory=dict)
+    overrides: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     output_dir: str = "eval"
     items: list[Finding] = field(default_factory=list)
@@ -361,10 +361,28 @@ def _find_route(findings: Findings, engine: Component) -> None:
     findings.several_processes = any(_OF_SEVERAL_PROCESSES.search(text) for text in config.texts())
     if findings.several_processes and findings.metric_at is None:
         findings.add("processes", "several", "", "without a key metric each process logs its own images")
+    _find_output_dir(findings, handlers if isinstance(handlers, list) else [])
+
+
+def _find_output_dir(findings: Findings, handlers: Sequence[Any]) -> None:
+    """Where results go: the bundle's ``output_dir``, else where a handler writes, else ``eval``."""
+    config, source = findings.workflow.config, findings.workflow.source
     if "output_dir" in config:
         findings.output_dir = "@output_dir"
-    elif "bundle_root" in config:
+        findings.add("results", "@output_dir", source("output_dir"))
+        return
+    for handler in handlers:
+        content = config.follow(handler)[1]
+        for name in ("log_dir", "save_dir", "output_dir"):
+            if isinstance(content, Mapping) and isinstance(content.get(name), str):
+                findings.output_dir = content[name]
+                where = f"no output_dir is defined, and {content.get('_target_')} writes there"
+                findings.add("results", content[name], where, "change output_dir and log_dir in the overlay")
+                return
+    if "bundle_root" in config:
         findings.output_dir = "$@bundle_root + '/eval'"
+    where = "no output_dir is defined"
+    findings.add("results", findings.output_dir, where, "change output_dir and log_dir in the overlay")
 
 
 def _find_metrics_savers(findings: Findings, at: str, handlers: Sequence[Any]) -> None:
@@ -376,11 +394,11 @@ def _find_metrics_savers(findings: Findings, at: str, handlers: Sequence[Any]) -
         for name in ("metrics", "metric_details"):
             listed = config.literal(saver.content.get(name))
             if listed is not None and "*" not in listed:
-                findings.command_options[f"{saver.id}#{name}"] = "*"
+                findings.overrides[f"{saver.id}#{name}"] = "*"
                 findings.add(
                     f"MetricsSaver's {name}",
                     listed,
-                    f"{findings.workflow.source(saver.id)}: the command asks for all, for the iFIM's",
+                    f"{findings.workflow.source(saver.id)}: the overlay asks for all, for the iFIM's",
                 )
 
 

@@ -37,10 +37,12 @@ class Overlay:
     Attributes:
         file: relative to the bundle's folder, or absolute.
         findings: of the workflows that it fits, one at least.
+        place: what keeps its results apart from those of other workflows; empty for the first one's.
     """
 
     file: str
     findings: Sequence[Findings]
+    place: str = ""
 
     def text(self) -> str:
         """The file's content."""
@@ -56,18 +58,33 @@ class Overlay:
             *_options(ifim, IFIMMetric, first.options, {item.name: item for item in first.items}),
             "# figures and curves, in TensorBoard beside the other metrics",
             "ifim_figures:",
-            *_options(IFIMFigureHandler, IFIMFigureHandler, {"ifim": "@ifim", "log_dir": first.output_dir}),
+            *_options(IFIMFigureHandler, IFIMFigureHandler, {"ifim": "@ifim", "log_dir": self._log_dir}),
             "# tables, figures and components of the last evaluation; `python -m monai_ifim report` makes a page",
             "ifim_saver:",
-            *_options(IFIMSaver, IFIMSaver, {"ifim": "@ifim", "output_dir": first.output_dir}),
+            *_options(IFIMSaver, IFIMSaver, {"ifim": "@ifim", "output_dir": first.output_dir, "folder": self.folder}),
         ]
         for key, value in _additions(first).items():
             lines += yaml.safe_dump({key: value}, sort_keys=False, width=_WIDTH).splitlines()
         return "\n".join(lines) + "\n"
 
+    @property
+    def folder(self) -> str:
+        """Name of the folder of tables, so that an evaluation does not replace those of a training."""
+        return f"ifim_{self.place}" if self.place else "ifim"
+
+    @property
+    def _log_dir(self) -> str:
+        """TensorBoard shows the files of each folder as a run of its own."""
+        value = self.findings[0].output_dir
+        if not self.place:
+            return value
+        if value.startswith(("@", "$")):
+            return f"$str({value.removeprefix('$')}) + '/{self.place}'"
+        return f"{value}/{self.place}"
+
 
 def overlays(found: Sequence[Findings], output: str = "configs/ifim.yaml") -> list[Overlay]:
-    """The least number of overlay files for workflows that can be attached to.
+    """The least number of overlay files for workflows that can be attached to, their results kept apart.
 
     Args:
         found: of each workflow; the first one's overlay gets the name ``output``, further ones its name and theirs.
@@ -75,13 +92,15 @@ def overlays(found: Sequence[Findings], output: str = "configs/ifim.yaml") -> li
     """
     groups: dict[str, list[Findings]] = {}
     for findings in found:
-        groups.setdefault(str((findings.options, _additions(findings), findings.output_dir)), []).append(findings)
+        content = (findings.options, _additions(findings), findings.output_dir, findings.workflow.kind)
+        groups.setdefault(str(content), []).append(findings)
     path = Path(output)
-    files = [
-        path if number == 0 else path.with_name(f"{path.stem}_{group[0].workflow.name}{path.suffix}")
-        for number, group in enumerate(groups.values())
-    ]
-    return [Overlay(str(file), group) for file, group in zip(files, groups.values())]
+    made: list[Overlay] = []
+    for group in groups.values():
+        workflow = group[0].workflow
+        file = path.with_name(f"{path.stem}_{workflow.name}{path.suffix}") if made else path
+        made.append(Overlay(str(file), group, "" if workflow.kind == found[0].workflow.kind else workflow.kind))
+    return made
 
 
 def run_command(findings: Findings, overlay: str) -> str:
@@ -92,8 +111,7 @@ def run_command(findings: Findings, overlay: str) -> str:
         program = "torchrun --standalone --nnodes=1 --nproc_per_node=2 -m"
     run_id = findings.workflow.config.run_id()
     section = "" if run_id == "run" else f" {run_id}"
-    options = "".join(f' --{name} "{value}"' for name, value in findings.command_options.items())
-    return f'{program} monai.bundle run{section} --config_file "[{files}]"{options}'
+    return f'{program} monai.bundle run{section} --config_file "[{files}]"'
 
 
 def handler_items(findings: Findings) -> list[str]:
@@ -103,7 +121,7 @@ def handler_items(findings: Findings) -> list[str]:
 
 def _additions(findings: Findings) -> dict[str, Any]:
     """What the overlay adds to the bundle's own ids."""
-    items: dict[str, Any] = {}
+    items: dict[str, Any] = dict(findings.overrides)
     if findings.metric_at:
         items[f"+{findings.metric_at}"] = {"ifim": "@ifim"}
     ours = handler_items(findings)
@@ -149,4 +167,7 @@ def _descriptions(documented: type) -> dict[str, str]:
     """What the docstring's ``Args`` say of each option."""
     text = re.search(r"^Args:\n(.*?)^(?=\w)", f"{inspect.getdoc(documented)}\nEnd", re.MULTILINE | re.DOTALL)
     entries = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", text[1] if text else "", re.MULTILINE | re.DOTALL)
-    return {name: re.sub(r":\w+:(?=`)|`", "", " ".join(description.split())) for name, description in entries}
+    found = {name: re.sub(r":\w+:(?=`)|`", "", " ".join(description.split())) for name, description in entries}
+    for python, in_yaml in (("None", "null"), ("True", "true"), ("False", "false")):
+        found = {name: re.sub(rf"\b{python}\b", in_yaml, description) for name, description in found.items()}
+    return found

@@ -129,8 +129,10 @@ def _output_dir(parser: ConfigParser, findings: Findings) -> str:
     value = findings.output_dir
     if value.startswith("@"):
         return str(parser.get_parsed_content(value[1:]))
-    root = parser.get_parsed_content("bundle_root") if "bundle_root" in parser else "."
-    return f"{root}/eval"
+    if not value.startswith("$"):
+        return value
+    parser.ref_resolver.add_item(ConfigExpression(config=value, id="ifim_output_dir", globals=parser.globals))
+    return str(parser.get_parsed_content("ifim_output_dir"))
 
 
 def _add_to_configs(
@@ -140,7 +142,7 @@ def _add_to_configs(
 
     In place, since setting an item of the parser makes it forget all that it has made.
     """
-    for option, value in findings.command_options.items():
+    for option, value in findings.overrides.items():
         at, _, name = option.rpartition("#")
         parser[at][name] = value
     if findings.metric_at is not None and isinstance(ifim, IFIMMetric):

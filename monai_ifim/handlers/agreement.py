@@ -21,6 +21,8 @@ from typing import Literal, TypeVar, cast
 import ignite.distributed as idist
 from monai.engines import Evaluator
 
+from monai_ifim.handlers.processes import process_count, process_rank
+
 __all__ = ["Agreement", "LostProcessError", "OnError", "WatchError"]
 
 OnError = Literal["raise", "continue"]
@@ -85,7 +87,7 @@ class Agreement:
     @property
     def together(self) -> bool:
         """Whether there are several processes, and all come by."""
-        return self.communicate and idist.get_world_size() > 1
+        return self.communicate and process_count() > 1
 
     def forget(self) -> None:
         """Begin anew."""
@@ -123,7 +125,7 @@ class Agreement:
             everyone = cast("list[tuple[_Failure | None, _T]]", idist.all_gather((self._failure, mine)))
         except Exception as error:
             raise LostProcessError(
-                f"Rank {idist.get_rank()} lost another process while iFIM gathered its numbers ({error}). That process "
+                f"Rank {process_rank()} lost another process while iFIM gathered its numbers ({error}). That process "
                 "died, failed outside iFIM or waits elsewhere; its own output says why."
             ) from error
         failures = {rank: failure for rank, (failure, _) in enumerate(everyone) if failure is not None}
@@ -139,7 +141,7 @@ class Agreement:
         """
         if self.on_error == "raise" or isinstance(error, LostProcessError) or not isinstance(error, Exception):
             raise error
-        if self.together and idist.get_rank() != 0:
+        if self.together and process_rank() != 0:
             return
         failure = error.failure if isinstance(error, WatchError) else _Failure.of(error)
         self.once(engine.logger.error)(

@@ -25,7 +25,7 @@ from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor
 
 from monai_ifim.network import left_as_found, parameter_dtype
-from monai_ifim.predictive import Predictive, strip_trailing_axes
+from monai_ifim.predictive import Categorical, Predictive, strip_trailing_axes
 
 __all__ = ["BatchKeys", "NetworkInputs"]
 
@@ -105,10 +105,12 @@ class BatchKeys:
                 )
                 return None
             predictive.label_outcomes(labels, outputs)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
+            other = "sigmoid" if isinstance(predictive, Categorical) else "softmax"
             raise ValueError(
                 f"The labels under label_key='{self.label}' cannot be used: {error} Set label_key to the key of "
-                "the class labels, or to null for none."
+                f"the class labels, or to null for none; if they are the class labels, predictive may have to be "
+                f"{other}."
             ) from error
         return labels
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 from monai.engines import Evaluator
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_ifim.handlers.handler import IFIMHandler, listen
 from monai_ifim.handlers.metric import IFIMMetric
+from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.result import IFIMResult
 from monai_ifim.handlers.writable import check_writable
 
@@ -78,7 +78,7 @@ class IFIMFigureHandler:
             OSError: When ``log_dir`` cannot be made or written.
         """
         # the rank that draws; TensorBoard also writes to addresses (s3://)
-        if self._writer is None and idist.get_rank() == 0 and "://" not in str(self.log_dir):
+        if self._writer is None and process_rank() == 0 and "://" not in str(self.log_dir):
             check_writable(self.log_dir, "log_dir of IFIMFigureHandler")
         metric = listen(self.ifim, engine, self.draw, "IFIMFigureHandler")
         self._prefix = metric.prefix

@@ -16,11 +16,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import ignite.distributed as idist
 from ignite.engine import Events
 from monai.engines import Evaluator, IterationEvents
 
 from monai_ifim.handlers.metric import IFIMMetric
+from monai_ifim.handlers.processes import process_count
 from monai_ifim.handlers.result import IFIMResult
 
 __all__ = ["IFIMHandler", "listen"]
@@ -63,7 +63,7 @@ class IFIMHandler:
         """
         if engine.has_event_handler(self._finish, Events.EPOCH_COMPLETED):
             return  # the same overlay was listed twice
-        if idist.get_world_size() > 1:
+        if process_count() > 1:
             warnings.warn(
                 "IFIMHandler does not communicate: each process logs the iFIM of its own images. Use IFIMMetric in "
                 "key_val_metric or additional_metrics for the numbers of all processes.",

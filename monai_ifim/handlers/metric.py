@@ -12,20 +12,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import ignite.distributed as idist
 import numpy as np
 import pandas as pd
 import torch
 from ignite.engine import Events
 from ignite.metrics import Metric
-from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents
+from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents, Trainer
 from torch import Tensor, nn
 
 from monai_ifim.arms import Arm, LossGradient, resolve_arms
@@ -35,11 +34,13 @@ from monai_ifim.handlers.agreement import Agreement, OnError
 from monai_ifim.handlers.batch import BatchKeys
 from monai_ifim.handlers.inferred import Inferred, naming_the_inferer, with_inferer
 from monai_ifim.handlers.part import Part, joined_by_shape
+from monai_ifim.handlers.processes import process_count, process_rank
 from monai_ifim.handlers.profile import Profile
 from monai_ifim.handlers.result import Case, IFIMResult
 from monai_ifim.handlers.selection import ImageSelection
-from monai_ifim.memory import memory_warnings_to
+from monai_ifim.memory import MemoryWarning
 from monai_ifim.network import NetworkCall, left_as_found, unwrap
+from monai_ifim.notices import notices_to
 from monai_ifim.perturbation import (
     DEFAULT_ARMS,
     DEFAULT_STRENGTHS,
@@ -174,6 +175,9 @@ class IFIMMetric(Metric):
             by_default = value is None and name != "strengths"
             if not by_default and (not isinstance(value, Iterable) or isinstance(value, str)):
                 raise ValueError(f"{name} must be a list of numbers, got {value!r}.")
+        for name in ("use_inferer", "profile"):
+            if name in self.options and not isinstance(self.options[name], bool):
+                raise ValueError(f"{name} must be true or false, got {self.options[name]!r}.")
         if not prefix:
             raise ValueError("prefix must not be empty: names such as 'accuracy' may be the evaluator's own.")
         if network is not None and not callable(network):
@@ -220,7 +224,7 @@ class IFIMMetric(Metric):
         self.metric_details: dict[str, np.ndarray] = {}
         self._watched: Callable = _no_network
         self._selection = ImageSelection(max_images, seed)
-        self._evaluations = 0
+        self._evaluations: WeakKeyDictionary[Evaluator, int] = WeakKeyDictionary()
         self._active = False
         self._parts: list[Part] = []
         super().__init__()
@@ -255,9 +259,9 @@ class IFIMMetric(Metric):
                 f"and the name of one of its numbers, for instance '{self.prefix}coupling'; or put it into "
                 "additional_metrics."
             )
-        if idist.get_world_size() > 1 and engine.state.epoch_length == 0:
+        if process_count() > 1 and engine.state.epoch_length == 0:
             raise ValueError(
-                f"The loader of rank {idist.get_rank()} is empty. MONAI skips the evaluation there, and the other "
+                f"The loader of rank {process_rank()} is empty. MONAI skips the evaluation there, and the other "
                 "ranks would wait for it. Give each rank one batch at least (DistributedSampler pads), or use "
                 "IFIMHandler, which does not communicate."
             )
@@ -289,9 +293,14 @@ class IFIMMetric(Metric):
         """Look at the images of an evaluator; the numbers are taken by :meth:`compute`.
 
         Raises:
-            ValueError: When the engine has several networks, and none was given; or another IFIMMetric with the same
-                prefix watches it.
+            ValueError: When the engine is a trainer; has several networks, and none was given; or another IFIMMetric
+                with the same prefix watches it.
         """
+        if isinstance(engine, Trainer):
+            raise ValueError(
+                f"{type(engine).__name__} is a trainer, and iFIM looks at evaluations. Put it into the val_handlers or "
+                "metrics of the evaluator; where both share one dictionary of metrics, give the evaluator its own."
+            )
         if self.network is None and isinstance(engine, EnsembleEvaluator):
             raise ValueError(
                 "EnsembleEvaluator has several networks; name the one to look at: IFIMMetric(network=...)."
@@ -320,8 +329,9 @@ class IFIMMetric(Metric):
         for held in (engine.state.metrics, engine.state.metric_details):
             for name in [name for name in held if self.logs(name)]:
                 del held[name]
-        self._active = self._evaluations % self.interval == 0
-        self._evaluations += 1
+        before = self._evaluations.get(engine, 0)
+        self._active = before % self.interval == 0
+        self._evaluations[engine] = before + 1
         with self.agreement.careful():
             # an evaluator gets its network only after its handlers were attached, and may get another one later
             network = getattr(engine, "network", None) if self.network is None else self.network
@@ -341,16 +351,17 @@ class IFIMMetric(Metric):
         """
         if not self._active or self.agreement.failed:
             return
-        with (
-            self.profile.part("spectrum"),
-            self.agreement.careful(),
-            memory_warnings_to(self.agreement.once(engine.logger.warning)),
-        ):
+        with self.profile.part("spectrum"), self.agreement.careful(), notices_to(self._noticed(engine)):
             try:
                 self._look(engine)
             except BaseException:
                 self._parts = []  # nothing stays in memory
                 raise
+
+    def _noticed(self, engine: Evaluator) -> Callable[[str, type[Warning]], None]:
+        """Logs a shortage of memory, once for each message; which images are left out is logged with their places."""
+        say = self.agreement.once(engine.logger.warning)
+        return lambda message, category: say(message) if issubclass(category, MemoryWarning) else None
 
     def _look(self, engine: Evaluator) -> None:
         inputs = self.keys.network_inputs(engine, self._watched)
@@ -360,8 +371,7 @@ class IFIMMetric(Metric):
             return
         masks, groups = self.keys.masks(engine, images), self.keys.groups(engine, len(images))
         index = torch.tensor(rows, device=images.device)
-        with left_as_found(self._watched), naming_the_inferer(self._watched), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="input_fisher left out")  # logged below, with the position
+        with left_as_found(self._watched), naming_the_inferer(self._watched):
             call = NetworkCall(self._watched, self.output_key, inputs.arguments, inputs.keyword_arguments)
             call = call.rows(index, len(images))
             fisher = input_fisher(
@@ -430,7 +440,7 @@ class IFIMMetric(Metric):
                 "with its own iteration_update must fire it), or the loader is empty on this process."
             )
         try:
-            with self.profile.part("perturbation"), memory_warnings_to(self.agreement.once(engine.logger.warning)):
+            with self.profile.part("perturbation"), notices_to(self._noticed(engine)):
                 metrics = self.compute()
         except BaseException as error:
             self.reset()
@@ -443,7 +453,7 @@ class IFIMMetric(Metric):
         self.result = replace(self.result, epoch=engine.state.epoch, profile=self.profile.seconds)
         for (arm, cause), count in self.result.left_out.items():
             engine.logger.warning(f"iFIM left {count} image(s) out of the arm '{arm}': {cause}.")
-        if idist.get_rank() == 0:
+        if process_rank() == 0:
             with left_as_found(self._watched):
                 if self.profile.wanted and self.listeners:
                     with self.profile.part("figures"):
@@ -602,7 +612,7 @@ class IFIMMetric(Metric):
 
     def _leave_to_lower_ranks(self, positions: Sequence[set[int]]) -> None:
         """Forget the images that another process has, too: each is counted once where every one saw the whole set."""
-        theirs = set().union(*positions[: idist.get_rank()]) if len(positions) > 1 else set()
+        theirs = set().union(*positions[: process_rank()]) if len(positions) > 1 else set()
         for number, part in enumerate(self._parts):
             rows = [row for row, position in enumerate(part.positions) if position not in theirs]
             if len(rows) < len(part.positions):

@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
 from matplotlib.image import imsave
@@ -33,6 +32,7 @@ from monai.transforms import SaveImage
 
 from monai_ifim.handlers.handler import IFIMHandler, listen
 from monai_ifim.handlers.metric import IFIMMetric
+from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.result import Case, IFIMResult
 from monai_ifim.handlers.writable import check_writable
 from monai_ifim.statistics import flip_strengths
@@ -95,7 +95,7 @@ class IFIMSaver:
         Raises:
             OSError: When ``output_dir`` cannot be made or written.
         """
-        if idist.get_rank() == 0:  # which alone writes
+        if process_rank() == 0:  # which alone writes
             check_writable(self.folder.parent, "output_dir of IFIMSaver")
         listen(self.ifim, engine, self.write, "IFIMSaver")
 

@@ -16,9 +16,10 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+
+from monai_ifim.handlers.processes import process_count, process_rank
 
 __all__ = ["ImageSelection"]
 
@@ -89,7 +90,7 @@ class ImageSelection:
                 "set. The evaluation in which this was noticed may look at others."
             )
         if self._items is None or positions is None:
-            rank, processes = idist.get_rank(), idist.get_world_size()
+            rank, processes = process_rank(), process_count()
             positions = [rank + (first + row) * processes for row in range(batch_size)]
             left = len(range(rank, self.max_images, processes)) - self._found
             rows = list(range(min(batch_size, left)))

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -29,6 +28,7 @@ from monai_ifim.arms import Arm, ArmInputs, resolve_arms
 from monai_ifim.channels import check_channel_mask
 from monai_ifim.fisher import _check_rank_and_energy, input_fisher
 from monai_ifim.network import NetworkCall, left_as_found, parameter_dtype
+from monai_ifim.notices import notices_to
 from monai_ifim.perturbation import REFERENCE_STRENGTH, change_along, check_clip, image_contrast, perturb
 from monai_ifim.predictive import PredictiveLike, resolve_predictive
 
@@ -266,8 +266,7 @@ class RandIFIMPerturb(RandomizableTransform):
             raise RuntimeError("Nothing was drawn yet: call randomize() first, or with randomize=True.")
         strength, sign, seed = self._drawn
         batch = _as_batch(plain, self.network)
-        with left_as_found(self.network), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="input_fisher left out")  # the cause goes into the meta-data
+        with left_as_found(self.network), notices_to(lambda *_: None):  # a cause goes into the meta-data
             fisher = input_fisher(
                 self.network,
                 batch,

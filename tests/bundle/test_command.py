@@ -53,7 +53,7 @@ def test_it_prints_what_was_found_from_where_and_the_commands(tmp_path: Path, ca
     assert re.search(r"^  predictive +softmax  <- train.json: loss = torch.nn.CrossEntropyLoss$", blocks[0], re.M)
     assert re.search(r"^  key metric +none  <- inference.json: evaluator: the handler route", blocks[3], re.M)
     for block in blocks:
-        assert re.search(r"^  run it from the bundle's folder:\n    (python|torchrun) .*configs/ifim", block, re.M)
+        assert re.search(r"run it from the bundle's folder:\n    (python|torchrun) .*configs/ifim", block, re.M)
     assert "inference_trt: left out, its network is a TensorRT engine" in printed.out
     assert f"Written: {root / 'configs' / 'ifim.yaml'}\n" in printed.out
     assert f"Written: {root / 'configs' / 'ifim_inference.yaml'}\n" in printed.out
@@ -63,9 +63,10 @@ def test_it_adds_the_overlays_and_changes_nothing_else(tmp_path: Path):
     root = write(tmp_path, in_sections())
     before = files(root)
     written = attach_to_bundle(root)
-    assert written == [root / "configs" / "ifim.yaml", root / "configs" / "ifim_inference.yaml"]
+    names = ("ifim.yaml", "ifim_evaluate.yaml", "ifim_inference.yaml")
+    assert written == [root / "configs" / name for name in names]
     after = files(root)
-    assert set(after) - set(before) == {"configs/ifim.yaml", "configs/ifim_inference.yaml"}
+    assert set(after) - set(before) == {f"configs/{name}" for name in names}
     assert {name: after[name] for name in before} == before
     assert all("ifim" in yaml.safe_load(file.read_text()) for file in written)
 

@@ -359,7 +359,7 @@ def test_savers_that_name_their_metrics_are_asked_for_all(listed: str):
     config["saver"] = part("MetricsSaver", metrics="@names", metric_details=None)
     config["names"] = ["b"]
     config["evaluator"]["val_handlers"] = listed
-    assert look_at(config).command_options == {
+    assert look_at(config).overrides == {
         "handlers#1#metrics": "*",
         "handlers#1#metric_details": "*",
         "saver#metrics": "*",
@@ -368,7 +368,7 @@ def test_savers_that_name_their_metrics_are_asked_for_all(listed: str):
 
 def test_savers_that_save_all_are_left_alone():
     config = {**alone([]), "handlers": [part("MetricsSaver", metrics="*", metric_details=["*"]), part("MetricsSaver")]}
-    assert look_at(config).command_options == {}
+    assert look_at(config).overrides == {}
 
 
 @pytest.mark.parametrize(
@@ -377,11 +377,17 @@ def test_savers_that_save_all_are_left_alone():
         ({"output_dir": "x", "bundle_root": "."}, "@output_dir"),
         ({"bundle_root": "."}, "$@bundle_root + '/eval'"),
         ({}, "eval"),
+        ({"bundle_root": ".", "handlers": [STATS, part("CheckpointSaver", save_dir="$@bundle_root + '/m'")]}, None),
+        ({"bundle_root": ".", "handlers": ["@board"], "board": part("TensorBoardStatsHandler", log_dir="./o")}, "./o"),
     ],
 )
-def test_results_go_where_the_bundles_own_go(paths: Files, expected: str):
+def test_results_go_where_the_bundles_own_go_and_else_the_place_is_a_guess(paths: Files, expected: str | None):
     config = {key: value for key, value in alone([]).items() if key not in ("output_dir", "bundle_root")}
-    assert look_at({**config, **paths}).output_dir == expected
+    findings = look_at({**config, **paths})
+    assert findings.output_dir == (expected or "$@bundle_root + '/m'")
+    (item,) = (item for item in findings.items if item.name == "results")
+    assert item.value == findings.output_dir
+    assert bool(item.guess) == ("output_dir" not in paths)
 
 
 # Inferer, output key, channels

@@ -71,12 +71,13 @@ def test_the_active_options_are_what_was_found_and_how_many_images(shape: str, t
         assert content["ifim_figures"] == {
             "_target_": "monai_ifim.handlers.IFIMFigureHandler",
             "ifim": "@ifim",
-            "log_dir": "@output_dir",
+            "log_dir": f"$str(@output_dir) + '/{overlay.place}'" if overlay.place else "@output_dir",
         }
         assert content["ifim_saver"] == {
             "_target_": "monai_ifim.handlers.IFIMSaver",
             "ifim": "@ifim",
             "output_dir": "@output_dir",
+            "folder": f"ifim_{overlay.place}" if overlay.place else "ifim",
         }
 
 
@@ -162,6 +163,9 @@ def test_the_merged_config_has_ours_behind_what_was_there_and_nothing_else_is_ch
                 assert metrics.pop("ifim") == "@ifim"
             for id in ("ifim", "ifim_figures", "ifim_saver"):
                 del after.get()[id]
+            for id in findings.overrides:
+                assert after[id] == "*"
+                after[id] = before[id]
             assert after.get() == before.get()
 
 
@@ -196,11 +200,30 @@ def test_what_an_expression_gives_gets_ours_behind_it(
 def test_workflows_that_need_the_same_share_a_file(tmp_path: Path):
     made = overlays(usable(tmp_path, in_sections()))
     assert {overlay.file: [findings.workflow.name for findings in overlay.findings] for overlay in made} == {
-        "configs/ifim.yaml": ["train", "multi_gpu_train", "evaluate"],
+        "configs/ifim.yaml": ["train", "multi_gpu_train"],
+        "configs/ifim_evaluate.yaml": ["evaluate"],
         "configs/ifim_inference.yaml": ["inference"],
     }
     named = overlays(usable(tmp_path, in_sections()), "elsewhere/mine.yml")
-    assert [overlay.file for overlay in named] == ["elsewhere/mine.yml", "elsewhere/mine_inference.yml"]
+    files = ["elsewhere/mine.yml", "elsewhere/mine_evaluate.yml", "elsewhere/mine_inference.yml"]
+    assert [overlay.file for overlay in named] == files
+
+
+def test_results_of_different_workflows_never_share_a_folder(tmp_path: Path):
+    made = overlays(usable(tmp_path, in_sections()))
+    contents = [yaml.safe_load(overlay.text()) for overlay in made]
+    assert [content["ifim_saver"]["folder"] for content in contents] == ["ifim", "ifim_evaluate", "ifim_inference"]
+    folders = [
+        ConfigParser({**content, "output_dir": "out"}).get_parsed_content("ifim_figures#log_dir")
+        for content in contents
+    ]
+    assert folders == ["out", "out/evaluate", "out/inference"]
+
+
+def test_a_plain_folder_without_output_dir_is_kept_apart_too(tmp_path: Path):
+    config = {key: value for key, value in alone([]).items() if key not in ("output_dir", "bundle_root")}
+    made = overlays(usable(tmp_path, {"evaluate.json": config, "inference.json": config}))
+    assert [yaml.safe_load(overlay.text())["ifim_figures"]["log_dir"] for overlay in made] == ["eval", "eval/inference"]
 
 
 @pytest.mark.parametrize(
@@ -247,8 +270,7 @@ def test_the_commands_are_exact(tmp_path: Path):
         ),
         "evaluate": (
             "python -m monai.bundle run --config_file "
-            "\"['configs/train.json', 'configs/evaluate.json', 'configs/ifim.yaml']\" "
-            '--validate#handlers#2#metrics "*" --validate#handlers#2#metric_details "*"'
+            "\"['configs/train.json', 'configs/evaluate.json', 'configs/ifim_evaluate.yaml']\""
         ),
         "inference": (
             "python -m monai.bundle run --config_file \"['configs/inference.json', 'configs/ifim_inference.yaml']\""

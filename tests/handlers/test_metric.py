@@ -11,6 +11,7 @@
 import copy
 import gc
 import re
+import warnings
 import weakref
 
 import numpy as np
@@ -20,7 +21,13 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.data import DataLoader
-from monai.engines import EnsembleEvaluator, PrepareBatch, PrepareBatchExtraInput, default_prepare_batch
+from monai.engines import (
+    EnsembleEvaluator,
+    PrepareBatch,
+    PrepareBatchExtraInput,
+    SupervisedTrainer,
+    default_prepare_batch,
+)
 from torch import nn
 
 from monai_ifim import Bernoulli, input_fisher
@@ -719,6 +726,14 @@ def test_a_map_of_labels_under_the_default_key_is_no_label_of_the_image(route):
 
 
 @both_routes
+def test_labels_that_fit_another_distribution_are_refused_naming_it(route):
+    with pytest.raises(ValueError, match="predictive may have to be softmax"):
+        run(CNN(), items(pictures(3), [0, 2, 1]), route, predictive="sigmoid")
+    with pytest.raises(ValueError, match="label_key='label' cannot be used"):
+        run(CNN(), items(pictures(3), [{"a": 0}, {"a": 1}, {"a": 2}]), route)
+
+
+@both_routes
 def test_labels_out_of_range_are_refused_with_their_range(route):
     with pytest.raises(ValueError, match="whole numbers from 0 to 2, got values from 0 to 3"):
         run(CNN(), items(pictures(3), [0, 3, 1]), route)
@@ -1292,3 +1307,58 @@ def test_an_evaluator_without_a_network_is_refused_naming_the_option(route):
     del engine.network
     with pytest.raises(ValueError, match=r"no network.*network="):
         engine.run()
+
+
+# ---------------------------------------------------------------- whom it watches
+
+
+@both_routes
+def test_a_trainer_is_refused_with_the_place_to_put_it(route):
+    network = CNN()
+    loader = DataLoader(items(pictures(2), [0, 1]), batch_size=2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    trainer = SupervisedTrainer(torch.device("cpu"), 1, loader, network, optimizer, nn.CrossEntropyLoss())
+    ifim = guest(route)
+    with pytest.raises(ValueError, match=r"SupervisedTrainer is a trainer.*val_handlers"):
+        ifim.attach(*([trainer] if route == "handler" else [trainer, "ifim"]))
+
+
+def test_the_interval_counts_the_evaluations_of_each_evaluator():
+    ifim = IFIMMetric(interval=2)
+    engines = [hosted(ifim, CNN(), items(pictures(3), LABELS[:3])) for _ in range(2)]
+    seen = []
+    for epoch in (1, 2, 3):
+        for engine in engines:
+            engine.run(epoch)
+            seen.append("lambda_max" in logged(engine))
+    assert seen == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["use_inferer"])
+def test_switches_take_true_or_false_only(name):
+    with pytest.raises(ValueError, match=f"{name} must be true or false, got 'no'"):
+        IFIMMetric(**{name: "no"})
+
+
+class Talkative(CNN):
+    """Warns in each forward pass."""
+
+    def forward(self, images):
+        warnings.warn("the network's own word")
+        return super().forward(images)
+
+
+@both_routes
+def test_what_others_warn_of_is_not_shown_more_often(route):
+    def shown(*handlers, **known):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            engine = evaluator(
+                Talkative(), items(pictures(7), LABELS), batch_size=2, val_handlers=list(handlers), **known
+            )
+            engine.run()
+        return sum("own word" in str(warning.message) for warning in caught)
+
+    ifim = guest(route, arms=["high", "low"], strengths=[0.03], shown=0)
+    with_guest = {"key_val_metric": key_metric(), "additional_metrics": {"ifim": ifim}} if route == "metric" else {}
+    assert shown(*([ifim] if route == "handler" else []), **with_guest) == shown() == 1

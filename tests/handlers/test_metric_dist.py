@@ -242,6 +242,11 @@ def rank_main(rank, folder):
     results = {}
     try:
         images = pictures()
+        # before anybody else uses ignite's communication, which all processes would have to set up together
+        handlers = [IFIMHandler(max_images=4, shown=0)] if rank == 0 else []
+        engine = evaluator(CNN(), loader(images), val_handlers=handlers)
+        engine.run()
+        results["handler on rank 0, no metric"] = logged(engine)
         wrapped = nn.parallel.DistributedDataParallel(CNN())
         saver = MetricsSaver(f"{folder}/tables", metric_details="*", batch_transform=meta_data)
         results["all"] = metric_run(CNN(), images, saver)
@@ -453,6 +458,11 @@ def test_the_handler_on_one_rank_alone_does_not_wait_for_the_other(ranks):
     assert ranks[0]["handler on rank 0"]["images"] == len(own)
     values = details(one_process(pictures()), "lambda_max")[own]
     assert ranks[0]["handler on rank 0"]["lambda_max"] == pytest.approx(np.median(values), rel=1e-6)
+
+
+def test_the_handler_on_one_rank_alone_needs_no_communication_of_ignites(ranks):
+    assert ranks[1]["handler on rank 0, no metric"] == {}
+    same(ranks[0]["handler on rank 0, no metric"], ranks[0]["handler on rank 0"])
 
 
 def test_the_handler_logs_each_ranks_own_share_and_says_so(ranks):

@@ -101,7 +101,7 @@ def test_evaluation_saves_our_metrics_with_the_bundles_own(bundle: tuple[Path, d
         assert float(saved[name]) == pytest.approx(value, abs=6e-5)
     with (root / "eval" / "ifim_lambda_max_raw.csv").open() as file:
         assert [row["filename"] for row in csv.DictReader(file)] == [f"image_{index}" for index in range(7)]
-    summary = json.loads((root / "eval" / "ifim" / "summary.json").read_text())
+    summary = json.loads((root / "eval" / "ifim_evaluate" / "summary.json").read_text())
     assert summary["metrics"]["log10_lambda_max"] == pytest.approx(logged["ifim_log10_lambda_max"], abs=6e-5)
 
 
@@ -110,6 +110,8 @@ def test_inference_without_key_metric_and_labels_logs_our_metrics(bundle: tuple[
     (logged,) = logged_metrics(shell(commands["inference"], root))
     assert set(logged) == WITHOUT_LABELS
     assert logged["ifim_images"] == 5
+    assert (root / "eval" / "ifim_inference" / "images.csv").is_file()
+    assert set(event_figures(root / "eval" / "inference")) >= {"ifim/curves", "ifim/spectrum", "ifim/components"}
 
 
 def test_two_processes_log_the_numbers_of_all_images_once(bundle: tuple[Path, dict[str, str]]):

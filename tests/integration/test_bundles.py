@@ -151,7 +151,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         r"^## Quick start.*?^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
     assert block is not None
-    set_up, command = block[1].strip().split("cd bundles/signal_detection &&")
+    set_up, command = block[1].strip().removesuffix(")").split("(cd bundles/signal_detection &&")
     assert "python3 -m venv .venv" in set_up
     assert "pip install" in set_up
     command = command.strip().replace("../../.venv/bin/python", sys.executable, 1)

@@ -1,0 +1,40 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which process this is, asked without a word to the others.
+
+ignite's own questions set up its communication when they are the first to be asked, for which every process must come
+by; a handler that is on rank 0 alone would wait for the others for ever.
+"""
+
+from __future__ import annotations
+
+import torch.distributed
+
+__all__ = ["process_count", "process_rank"]
+
+
+def process_count() -> int:
+    """How many processes there are; 1 without torch.distributed.
+
+    Example:
+        >>> process_count()
+        1
+    """
+    return torch.distributed.get_world_size() if _initialised() else 1
+
+
+def process_rank() -> int:
+    """The number of this process, from 0."""
+    return torch.distributed.get_rank() if _initialised() else 0
+
+
+def _initialised() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
