@@ -27,9 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_ifim.fisher import InputFisher, _products, _restricted, _varied, _weighted_sum
+from monai_ifim.channels import restricted, varied
+from monai_ifim.fisher import InputFisher
+from monai_ifim.gram import products, weighted_sum
 from monai_ifim.memory import MicroBatches
-from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size, input_gradient
+from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size, input_gradients
 from monai_ifim.predictive import Predictive
 
 __all__ = [
@@ -83,7 +85,7 @@ class ArmInputs:
     def white_noise(self, arm: str, draw: int) -> Tensor:
         """Unit directions (B, C_in, *spatial) of white noise in the channels that may vary."""
         channel_mask = self.fisher.channel_mask
-        noise = _unit(self.noise(arm, draw, _varied(self.images, channel_mask).shape[1:])).to(self.images.dtype)
+        noise = _unit(self.noise(arm, draw, varied(self.images, channel_mask).shape[1:])).to(self.images.dtype)
         if channel_mask is None:
             return noise
         directions = torch.zeros_like(self.images)
@@ -95,8 +97,8 @@ class ArmInputs:
         vectors, flat = self.fisher.eigenvectors.flatten(2), directions.flatten(1)
         whole = torch.linalg.vector_norm(flat, dim=1)
         for _ in range(2):  # once more, for what rounding left inside
-            coefficients = _products(vectors, flat.unsqueeze(1)).squeeze(-1)
-            flat = flat - _weighted_sum(coefficients, vectors)
+            coefficients = products(vectors, flat.unsqueeze(1)).squeeze(-1)
+            flat = flat - weighted_sum(coefficients, vectors)
         return _unless_rounding(flat, whole).view_as(directions)
 
 
@@ -131,7 +133,7 @@ class _High(Arm):
         coefficients = inputs.noise(self.name, draw, inputs.fisher.eigenvalues.shape[1:])[:, : vectors.shape[1]]
         inside = torch.arange(vectors.shape[1], device=vectors.device) < inputs.fisher.rank.unsqueeze(1)
         coefficients = _unit(torch.where(inputs.fisher.rank.unsqueeze(1) == 1, 1.0, coefficients) * inside)
-        return _weighted_sum(coefficients, vectors.flatten(2)).view_as(vectors[:, 0])
+        return weighted_sum(coefficients, vectors.flatten(2)).view_as(vectors[:, 0])
 
 
 class _Low(Arm):
@@ -158,7 +160,7 @@ class _LowImage(Arm):
 def _component(inputs: ArmInputs, number: int) -> Tensor:
     """The high (0) or low (1) component of the images, in the channels that may vary."""
     part, whole = (
-        _restricted(values, inputs.fisher.channel_mask)
+        restricted(values, inputs.fisher.channel_mask)
         for values in (inputs.fisher.split(inputs.images)[number], inputs.images)
     )
     return _unless_rounding(part, _norm(whole))
@@ -264,7 +266,7 @@ class LossGradient(Arm):
             with call.differentiable(images.device):  # the backward passes, too: autocast reaches into them
                 batch = images[rows].clone().requires_grad_()
                 logits = call.rows(rows, len(images)).logits(batch, differentiable=True)
-                return input_gradient(logits, batch, _loss_gradient(predictive, logits, truth[rows]))
+                return input_gradients(logits, batch, _loss_gradient(predictive, logits, truth[rows]).unsqueeze(0))[0]
 
         batches = MicroBatches(inputs.micro_batch_size or default_micro_batch_size(images[0].numel()))
         found = torch.full_like(images, torch.nan)  # of an image that does not fit into memory

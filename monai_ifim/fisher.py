@@ -20,31 +20,32 @@ Image Classifiers", arXiv:2606.16362 (2026).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from monai_ifim.memory import MicroBatches
+from monai_ifim.channels import restricted, varied_channels
+from monai_ifim.columns import FactorColumns
+from monai_ifim.gram import eigenvectors, products, solve_gram, weighted_sum
+from monai_ifim.memory import FewerImages, MicroBatches
 from monai_ifim.network import (
-    NO_GRADIENT,
     NetworkCall,
     _plain,
     default_micro_batch_size,
-    input_gradient,
 )
 from monai_ifim.notices import notice
 from monai_ifim.predictive import Predictive, PredictiveLike, resolve_predictive
 
-__all__ = ["DEFAULT_CUTOFF", "DEFAULT_ENERGY", "InputFisher", "input_fisher"]
+__all__ = ["DEFAULT_CUTOFF", "DEFAULT_ENERGY", "DEFAULT_MOST_FACTOR_NUMBERS", "InputFisher", "input_fisher"]
 
 DEFAULT_ENERGY = 0.95
+# Numbers of G at a time: 1 GiB in float32.
+DEFAULT_MOST_FACTOR_NUMBERS = 2**28
 # Eigenvalues below this share of the greatest are numerical zeros: the square of float32's rounding, with room.
 DEFAULT_CUTOFF = 1e-12
-# Numbers that are turned into float64 at a time, so that a float32 factor is never copied whole.
-_CHUNK_NUMBERS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +110,15 @@ class InputFisher:
             )
         flat = _plain(directions).flatten(1).unsqueeze(1)
         if self._factor is not None and self._scale is not None:
-            products = _products(self._factor, flat).squeeze(-1) * self._scale
-            return products.square().sum(dim=1).where(~torch.isnan(self.trace), torch.nan)
+            along = products(self._factor, flat).squeeze(-1) * self._scale
+            return along.square().sum(dim=1).where(~torch.isnan(self.trace), torch.nan)
         if not self.can_quadratic:
             raise RuntimeError(
                 "d^T F d needs the factor G, which was dropped, and the kept eigenvectors do not span the spectrum. "
                 "Call input_fisher with keep_factor=True or energy=1."
             )
-        products = _products(self.eigenvectors.flatten(2), flat).squeeze(-1)
-        return (self.eigenvalues[:, : products.shape[1]] * products.square()).sum(dim=1)
+        along = products(self.eigenvectors.flatten(2), flat).squeeze(-1)
+        return (self.eigenvalues[:, : along.shape[1]] * along.square()).sum(dim=1)
 
     @property
     def can_quadratic(self) -> bool:
@@ -164,8 +165,8 @@ class InputFisher:
         vectors = self.leading_eigenvectors(rank, energy).flatten(2)
         difference = images - (_plain(reference) if isinstance(reference, Tensor) else reference)
         flat = difference.flatten(1)
-        coefficients = _products(vectors, flat.unsqueeze(1)).squeeze(-1)
-        high = _weighted_sum(coefficients, vectors).view_as(images)
+        coefficients = products(vectors, flat.unsqueeze(1)).squeeze(-1)
+        high = weighted_sum(coefficients, vectors).view_as(images)
         if self.skipped:
             high[sorted(self.skipped)] = torch.nan
         return high, difference - high
@@ -194,8 +195,8 @@ class InputFisher:
                 f"{int(ranks.max())} eigenvectors are asked for and {self.eigenvectors.shape[1]} are kept, and the "
                 "factor G was dropped. Call input_fisher with a higher rank or energy, or with keep_factor=True."
             )
-        _, basis = _solve_gram(self._factor, self._scale)
-        vectors = _eigenvectors(self._factor, self._scale, basis, ranks)
+        _, basis = solve_gram(products(self._factor, self._factor), self._scale)
+        vectors = eigenvectors(self._factor, self._scale, basis, ranks)
         return vectors.view(*vectors.shape[:2], *self.eigenvectors.shape[2:])
 
     def energy_inside(self, masks: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ class InputFisher:
         masks = _plain(masks)
         if masks.isnan().any():
             raise ValueError("masks hold NaN; expected zero outside and non-zero inside.")
-        inside = _restricted((masks != 0).to(leading.device).expand_as(leading), self.channel_mask)
+        inside = restricted((masks != 0).to(leading.device).expand_as(leading), self.channel_mask)
         shares = torch.full_like(self.trace, torch.nan)
         for index in ((self.rank > 0) & inside.flatten(1).any(dim=1)).nonzero().flatten().tolist():
             energy = leading[index].double().square()  # image by image: a volume in float64 is large
@@ -320,6 +321,8 @@ def input_fisher(
     micro_batch_size: int | None = None,
     cutoff: float = DEFAULT_CUTOFF,
     keep_factor: bool = True,
+    most_factor_numbers: int = DEFAULT_MOST_FACTOR_NUMBERS,
+    cotangents_at_a_time: int = 1,
     channel_mask: Sequence[bool] | None = None,
     output_key: int | str | None = None,
     arguments: Sequence[Any] = (),
@@ -341,6 +344,11 @@ def input_fisher(
             short they become fewer, with a warning.
         cutoff: eigenvalues at or below this share of the greatest count as numerical zeros.
         keep_factor: keep G (B x R x D numbers) for :meth:`InputFisher.quadratic` and splits beyond the stored rank.
+        most_factor_numbers: numbers of G to hold at a time. Fewer images pass the network at a time where these do not
+            suffice; where they do not for one image (many classes, large volumes), G is made in blocks and not kept:
+            more backward passes, the same eigenvalues, and each kept eigenvector by a backward pass of its own.
+        cotangents_at_a_time: columns of G that go back together (``is_grads_batched``); can be faster for one image and
+            many classes, takes as many times the memory of a backward pass.
         channel_mask: one true or false (1 or 0) for each input channel: which of them may vary, such as red, green and
             blue of an image whose fourth channel is a click map. F is then the block of these channels, and every
             perturbation by it leaves the others alone. Default: all.
@@ -381,16 +389,22 @@ def input_fisher(
         micro_batch_size = default_micro_batch_size(images[0].numel())
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
-    varied = _varied_channels(channel_mask, images)
+    mask = varied_channels(channel_mask, images)
+    for name, value in (("most_factor_numbers", most_factor_numbers), ("cotangents_at_a_time", cotangents_at_a_time)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}.")
     call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
 
     def look(rows: Tensor) -> InputFisher:
-        return _micro_batch(call.rows(rows, len(images)), images[rows], distribution, rank, energy, cutoff, varied)
+        columns = FactorColumns(
+            call.rows(rows, len(images)), images[rows], distribution, mask, int(cotangents_at_a_time)
+        )
+        return _micro_batch(columns, images[rows], rank, energy, cutoff, mask, int(most_factor_numbers))
 
     parts, batches = [], MicroBatches(int(micro_batch_size))
     for rows, part in batches.run(torch.arange(len(images), device=images.device), look):
         if part is None:
-            part = _did_not_fit(call.rows(rows, len(images)), images[rows], distribution, varied, batches)
+            part = _did_not_fit(call.rows(rows, len(images)), images[rows], distribution, mask, batches)
         parts.append(part if keep_factor else part.without_factor())
     fisher = InputFisher.concatenate(parts)
     distribution.check_logits(fisher.logits)
@@ -402,32 +416,39 @@ def input_fisher(
 
 
 def _micro_batch(
-    call: NetworkCall,
+    columns: FactorColumns,
     images: Tensor,
-    predictive: Predictive,
     rank: int | None,
     energy: float | None,
     cutoff: float,
     channel_mask: Tensor | None,
+    most_factor_numbers: int,
 ) -> InputFisher:
-    logits, factor, scale = _fisher_factor(call, images, predictive, channel_mask)
-    eigenvalues, basis = _solve_gram(factor, scale)
-    causes = [
-        (~torch.isfinite(images).flatten(1).all(dim=1), "the image has NaN or infinite values"),
-        (~torch.isfinite(logits).all(dim=1), "the logits are NaN or infinite"),
-        (torch.isnan(eigenvalues).any(dim=1), "the gradient is NaN or infinite"),
-    ]
-    skipped: dict[int, str] = {}
-    for mask, cause in causes:
-        for index in mask.nonzero().flatten().tolist():
-            skipped.setdefault(index, cause)
-    if skipped:
-        left_out = torch.tensor(sorted(skipped), device=images.device)
-        eigenvalues[left_out] = torch.nan
-        factor[left_out] = 0
-    numerical_rank = (eigenvalues > cutoff * eigenvalues[:, :1]).sum(dim=1)
-    ranks = _choose_rank(eigenvalues, numerical_rank, rank, energy)
-    vectors = _eigenvectors(factor, scale, basis, ranks)
+    with columns:
+        # the Gram matrix, its pieces and its eigenvectors are some ten float64 matrices (R, R) an image
+        fitting = most_factor_numbers // max(1, columns.numbers // len(images) + 20 * columns.count**2)
+        if len(images) > max(1, fitting):
+            raise FewerImages(max(1, fitting))
+        factor: Tensor | None = None
+        if columns.numbers <= most_factor_numbers:
+            factor, scale = columns.block(0, columns.count, last=True)
+            inner = products(factor, factor)
+        else:
+            inner, scale = columns.gram(most_factor_numbers)
+        logits = columns.logits
+        eigenvalues, basis = solve_gram(inner, scale)
+        skipped = _causes(images, logits, eigenvalues)
+        if skipped:
+            left_out = torch.tensor(sorted(skipped), device=images.device)
+            eigenvalues[left_out] = torch.nan
+            if factor is not None:
+                factor[left_out] = 0
+        numerical_rank = (eigenvalues > cutoff * eigenvalues[:, :1]).sum(dim=1)
+        ranks = _choose_rank(eigenvalues, numerical_rank, rank, energy)
+        if factor is not None:
+            vectors = eigenvectors(factor, scale, basis, ranks)
+        else:
+            vectors = columns.eigenvectors(basis, ranks)
     return InputFisher(
         eigenvalues=eigenvalues,
         eigenvectors=vectors.view(*vectors.shape[:2], *images.shape[1:]),
@@ -437,8 +458,22 @@ def _micro_batch(
         skipped=skipped,
         channel_mask=channel_mask,
         _factor=factor,
-        _scale=scale,
+        _scale=None if factor is None else scale,
     )
+
+
+def _causes(images: Tensor, logits: Tensor, eigenvalues: Tensor) -> dict[int, str]:
+    """Why images are left out, by their index."""
+    causes = [
+        (~torch.isfinite(images).flatten(1).all(dim=1), "the image has NaN or infinite values"),
+        (~torch.isfinite(logits).all(dim=1), "the logits are NaN or infinite"),
+        (torch.isnan(eigenvalues).any(dim=1), "the gradient is NaN or infinite"),
+    ]
+    skipped: dict[int, str] = {}
+    for mask, cause in causes:
+        for index in mask.nonzero().flatten().tolist():
+            skipped.setdefault(index, cause)
+    return skipped
 
 
 def _did_not_fit(
@@ -462,92 +497,6 @@ def _did_not_fit(
     )
 
 
-def _fisher_factor(
-    call: NetworkCall, images: Tensor, predictive: Predictive, channel_mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, outputs), and G = J^T S as columns (B, R, D) in the dtype of the images and their scales (B, R)."""
-    with call.differentiable(images.device):  # the backward passes, too: autocast reaches into them
-        inputs = images.clone().requires_grad_()
-        outputs = call.logits(inputs, differentiable=True)
-        if not outputs.requires_grad:
-            raise ValueError(NO_GRADIENT)
-        logits = outputs.detach()
-        columns = predictive.factor_columns(logits.shape[1])
-        factor = torch.empty(len(images), columns, images[0].numel(), dtype=images.dtype, device=images.device)
-        scale = torch.empty(len(images), columns, dtype=torch.float64, device=images.device)
-        for column in range(columns):
-            cotangent = predictive.factor_column(logits, column).nan_to_num()
-            scale[:, column] = cotangent.abs().amax(dim=1)
-            cotangent = cotangent / scale[:, column, None].clamp(min=torch.finfo(torch.float64).tiny)
-            gradient = input_gradient(outputs, inputs, cotangent, retain_graph=column < columns - 1)
-            factor[:, column] = _restricted(gradient, channel_mask).flatten(1)
-    return logits, factor, scale
-
-
-def _solve_gram(factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (B, R), descending, and eigenvectors (B, R, R) of K = G^T G, float64; NaN where K is not finite."""
-    inner = _products(factor, factor)
-    finite = torch.isfinite(inner).flatten(1).all(dim=1)
-    greatest = scale.amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
-    relative = scale / greatest.unsqueeze(1)
-    gram = inner * relative.unsqueeze(1) * relative.unsqueeze(2)
-    gram = torch.where(finite.view(-1, 1, 1), gram, torch.zeros_like(gram))
-    eigenvalues, basis = torch.linalg.eigh(gram)
-    eigenvalues = eigenvalues.flip(-1).clamp(min=0) * greatest.square().unsqueeze(1)
-    eigenvalues[~finite] = torch.nan
-    return eigenvalues, basis.flip(-1)
-
-
-def _eigenvectors(factor: Tensor, scale: Tensor, basis: Tensor, ranks: Tensor) -> Tensor:
-    """U = G V diag(lambda)^(-1/2) of the leading ``ranks``: (B, max rank, D), in the factor's dtype, zero beyond."""
-    most = max(1, int(ranks.max()))  # one row at least, so that eigenvectors[:, 0] is always there
-    vectors = torch.zeros(len(factor), most, factor.shape[2], dtype=factor.dtype, device=factor.device)
-    relative = scale / scale.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    for index, rank in enumerate(ranks.tolist()):
-        if rank:
-            combination = (relative[index].unsqueeze(1) * basis[index, :, :rank]).T
-            vectors[index, :rank] = _orthonormal(_combine(combination, factor[index])).to(factor.dtype)
-    return vectors
-
-
-def _orthonormal(vectors: Tensor) -> Tensor:
-    """Orthonormalise nearly orthogonal float64 rows (k, D), in order, with the entry of largest magnitude positive."""
-    vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    if len(vectors) > 1:
-        # Two rounds: the first leaves the error squared, which is not nothing where K is nearly singular.
-        for _ in range(2):
-            lower = torch.linalg.cholesky(vectors @ vectors.T)
-            vectors = torch.linalg.solve_triangular(lower, vectors, upper=False)
-    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
-    return vectors * torch.where(largest < 0, -1.0, 1.0)
-
-
-def _combine(weights: Tensor, rows: Tensor) -> Tensor:
-    """``weights @ rows`` in float64, (k, D), from weights (k, R) and rows (R, D) of any dtype."""
-    return torch.cat([weights @ chunk.double() for chunk in _chunks(rows)], dim=-1)
-
-
-def _weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
-    """``sum_k weights_k vectors_k`` (B, D) in the dtype of the vectors (B, k, D), under autocast too."""
-    with torch.autocast(device_type=vectors.device.type, enabled=False):
-        return torch.einsum("bk,bkd->bd", weights.to(vectors.dtype), vectors)
-
-
-def _products(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right^T`` summed in float64, (B, m, n), from (B, m, D) and (B, n, D) of any dtype."""
-    total = torch.zeros(left.shape[0], left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
-    for left_chunk, right_chunk in zip(_chunks(left), _chunks(right, len(left) * left.shape[1])):
-        doubled = left_chunk.double()
-        total += doubled @ (doubled if left is right else right_chunk.double()).transpose(1, 2)
-    return total
-
-
-def _chunks(values: Tensor, rows: int | None = None) -> Iterator[Tensor]:
-    """Pieces of the last axis with about ``_CHUNK_NUMBERS`` numbers in all ``rows`` together."""
-    rows = rows or values.numel() // max(1, values.shape[-1])
-    return iter(values.split(max(1, _CHUNK_NUMBERS // max(1, rows)), dim=-1))
-
-
 def _choose_rank(eigenvalues: Tensor, numerical_rank: Tensor, rank: int | None, energy: float | None) -> Tensor:
     """K of each image (B,), never above its numerical rank."""
     if rank is not None:
@@ -562,52 +511,6 @@ def _choose_rank(eigenvalues: Tensor, numerical_rank: Tensor, rank: int | None, 
 def _pad_axis_1(values: Tensor, length: int) -> Tensor:
     missing = length - values.shape[1]
     return torch.cat([values, values.new_zeros(len(values), missing, *values.shape[2:])], dim=1) if missing else values
-
-
-def check_channel_mask(channel_mask: Sequence[bool] | None) -> list[bool] | None:
-    """The channel mask as a list of true and false.
-
-    Raises:
-        ValueError: When it holds something else, or nothing true.
-
-    Example:
-        >>> check_channel_mask([1, 1, 1, 0])
-        [True, True, True, False]
-    """
-    if channel_mask is None:
-        return None
-    # of a tensor or an array, the numbers
-    values: Any = channel_mask.tolist() if hasattr(channel_mask, "tolist") else channel_mask
-    if not isinstance(values, (list, tuple)) or not all(value in (0, 1) for value in values):
-        raise ValueError(
-            f"channel_mask must be one true or false (1 or 0) for each input channel, got {channel_mask!r}."
-        )
-    if not any(values):
-        raise ValueError(f"channel_mask must leave one channel at least that may vary, got {channel_mask!r}.")
-    return [bool(value) for value in values]
-
-
-def _varied_channels(channel_mask: Sequence[bool] | None, images: Tensor) -> Tensor | None:
-    """The channel mask (C_in,), bool, beside the images that it is meant for."""
-    values = check_channel_mask(channel_mask)
-    if values is not None and len(values) != images.shape[1]:
-        raise ValueError(
-            f"channel_mask must have one value for each input channel: it has {len(values)}, and the images of shape "
-            f"{tuple(images.shape)} have {images.shape[1]} channels."
-        )
-    return None if values is None else torch.tensor(values, device=images.device)
-
-
-def _restricted(values: Tensor, channel_mask: Tensor | None) -> Tensor:
-    """Values (B, C_in, *spatial) with zeros, also for NaN, in the channels that the mask leaves out."""
-    if channel_mask is None:
-        return values
-    return values.masked_fill(~channel_mask.view(-1, *[1] * (values.ndim - 2)), 0)
-
-
-def _varied(values: Tensor, channel_mask: Tensor | None) -> Tensor:
-    """The channels of the mask alone, of values (B, C_in, *spatial)."""
-    return values if channel_mask is None else values[:, channel_mask]
 
 
 def _checked_images(images: Tensor) -> Tensor:

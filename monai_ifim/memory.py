@@ -20,7 +20,7 @@ from torch import Tensor
 
 from monai_ifim.notices import notice
 
-__all__ = ["MemoryWarning", "MicroBatches", "is_out_of_memory"]
+__all__ = ["FewerImages", "MemoryWarning", "MicroBatches", "is_out_of_memory"]
 
 _T = TypeVar("_T")
 
@@ -42,6 +42,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+class FewerImages(Exception):
+    """Raised by work that wants fewer images at a time; to be done again with ``size`` images, without a word."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"{size} images at a time")
+        self.size = size
 
 
 class MicroBatches:
@@ -69,7 +77,11 @@ class MicroBatches:
         start = 0
         while start < len(rows):
             some = rows[start : start + self.size]
-            done, result = self._try(work, some)
+            try:
+                done, result = self._try(work, some)
+            except FewerImages as wish:
+                self.size = wish.size
+                continue
             # here, and not where it was caught, the failed try holds nothing any more
             if not done and some.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from monai_ifim.arms import _ROUNDINGS, ARMS, Arm, ArmInputs, _column, randomise_phases, resolve_arms
-from monai_ifim.fisher import InputFisher, _checked_images, _restricted, _varied
+from monai_ifim.channels import restricted, varied
+from monai_ifim.fisher import InputFisher, _checked_images
 from monai_ifim.memory import MicroBatches
 from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
 from monai_ifim.predictive import Predictive, PredictiveLike, agreement, resolve_predictive
@@ -115,7 +116,7 @@ def image_contrast(images: Tensor, sigma: float | None = None, channel_mask: Ten
         if not (np.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma must be a positive number, got {sigma}.")
         return torch.full((len(images),), float(sigma), dtype=torch.float64, device=images.device)
-    flat = _varied(images, channel_mask).flatten(1)
+    flat = varied(images, channel_mask).flatten(1)
     # exactly zero for a constant image, whatever rounding makes of its standard deviation
     constant = flat.amax(dim=1) == flat.amin(dim=1)
     return torch.where(constant, 0.0, flat.double().std(dim=1, correction=0))
@@ -132,7 +133,7 @@ def change_at_unit_strength(directions: Tensor, contrast: Tensor, channel_mask: 
         tensor([[[2., 0., 0., 0.]]])
     """
     norm = torch.linalg.vector_norm(directions.double().flatten(1), dim=1)
-    numbers = _varied(directions, channel_mask)[0].numel()
+    numbers = varied(directions, channel_mask)[0].numel()
     return directions * _column(contrast * numbers**0.5 / norm.clamp(min=1e-300), directions)
 
 
@@ -165,7 +166,7 @@ def change_along(arm: Arm, inputs: ArmInputs, draw: int, contrast: Tensor) -> tu
         came = tuple(directions.shape) if isinstance(directions, Tensor) else type(directions).__name__
         raise ValueError(f"The arm '{arm.name}' must give directions of shape {tuple(images.shape)}, got {came}.")
     channel_mask, whole = inputs.fisher.channel_mask, _plain(directions).detach().to(images)
-    directions = _restricted(whole, channel_mask)
+    directions = restricted(whole, channel_mask)
     norm = torch.linalg.vector_norm(directions.double().flatten(1), dim=1)
     place = "" if channel_mask is None else " in the channels of channel_mask"
     causes: dict[int, str] = {}
@@ -206,7 +207,7 @@ def perturb(
     if clip is None:
         return moved, torch.zeros(len(images), dtype=torch.float64, device=images.device)
     held = torch.minimum(torch.maximum(moved, images.clamp(max=clip[0])), images.clamp(min=clip[1]))
-    return held, _varied(held != moved, channel_mask).flatten(1).double().mean(dim=1)
+    return held, varied(held != moved, channel_mask).flatten(1).double().mean(dim=1)
 
 
 def check_strengths(strengths: Sequence[float]) -> list[float]:
@@ -448,7 +449,7 @@ def removal_curves(
 
     def perturbed() -> Iterator[_Piece]:
         for name, component in components.items():
-            size = _varied(component, mask).double().flatten(1).square().mean(dim=1).sqrt() / contrast
+            size = varied(component, mask).double().flatten(1).square().mean(dim=1).sqrt() / contrast
             jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
             step, row = steps[jobs[:, 0]], jobs[:, 1].to(images.device)
             table = {

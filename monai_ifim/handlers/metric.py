@@ -28,19 +28,14 @@ from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents, Trainer
 from torch import Tensor, nn
 
 from monai_ifim.arms import Arm, LossGradient, resolve_arms
-from monai_ifim.fisher import (
-    InputFisher,
-    _check_rank_and_energy,
-    _restricted,
-    _varied,
-    check_channel_mask,
-    input_fisher,
-)
+from monai_ifim.channels import check_channel_mask, restricted, varied
+from monai_ifim.fisher import InputFisher, _check_rank_and_energy, input_fisher
 from monai_ifim.handlers.agreement import Agreement, OnError
 from monai_ifim.handlers.batch import BatchKeys
 from monai_ifim.handlers.inferred import Inferred, naming_the_inferer, with_inferer
 from monai_ifim.handlers.part import Part, joined_by_shape
 from monai_ifim.handlers.processes import process_count, process_rank
+from monai_ifim.handlers.profile import Profile
 from monai_ifim.handlers.result import Case, IFIMResult
 from monai_ifim.handlers.selection import ImageSelection
 from monai_ifim.memory import MemoryWarning
@@ -130,6 +125,8 @@ class IFIMMetric(Metric):
         on_error: what an error while measuring does. ``"raise"``: it stops the run. ``"continue"``: it is logged, once
             for each message; the run goes on, the epoch has no iFIM metrics, and the next evaluation tries again. With
             several processes all do the same, at the end of the epoch.
+        profile: log, each epoch, how many seconds the spectrum, the perturbations, drawing and writing took beside the
+            evaluation itself; also in ``result.profile``.
 
     Raises:
         TypeError: When ``network`` cannot be called.
@@ -165,6 +162,7 @@ class IFIMMetric(Metric):
         seed: int = 0,
         use_inferer: bool = True,
         on_error: OnError = "raise",
+        profile: bool = False,
     ) -> None:
         self.options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         for name, least in _WHOLE_NUMBERS.items():
@@ -222,6 +220,7 @@ class IFIMMetric(Metric):
         self.result: IFIMResult | None = None
         self.listeners: list[Callable[[Evaluator, IFIMResult], None]] = []
         self.agreement = Agreement(on_error)
+        self.profile = Profile(profile)
         self.metric_details: dict[str, np.ndarray] = {}
         self._watched: Callable = _no_network
         self._selection = ImageSelection(max_images, seed)
@@ -326,6 +325,7 @@ class IFIMMetric(Metric):
             ValueError: When the engine has no network, and none was given.
         """
         self.reset()
+        self.profile.start()
         for held in (engine.state.metrics, engine.state.metric_details):
             for name in [name for name in held if self.logs(name)]:
                 del held[name]
@@ -351,7 +351,7 @@ class IFIMMetric(Metric):
         """
         if not self._active or self.agreement.failed:
             return
-        with self.agreement.careful(), notices_to(self._noticed(engine)):
+        with self.profile.part("spectrum"), self.agreement.careful(), notices_to(self._noticed(engine)):
             try:
                 self._look(engine)
             except BaseException:
@@ -397,8 +397,8 @@ class IFIMMetric(Metric):
             table["group"] = [groups[row] for row in rows]
         if masks is not None:
             table["mask_energy"] = fisher.energy_inside(masks[index]).cpu().numpy()
-            varied = masks[index] if masks.shape[1] == 1 else _varied(masks[index], fisher.channel_mask)
-            shares = varied.flatten(1).double().mean(dim=1).cpu().numpy()
+            counted = masks[index] if masks.shape[1] == 1 else varied(masks[index], fisher.channel_mask)
+            shares = counted.flatten(1).double().mean(dim=1).cpu().numpy()
             table["mask_share"] = np.where(table.mask_energy.isna(), np.nan, shares)  # their means are compared
         # of all the images to come, so that it does not depend on the batches
         if fisher.factor_numbers // len(fisher) * self._selection.count > _MOST_FACTOR_NUMBERS:
@@ -440,7 +440,7 @@ class IFIMMetric(Metric):
                 "with its own iteration_update must fire it), or the loader is empty on this process."
             )
         try:
-            with notices_to(self._noticed(engine)):
+            with self.profile.part("perturbation"), notices_to(self._noticed(engine)):
                 metrics = self.compute()
         except BaseException as error:
             self.reset()
@@ -450,13 +450,20 @@ class IFIMMetric(Metric):
         engine.state.metric_details.update(self.metric_details)
         if self.result is None:
             return
-        self.result = replace(self.result, epoch=engine.state.epoch)
+        self.result = replace(self.result, epoch=engine.state.epoch, profile=self.profile.seconds)
         for (arm, cause), count in self.result.left_out.items():
             engine.logger.warning(f"iFIM left {count} image(s) out of the arm '{arm}': {cause}.")
         if process_rank() == 0:
             with left_as_found(self._watched):
-                for listener in self.listeners:
-                    listener(engine, self.result)
+                if self.profile.wanted and self.listeners:
+                    with self.profile.part("figures"):
+                        self.result.pictures  # noqa: B018 (drawn here, and kept for all who listen)
+                with self.profile.part("writing"):
+                    for listener in self.listeners:
+                        listener(engine, self.result)
+        self.profile.finish()
+        if self.profile.wanted:
+            engine.logger.info(f"iFIM profile of epoch {engine.state.epoch}\n{self.profile.table()}")
 
     def compute(self) -> dict[str, float]:
         """Perturb the chosen images, and take the numbers over all of them (of all processes, on the metric route).
@@ -636,7 +643,7 @@ class IFIMMetric(Metric):
                 f"reference must be a direction of the images' shape {tuple(shape)} or {tuple(shape[1:])}, got "
                 f"{tuple(self.reference.shape)}."
             )
-        direction = _restricted(self.reference.expand(1, *shape), fisher.channel_mask).flatten()
+        direction = restricted(self.reference.expand(1, *shape), fisher.channel_mask).flatten()
         if not direction.any():
             raise ValueError("reference is zero in all channels of channel_mask, so there is no cosine with it.")
         cosine = fisher.eigenvectors[:, 0].flatten(1).double() @ direction / torch.linalg.vector_norm(direction)

@@ -78,6 +78,7 @@ class IFIMResult:
         epoch: of the evaluator.
         strength: the reference strength.
         seed: of the random directions, the choice of images and the bootstrap.
+        profile: seconds by part; empty unless asked for.
     """
 
     images: pd.DataFrame
@@ -94,6 +95,7 @@ class IFIMResult:
     epoch: int
     strength: float
     seed: int
+    profile: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: _versions())
 
     @cached_property

@@ -25,7 +25,8 @@ from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor, nn
 
 from monai_ifim.arms import Arm, ArmInputs, resolve_arms
-from monai_ifim.fisher import _check_rank_and_energy, check_channel_mask, input_fisher
+from monai_ifim.channels import check_channel_mask
+from monai_ifim.fisher import _check_rank_and_energy, input_fisher
 from monai_ifim.network import NetworkCall, left_as_found, parameter_dtype
 from monai_ifim.notices import notices_to
 from monai_ifim.perturbation import REFERENCE_STRENGTH, change_along, check_clip, image_contrast, perturb

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from monai_ifim.fisher import InputFisher, _varied
+from monai_ifim.channels import varied
+from monai_ifim.fisher import InputFisher
 
 __all__ = ["plot_components"]
 
@@ -101,7 +102,7 @@ def plot_components(
         name = f"image {row}" if titles is None else " · ".join(titles[row].split("\n"))
         spectrum = fisher.skipped.get(row) or rf"$\lambda_1$ = {float(fisher.eigenvalues[row, 0]):.2g}"
         subfigure.suptitle(f"{_escaped(name)}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
-        colours = _varied(images[row : row + 1].detach().as_subclass(Tensor), fisher.channel_mask)[0].cpu()
+        colours = varied(images[row : row + 1].detach().as_subclass(Tensor), fisher.channel_mask)[0].cpu()
         _draw_image(subfigure, parts, colours, mask, distances[row], heights[row], inches[row])
     return figure
 

@@ -407,14 +407,14 @@ def storages() -> dict[int, int]:
 @both_routes
 def test_after_an_evaluation_nothing_but_the_shown_cases_is_held(route, monkeypatch):
     waiting, converted = [], []
-    original = monai_ifim.network._channels_last_weights
+    original = monai_ifim.network._channels_last_copies
 
     def watched(*inputs):
-        weights = original(*inputs)
-        converted.extend(weakref.ref(weight) for weight in weights.values())
-        return weights
+        for made in original(*inputs):
+            converted.append(weakref.ref(made.copy))
+            yield made
 
-    monkeypatch.setattr(monai_ifim.network, "_channels_last_weights", watched)
+    monkeypatch.setattr(monai_ifim.network, "_channels_last_copies", watched)
     ifim = guest(route, shown=1)
     metric = ifim.metric if isinstance(ifim, IFIMHandler) else ifim
     known = {"additional_metrics": {"ifim": ifim}} if route == "metric" else {"val_handlers": [ifim]}

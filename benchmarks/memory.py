@@ -1,0 +1,103 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Peak memory of one run of a method, in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import resource
+import sys
+from multiprocessing.connection import Connection
+
+import torch
+
+__all__ = ["peak_memory"]
+
+# Loaded by the server that the fresh processes are forked from, which computes nothing itself.
+_PRELOADED = ["benchmarks.peers", "benchmarks.methods", "benchmarks.networks"]
+
+
+def peak_memory(cell: str, method: str, device: str, threads: int) -> tuple[int | None, str]:
+    """Bytes that one run of a method needs at its peak, beyond what is there after set-up.
+
+    On the CPU that is the greatest resident set since set-up; on a GPU what the allocator of torch gave out at most.
+    Set-up is network, images, the preparation of the method, and a run of the method on one tiny image, so that the
+    code that it needs is loaded.
+
+    Args:
+        cell: name of the size.
+        method: name of the method.
+        device: of torch.
+        threads: of torch.
+
+    Returns:
+        Bytes, or None with what went wrong.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(sender, cell, method, device, threads))
+    process.start()
+    sender.close()
+    try:
+        answer: tuple[int | None, str] = receiver.recv()
+    except EOFError:
+        process.join()
+        answer = None, f"the process ended with exit code {process.exitcode} (-9: out of memory)"
+    process.join()
+    return answer
+
+
+def _measure(sender: Connection, cell: str, method: str, device: str, threads: int) -> None:
+    try:
+        sender.send((_peak(cell, method, torch.device(device), threads), ""))
+    except Exception as error:
+        sender.send((None, f"{type(error).__name__}: {error}"))
+
+
+def _peak(cell_name: str, method: str, device: torch.device, threads: int) -> int:
+    import benchmarks.peers  # noqa: F401  # registers them
+    from benchmarks.cells import Cell
+    from benchmarks.methods import METHODS
+    from benchmarks.networks import build_problem
+
+    torch.set_num_threads(threads)
+    tiny = build_problem(Cell("cnn-2d", 16, 2, 1), device)
+    METHODS[method].prepare(tiny)(tiny.images)
+    problem = build_problem(Cell.parse(cell_name), device)
+    run = METHODS[method].prepare(problem)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(problem.images)
+        return torch.cuda.max_memory_allocated() - before
+    _forget_peak()
+    before = _greatest_resident_set()
+    run(problem.images)
+    return _greatest_resident_set() - before
+
+
+def _greatest_resident_set() -> int:
+    """In bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _forget_peak() -> None:
+    """Let the greatest resident set be the present one, so that a peak of the set-up hides nothing (Linux only)."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pass

@@ -1,0 +1,76 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Compare time and memory of the spectrum with the floor and with what a user would use instead.
+
+``python -m benchmarks.speed --help``; see ``benchmarks/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from benchmarks.cells import FULL_CELLS, chosen_cells
+from benchmarks.chart import draw_speed
+from benchmarks.methods import METHODS
+from benchmarks.readme import insert
+from benchmarks.record import Settings, add_options, chosen_methods, estimated_seconds, measured_cells
+from benchmarks.table import speed_tables
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser.add_argument("--sizes", help="names, or beginnings of names, separated by commas (default: see --list)")
+    parser.add_argument("--methods", help=f"names, separated by commas (default: all): {', '.join(METHODS)}")
+    parser.add_argument("--full", action="store_true", help=f"all {len(FULL_CELLS)} sizes; takes hours")
+    parser.add_argument("--no-memory", action="store_true", help="time only")
+    parser.add_argument("--list", action="store_true", help="name the sizes with rough times, and measure nothing")
+    add_options(parser, "benchmarks/results/speed")
+    options = parser.parse_args(arguments)
+    try:
+        cells = chosen_cells(options.sizes, options.full, options.quick)
+        methods = chosen_methods(options.methods)
+    except ValueError as error:
+        parser.error(str(error))
+    settings = Settings(
+        methods=methods,
+        threads=options.threads,
+        device=options.device,
+        repeats=min(3, options.repeats) if options.quick else options.repeats,
+        budget=options.budget,
+        memory=not options.no_memory,
+    )
+    if options.list:
+        estimates = [estimated_seconds(cell, settings) for cell in cells]
+        for cell, estimate in zip(cells, estimates):
+            print(f"{cell.name:32s} about {estimate:6.0f} s")
+        print(f"{len(cells)} sizes, about {sum(estimates) / 60:.0f} minutes on the CPU")
+        return
+    try:
+        records = measured_cells(cells, settings, options.output, options.force)
+    except ValueError as error:
+        parser.error(str(error))
+    tables = speed_tables(records)
+    (options.output / "speed.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    (options.output / "speed.md").write_text(tables + "\n", encoding="utf-8")
+    chart = options.output / "speed.png"
+    draw_speed(records, chart)
+    print(tables)
+    if options.readme is not None:
+        insert(options.readme, options.output.name, tables, chart)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From the columns of G to eigenvalues and eigenvectors: sums and solutions in float64, a piece of G at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["eigenvectors", "orthonormal", "products", "relative_scale", "solve_gram", "weighted_sum"]
+
+# Numbers that are turned into float64 at a time, so that a float32 factor is never copied whole.
+_CHUNK_NUMBERS = 2**20
+
+
+def solve_gram(inner: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (B, R), descending, and eigenvectors (B, R, R) of K = G^T G, float64; NaN where K is not finite.
+
+    Args:
+        inner: (B, R, R) float64, the products of the columns of G without their scales.
+        scale: (B, R) float64, the scales: ``K[i, j] = scale[i] scale[j] inner[i, j]``.
+
+    Example:
+        >>> eigenvalues, _ = solve_gram(torch.eye(2, dtype=torch.float64).unsqueeze(0), torch.tensor([[1.0, 3.0]]))
+        >>> eigenvalues
+        tensor([[9., 1.]], dtype=torch.float64)
+    """
+    finite = torch.isfinite(inner).flatten(1).all(dim=1)
+    greatest = scale.amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+    relative = scale.double() / greatest.unsqueeze(1)
+    gram = inner * relative.unsqueeze(1) * relative.unsqueeze(2)
+    gram = torch.where(finite.view(-1, 1, 1), gram, torch.zeros_like(gram))
+    # of one number, without the solver
+    eigenvalues, basis = (gram[:, 0], torch.ones_like(gram)) if gram.shape[1] == 1 else torch.linalg.eigh(gram)
+    eigenvalues = eigenvalues.flip(-1).clamp(min=0) * greatest.square().unsqueeze(1)
+    eigenvalues[~finite] = torch.nan
+    return eigenvalues, basis.flip(-1)
+
+
+def relative_scale(scale: Tensor) -> Tensor:
+    """The scales (B, R) of the columns, relative to the greatest of each image."""
+    return scale / scale.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def eigenvectors(factor: Tensor, scale: Tensor, basis: Tensor, ranks: Tensor) -> Tensor:
+    """U = G V diag(lambda)^(-1/2) of the leading ``ranks``: (B, max rank, D), in the factor's dtype, zero beyond."""
+    most = max(1, int(ranks.max()))  # one row at least, so that eigenvectors[:, 0] is always there
+    vectors = torch.zeros(len(factor), most, factor.shape[2], dtype=factor.dtype, device=factor.device)
+    relative = relative_scale(scale)
+    for index, rank in enumerate(ranks.tolist()):
+        if rank:
+            combination = (relative[index].unsqueeze(1) * basis[index, :, :rank]).T
+            vectors[index, :rank] = orthonormal(_combine(combination, factor[index])).to(factor.dtype)
+    return vectors
+
+
+def orthonormal(vectors: Tensor) -> Tensor:
+    """Orthonormalise nearly orthogonal float64 rows (k, D), in order, with the entry of largest magnitude positive."""
+    vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    if len(vectors) > 1:
+        # Two rounds: the first leaves the error squared, which is not nothing where K is nearly singular.
+        for _ in range(2):
+            lower = torch.linalg.cholesky(vectors @ vectors.T)
+            vectors = torch.linalg.solve_triangular(lower, vectors, upper=False)
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return vectors * torch.where(largest < 0, -1.0, 1.0)
+
+
+def _combine(weights: Tensor, rows: Tensor) -> Tensor:
+    """``weights @ rows`` in float64, (k, D), from weights (k, R) and rows (R, D) of any dtype."""
+    return torch.cat([weights @ chunk.double() for chunk in _chunks(rows)], dim=-1)
+
+
+def weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
+    """``sum_k weights_k vectors_k`` (B, D) in the dtype of the vectors (B, k, D), under autocast too."""
+    with torch.autocast(device_type=vectors.device.type, enabled=False):
+        return torch.einsum("bk,bkd->bd", weights.to(vectors.dtype), vectors)
+
+
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right^T`` summed in float64, (B, m, n), from (B, m, D) and (B, n, D) of any dtype."""
+    total = torch.zeros(left.shape[0], left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
+    for left_chunk, right_chunk in zip(_chunks(left), _chunks(right, len(left) * left.shape[1])):
+        doubled = left_chunk.double()
+        total += doubled @ (doubled if left is right else right_chunk.double()).transpose(1, 2)
+    return total
+
+
+def _chunks(values: Tensor, rows: int | None = None) -> Iterator[Tensor]:
+    """Pieces of the last axis with about ``_CHUNK_NUMBERS`` numbers in all ``rows`` together."""
+    rows = rows or values.numel() // max(1, values.shape[-1])
+    return iter(values.split(max(1, _CHUNK_NUMBERS // max(1, rows)), dim=-1))

@@ -1,0 +1,79 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Where the time of an evaluation goes: the host's own part, and each part of the guest's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["Profile"]
+
+
+class Profile:
+    """Wall time of an epoch, in seconds, by part.
+
+    Args:
+        wanted: whether to measure at all; on a GPU each part then waits for what it started.
+
+    Example:
+        >>> profile = Profile(wanted=True)
+        >>> with profile.part("spectrum"):
+        ...     pass
+        >>> list(profile.seconds)
+        ['spectrum']
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.seconds: dict[str, float] = {}
+        self._begin = 0.0
+
+    def start(self) -> None:
+        """Begin an epoch."""
+        self.seconds = {}
+        self._begin = self._now()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add what happens inside to a part."""
+        begin = self._now()
+        try:
+            yield
+        finally:
+            if self.wanted:
+                self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
+
+    def finish(self) -> None:
+        """Give what is left of the epoch to the part ``evaluation``: all that is not the guest's."""
+        if self.wanted:
+            self.seconds["evaluation"] = self._now() - self._begin - sum(self.seconds.values())
+
+    def table(self) -> str:
+        """The parts as lines of text, with their shares of the evaluation without the guest."""
+        return _table(self.seconds)
+
+    def _now(self) -> float:
+        if self.wanted and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return time.perf_counter() if self.wanted else 0.0
+
+
+def _table(seconds: Mapping[str, float]) -> str:
+    whole = seconds.get("evaluation", 0.0)
+    lines = [f"{'part':<14}{'seconds':>9}{'of the evaluation':>19}"]
+    for name, value in seconds.items():
+        share = f"{value / whole:.2f}" if whole > 0 else ""
+        lines.append(f"{name:<14}{value:>9.3f}{share:>19}")
+    return "\n".join(lines)

@@ -1,0 +1,153 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The commands run, and what they write can be read. No test looks at a time: those are measured on a quiet machine."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
+
+import pytest
+
+from benchmarks import handler, scaling, speed
+from benchmarks.handler import handler_table
+from benchmarks.methods import METHODS
+from benchmarks.record import Settings, chosen_methods, measure_cell
+from benchmarks.table import speed_tables
+from monai_ifim.handlers import IFIMMetric
+
+ROOT = Path(__file__).parents[2]
+CELL = "cnn-2d-16-c3-b4"
+FEW = "ours,.backward(),captum Occlusion"
+
+
+def run(command, *options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-m", f"benchmarks.{command}", *options]
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_speed_writes_json_chart_and_the_table_that_it_prints(tmp_path):
+    done = run("speed", "--quick", "--threads", "1", "--methods", FEW, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    records = json.loads((tmp_path / "speed.json").read_text())
+    tables = speed_tables(records)
+    assert tables == (tmp_path / "speed.md").read_text().rstrip("\n") == done.stdout.rstrip("\n")
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    (record,) = records
+    assert record["cell"] == CELL
+    assert list(record["methods"]) == ["floor", *FEW.split(",")]
+    assert len(record["rounds"]) == 3
+    for name in ("floor", "ours", ".backward()"):
+        assert record["methods"][name]["memory_bytes"] > 0
+        assert record["summary"][name]["cpu_s_to_floor"]["median"] > 0
+    assert {"processor", "threads", "date", "versions", "device"} <= set(record["environment"])
+
+
+def quick(tmp_path, *options):
+    speed.main(["--quick", "--no-memory", "--threads", "1", "--methods", "ours", "--output", str(tmp_path), *options])
+    return (tmp_path / "cells" / f"{CELL}.json").read_text()
+
+
+def test_what_is_on_file_is_not_measured_again_unless_forced(tmp_path):
+    first = quick(tmp_path)
+    assert quick(tmp_path) == first
+    assert quick(tmp_path, "--force") != first  # no two measurements agree to the last digit
+
+
+def test_what_was_measured_otherwise_is_not_used(tmp_path, capsys):
+    first = quick(tmp_path)
+    with pytest.raises(SystemExit):
+        quick(tmp_path, "--methods", "ours,.backward()")
+    assert "was measured with methods=" in capsys.readouterr().err
+    assert quick(tmp_path) == first
+
+
+def test_a_size_that_was_interrupted_is_measured(tmp_path):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / f"{CELL}.unfinished").write_text("{")
+    assert json.loads(quick(tmp_path))["cell"] == CELL
+
+
+def test_tables_go_into_a_readme_at_the_place_named_as_the_folder(tmp_path):
+    (tmp_path / "README.md").write_text("<!-- begin mine --><!-- end mine -->")
+    quick(tmp_path / "mine", "--readme", str(tmp_path / "README.md"))
+    text = (tmp_path / "README.md").read_text()
+    assert "![mine](mine/speed.png)" in text
+    assert (tmp_path / "mine" / "speed.md").read_text().rstrip("\n") in text
+
+
+def test_a_missing_peer_is_in_record_and_table(monkeypatch):
+    name = "captum Occlusion"
+    monkeypatch.setitem(METHODS, name, replace(METHODS[name], requires="no_such_package_here"))
+    settings = Settings(chosen_methods(f"ours,{name}"), 1, "cpu", repeats=1, budget=1, memory=False)
+    record = measure_cell(speed.chosen_cells(CELL, False, False)[0], settings)
+    assert record["methods"][name]["status"] == "missing (pip install no_such_package_here)"
+    assert "missing (pip install no_such_package_here)" in speed_tables([record])
+    assert all(set(samples) == {"floor", "ours"} for samples in record["rounds"])
+
+
+def test_methods_that_do_not_fit_into_the_budget_are_told_and_ours_and_the_floor_are_measured():
+    settings = Settings(chosen_methods(None), 1, "cpu", repeats=1, budget=0, memory=False)
+    record = measure_cell(speed.chosen_cells(CELL, False, False)[0], settings)
+    status = {name: method["status"] for name, method in record["methods"].items()}
+    assert [name for name, told in status.items() if told == "measured"] == ["floor", "ours"]
+    assert status["vmap(jacrev)"].startswith("left out: about ")
+
+
+def test_a_list_measures_nothing(tmp_path, capsys):
+    speed.main(["--list", "--output", str(tmp_path / "none")])
+    assert "densenet121-2d-64-c2-b8" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--sizes", "lenet-2d-28-c2-b1"], "is no size"), (["--methods", "ours,magic"], "There is no method")],
+)
+def test_a_wrong_name_is_told(options, message, capsys):
+    with pytest.raises(SystemExit):
+        speed.main(options)
+    assert message in capsys.readouterr().err
+
+
+def test_scaling_has_time_and_memory_of_each_size(tmp_path):
+    scaling.main(["--quick", "--threads", "1", "--methods", "ours", "--output", str(tmp_path)])
+    (panel,) = json.loads((tmp_path / "scaling.json").read_text()).values()
+    assert [record["value"] for record in panel] == [2, 3]
+    assert all(record["methods"]["ours"]["memory_bytes"] > 0 for record in panel)
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_handler_table_splits_what_an_epoch_takes_more():
+    rounds = [
+        {"bare_s": 1.0, "with_s": with_s, "profile": {"spectrum": 2.0, "perturbation": 3.0, "figures": 0.5}}
+        for with_s in (7.0, 8.0, 60.0)
+    ]
+    environment = {"device": "cpu", "processor": "P", "cores": 2, "threads": 1, "date": "", "versions": {}}
+    record = {"cell": CELL, "images": 2, "data_set": 4, "environment": environment, "rounds": rounds}
+    table = handler_table([record | {"forwards": 10, "forward_s": 2.5}])
+    values = [value.strip() for value in table.splitlines()[-1].split("|")[1:-1]]
+    assert values == [CELL, "2 of 4", "1.00", "8.00", "2.00", "3.00", "0.50", "1.50", "1.20"]
+
+
+@pytest.mark.skipif("profile" not in signature(IFIMMetric).parameters, reason="IFIMMetric has no option profile")
+def test_the_handler_command_has_the_profile_of_each_part(tmp_path):
+    handler.main(["--quick", "--threads", "1", "--output", str(tmp_path)])
+    (record,) = json.loads((tmp_path / "handler.json").read_text())
+    (found,) = record["rounds"]
+    assert {"spectrum", "perturbation", "figures", "writing"} <= set(found["profile"])
+    assert 0 < sum(found["profile"].values()) <= found["with_s"]
+    # six arms, three strengths, two signs and the image itself
+    assert record["forwards"] == record["images"] * (6 * 3 * 2 + 1)

@@ -1,0 +1,38 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import sys
+
+import pytest
+import torch
+
+from benchmarks.cells import Cell
+from benchmarks.memory import _forget_peak, _greatest_resident_set, peak_memory
+
+
+def test_peak_memory_counts_what_the_method_holds_and_nothing_that_the_parent_holds():
+    parent = torch.ones(100_000_000)  # 400 MB
+    cell = Cell("linear-2d", 64, 100, 8)
+    gradients = 99 * cell.batch * cell.image_numbers * 4
+    peak, note = peak_memory(cell.name, "floor", "cpu", threads=1)
+    assert note == ""
+    assert 0.95 * gradients < peak < gradients + 30e6 < parent.numel() * 4
+
+
+def test_a_method_that_fails_in_its_process_is_told():
+    assert peak_memory("linear-2d-8-c3-b1", "no such method", "cpu", 1) == (None, "KeyError: 'no such method'")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets")
+def test_a_peak_of_the_set_up_is_forgotten():
+    torch.ones(75_000_000).sum()  # 300 MB, and gone
+    before = _greatest_resident_set()
+    _forget_peak()
+    assert before - _greatest_resident_set() > 250e6

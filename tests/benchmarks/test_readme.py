@@ -1,0 +1,46 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.readme import insert
+
+README = Path(__file__).parents[2] / "benchmarks" / "README.md"
+PLACE = "before\n<!-- begin speed -->old<!-- end speed -->\nafter\n"
+
+
+def test_tables_replace_what_was_there_and_nothing_else(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(PLACE)
+    for text in ("first", r"second \1"):
+        insert(readme, "speed", text, tmp_path / "results" / "speed.png")
+    assert readme.read_text() == (
+        "before\n<!-- begin speed -->\n\n![speed](results/speed.png)\n\nsecond \\1\n\n<!-- end speed -->\nafter\n"
+    )
+
+
+def test_a_place_that_is_not_there_is_told(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(PLACE)
+    with pytest.raises(ValueError, match="Put the two lines '<!-- begin speed-gpu -->'"):
+        insert(readme, "speed-gpu", "text")
+    assert readme.read_text() == PLACE
+
+
+def test_our_readme_has_a_place_for_every_command_that_it_names():
+    text = README.read_text()
+    commands = re.findall(r"python -m benchmarks\.(\w+) [^\n]*--readme benchmarks/README.md", text)
+    outputs = re.findall(r"--output benchmarks/results/(\S+) [^\n]*--readme", text)
+    assert {"speed", "scaling", "handler"} <= set(commands)
+    for place in {*commands, *outputs}:
+        assert re.search(f"<!-- begin {place} -->.*<!-- end {place} -->", text, re.DOTALL), place
