@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -386,3 +387,14 @@ def test_a_workflow_that_cannot_be_served_for_another_reason_is_not_said_to_misl
     with pytest.raises(ValueError, match="an id ifim_saver itself") as refused:
         attach(started(tmp_path, ["inference.json"], {"inference.json": config}), **QUIET)
     assert "assume_classifier" not in str(refused.value)
+
+
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = (Path(__file__).parents[2] / "docs" / "add_to_your_bundle.md").read_text()
+    block = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    monkeypatch.chdir(write(tmp_path, in_sections()))
+    names: dict[str, Any] = {}
+    exec(block[1], names)
+    assert len(names["ifim"].result.images) == 7
+    assert (tmp_path / "eval" / "ifim" / "summary.json").is_file()
