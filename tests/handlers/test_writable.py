@@ -29,7 +29,8 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_run_by_the_rank_that
     with pytest.raises(OSError, match=f"{option} is .*file.*cannot be made or written"):
         hosted(ifim, CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "file" / below))
     assert (tmp_path / "file").read_text() == "in the way"
-    monkeypatch.setattr("ignite.distributed.get_rank", lambda: 1)
+    for module in ("saver", "figures"):
+        monkeypatch.setattr(f"monai_ifim.handlers.{module}.process_rank", lambda: 1)
     hosted(IFIMHandler(), CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "file" / below))
 
 
