@@ -31,11 +31,7 @@ from monai_ifim.channels import restricted, varied_channels
 from monai_ifim.columns import FactorColumns
 from monai_ifim.gram import eigenvectors, products, solve_gram, weighted_sum
 from monai_ifim.memory import FewerImages, MicroBatches
-from monai_ifim.network import (
-    NetworkCall,
-    _plain,
-    default_micro_batch_size,
-)
+from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
 from monai_ifim.notices import notice
 from monai_ifim.predictive import Predictive, PredictiveLike, resolve_predictive
 

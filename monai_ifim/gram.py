@@ -37,7 +37,7 @@ def solve_gram(inner: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """
     finite = torch.isfinite(inner).flatten(1).all(dim=1)
     greatest = scale.amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
-    relative = scale.double() / greatest.unsqueeze(1)
+    relative = relative_scale(scale.double())
     gram = inner * relative.unsqueeze(1) * relative.unsqueeze(2)
     gram = torch.where(finite.view(-1, 1, 1), gram, torch.zeros_like(gram))
     # of one number, without the solver

@@ -169,6 +169,22 @@ def test_a_channel_mask_holds_in_blocks_too():
     assert not blocks.eigenvectors[:, :, 1].any()
 
 
+@pytest.mark.parametrize("most", [1, 3 * EACH, 7 * EACH])
+@pytest.mark.parametrize("predictive", [Categorical(temperature=2.0), Bernoulli()])
+def test_the_gram_matrix_in_blocks_is_that_of_the_dense_jacobian(predictive, most):
+    inner, images = network(), pictures(1)
+    jacobian = torch.autograd.functional.jacobian(inner, images).reshape(CLASSES, -1)
+    dense = jacobian.T @ predictive.fisher_factor(inner(images).detach())[0]
+    with FactorColumns(NetworkCall(inner), images, predictive) as columns:
+        products, scale = columns.gram(most)
+        found = products[0] * scale[0] * scale[0].unsqueeze(1)
+        torch.testing.assert_close(found, dense.T @ dense, rtol=1e-10, atol=1e-14)
+        eigenvalues, basis = torch.linalg.eigh(dense.T @ dense)
+        vector = columns.eigenvectors(basis.flip(-1).unsqueeze(0), torch.tensor([1]))[0, 0]
+    matrix = dense @ dense.T  # D x D
+    torch.testing.assert_close(matrix @ vector, eigenvalues[-1] * vector, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["most_factor_numbers", "cotangents_at_a_time"])
 def test_options_below_one_are_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):

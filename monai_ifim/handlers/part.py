@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from monai_ifim.fisher import InputFisher
-from monai_ifim.network import NetworkCall, default_micro_batch_size
+from monai_ifim.network import _take_rows, default_micro_batch_size
 
 __all__ = ["Part", "joined_by_shape"]
 
@@ -48,9 +48,6 @@ class Part:
     def select(self, rows: Sequence[int]) -> Part:
         """The same of some of the images only."""
         index = torch.tensor(rows, dtype=torch.int64)
-        call = NetworkCall(torch.nn.Identity(), None, self.arguments, self.keyword_arguments).rows(
-            index, len(self.images)
-        )
         return Part(
             table=self.table.iloc[list(rows)].reset_index(drop=True),
             images=self.images[index],
@@ -58,8 +55,8 @@ class Part:
             masks=None if self.masks is None else self.masks[index],
             affines=[self.affines[row] for row in rows],
             fisher=self.fisher.select(rows),
-            arguments=tuple(call.arguments),
-            keyword_arguments=dict(call.keyword_arguments),
+            arguments=_take_rows(self.arguments, index, len(self.images)),
+            keyword_arguments=_take_rows(self.keyword_arguments, index, len(self.images)),
             device=self.device,
         )
 

@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ from benchmarks.handler import handler_table
 from benchmarks.methods import METHODS
 from benchmarks.record import Settings, chosen_methods, measure_cell
 from benchmarks.table import speed_tables
-from monai_ifim.handlers import IFIMMetric
 
 ROOT = Path(__file__).parents[2]
 CELL = "cnn-2d-16-c3-b4"
@@ -142,7 +140,6 @@ def test_the_handler_table_splits_what_an_epoch_takes_more():
     assert values == [CELL, "2 of 4", "1.00", "8.00", "2.00", "3.00", "0.50", "1.50", "1.20"]
 
 
-@pytest.mark.skipif("profile" not in signature(IFIMMetric).parameters, reason="IFIMMetric has no option profile")
 def test_the_handler_command_has_the_profile_of_each_part(tmp_path):
     handler.main(["--quick", "--threads", "1", "--output", str(tmp_path)])
     (record,) = json.loads((tmp_path / "handler.json").read_text())

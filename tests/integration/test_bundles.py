@@ -79,6 +79,11 @@ def run_several(bundle: str, configs: list[str], folder: Path, runs: dict[str, d
         options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
         files = [f"configs/{config}.yaml" for config in configs]
         settings[name] = {"config_file": files, "logging_file": "configs/logging.conf", **options}
+    return run_settings(bundle, settings)
+
+
+def run_settings(bundle: str, settings: dict[str, dict]) -> dict[str, str]:
+    """Run ``monai.bundle.run`` with each of several settings, one after the other in one process; their outputs."""
     done = subprocess.run(
         [sys.executable, "-c", RUN_SEVERAL, json.dumps(settings)],
         cwd=ROOT / "bundles" / bundle,
@@ -90,7 +95,7 @@ def run_several(bundle: str, configs: list[str], folder: Path, runs: dict[str, d
     )
     assert done.returncode == 0, done.stdout[-6000:]
     names, outputs = zip(*re.findall(r"^RUN (\w+)\n(.*?)(?=^RUN |\Z)", done.stdout, re.MULTILINE | re.DOTALL))
-    assert list(names) == list(runs)
+    assert list(names) == list(settings)
     return dict(zip(names, outputs))
 
 

@@ -12,10 +12,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,7 @@ import pytest
 import torch
 
 from tests.handlers import assert_identical
-from tests.integration.test_bundles import LIGHT, ONE_THREAD, ROOT, RUN_SEVERAL, event_scalars
+from tests.integration.test_bundles import LIGHT, ROOT, event_scalars, run_settings
 
 BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir() if (path / "configs" / "train.yaml").is_file())
 ROUTES = ("handler", "metric")
@@ -114,17 +111,7 @@ def trainings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         }
         for name, overlay in overlays.items()
     }
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_SEVERAL, json.dumps(runs)],
-        cwd=ROOT / "bundles" / request.param,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        env=ONE_THREAD,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    outputs = dict(re.findall(r"^RUN (\w+)\n(.*?)(?=^RUN |\Z)", done.stdout, re.MULTILINE | re.DOTALL))
+    outputs = run_settings(request.param, runs)
     return {
         name: Trained(torch.load(folder / name / "eval" / "end.pt", weights_only=False), folder / name, outputs[name])
         for name in runs
