@@ -175,12 +175,13 @@ def in_sections() -> Files:
         "validate#dataloader#sampler": "@validate#sampler",
         "validate#evaluator#val_handlers": "$None if dist.get_rank() > 0 else @validate#handlers",
         "initialize": [
+            "$import time",
             "$import torch.distributed as dist",
             "$dist.is_initialized() or dist.init_process_group(backend='gloo')",
             "$monai.utils.set_determinism(seed=123)",
         ],
         "run": ["$@train#trainer.run()"],
-        "finalize": ["$dist.is_initialized() and dist.destroy_process_group()"],
+        "finalize": ["$dist.is_initialized() and dist.destroy_process_group()", "$time.sleep(1)"],
     }
     inference = {
         **PATHS,

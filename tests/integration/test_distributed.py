@@ -66,15 +66,16 @@ run:
 - "$pathlib.Path(@output_dir, 'rank' + os.environ.get('RANK', '0') + '.json').write_text( \\
   json.dumps(@validate#evaluator.state.metrics))"
 """
-# One process group for all runs: their own finalize would end it.
+# One process group for all runs: their own finalize would end it. The pause is theirs too, for gloo's threads.
 SEVERAL = """
-import json, sys
+import json, sys, time
 import torch.distributed
 from monai.bundle import run
 for options in json.loads(sys.argv[1]):
     run(**options, final_id="none")
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
+    time.sleep(1)
 """
 # Process 1 fails in its first validation, while process 0 waits for its numbers.
 FAILING = """
