@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -26,6 +27,8 @@ from monai_ifim.predictive import Predictive
 __all__ = ["FactorColumns"]
 
 _TINY = torch.finfo(torch.float64).tiny
+# Cotangents that are made at a time; each is as long as the network has outputs.
+_COTANGENTS = 64
 
 
 class FactorColumns:
@@ -95,14 +98,13 @@ class FactorColumns:
         shape = (len(self._images), stop - start)
         factor = torch.empty(*shape, self._images[0].numel(), dtype=self._images.dtype, device=self._images.device)
         scale = torch.empty(shape, dtype=torch.float64, device=self._images.device)
-        for first in range(start, stop, self._at_a_time):
-            some = range(first, min(first + self._at_a_time, stop))
-            cotangents = torch.stack([self._predictive.factor_column(self.logits, column) for column in some])
-            here = slice(first - start, first - start + len(some))
-            gradients, scales = self._backward(cotangents, keep=not last or some.stop < stop)
-            for place, gradient in enumerate(gradients, start=here.start):
+        for first in range(start, stop, max(_COTANGENTS, self._at_a_time)):
+            columns = range(first, min(first + max(_COTANGENTS, self._at_a_time), stop))
+            cotangents, sizes = _unit(self._predictive.some_factor_columns(self.logits, columns).movedim(2, 0))
+            scale[:, first - start : columns.stop - start] = sizes.T
+            gradients = self._gradients(cotangents, keep=not last or columns.stop < stop)
+            for place, gradient in enumerate(gradients, start=first - start):
                 factor[:, place] = gradient.flatten(1)
-            scale[:, here] = scales.T
         return factor, scale
 
     def gram(self, most_numbers: int) -> tuple[Tensor, Tensor]:
@@ -137,20 +139,27 @@ class FactorColumns:
         """
         most = max(1, int(ranks.max()))
         cotangents = self._predictive.fisher_factor(self.logits).nan_to_num() @ basis[:, :, :most]
+        gradients = self._gradients(_unit(cotangents.movedim(2, 0))[0], keep=False)
         shape = (len(self._images), most, self._images[0].numel())
         found = torch.empty(shape, dtype=self._images.dtype, device=self._images.device)
-        for place in range(most):
-            (gradient,), _ = self._backward(cotangents[:, :, place].unsqueeze(0), keep=place < most - 1)
+        for place, gradient in enumerate(gradients):
             found[:, place] = gradient.flatten(1)
         for index, rank in enumerate(ranks.tolist()):
             found[index, :rank] = orthonormal(found[index, :rank].double()).to(found.dtype) if rank else 0
             found[index, rank:] = 0
         return found
 
-    def _backward(self, cotangents: Tensor, keep: bool) -> tuple[list[Tensor], Tensor]:
-        """Gradients, n of (B, C_in, *spatial), for cotangents (n, B, outputs) of unit size, and their sizes (n, B)."""
-        cotangents = cotangents.nan_to_num()
-        sizes = cotangents.abs().amax(dim=2)
-        unit = cotangents / sizes.clamp(min=_TINY).unsqueeze(2)
-        gradients = input_gradients(self._outputs, self._inputs, unit, retain_graph=keep)
-        return [restricted(gradient, self._channel_mask) for gradient in gradients], sizes
+    def _gradients(self, cotangents: Tensor, keep: bool) -> Iterator[Tensor]:
+        """Gradients (B, C_in, *spatial) for each of the cotangents (n, B, outputs); the graph can stay or go."""
+        pieces = cotangents.split(self._at_a_time)
+        for number, piece in enumerate(pieces, start=1):
+            found = input_gradients(self._outputs, self._inputs, piece, retain_graph=keep or number < len(pieces))
+            for gradient in found:
+                yield restricted(gradient, self._channel_mask)
+
+
+def _unit(cotangents: Tensor) -> tuple[Tensor, Tensor]:
+    """Cotangents (n, B, outputs) of unit size, and their sizes (n, B)."""
+    cotangents = cotangents.nan_to_num()
+    sizes = cotangents.abs().amax(dim=2)
+    return cotangents / sizes.clamp(min=_TINY).unsqueeze(2), sizes

@@ -56,15 +56,15 @@ class MicroBatches:
     """Work on images a micro-batch at a time; where memory is short, at half as many from then on.
 
     Args:
-        size: images at a time.
+        size: images at a time, at most.
 
     Attributes:
-        size: images at a time from now on.
+        size: images at a time from now on, at most.
 
     Example:
         >>> batches = MicroBatches(4)
         >>> [(rows.tolist(), double.tolist()) for rows, double in batches.run(torch.arange(5), lambda rows: 2 * rows)]
-        [([0, 1, 2, 3], [0, 2, 4, 6]), ([4], [8])]
+        [([0, 1, 2], [0, 2, 4]), ([3, 4], [6, 8])]
     """
 
     def __init__(self, size: int) -> None:
@@ -76,7 +76,9 @@ class MicroBatches:
         """``work`` on all the rows (n,) in order; None for a single row that does not fit. Nothing is done twice."""
         start = 0
         while start < len(rows):
-            some = rows[start : start + self.size]
+            left = len(rows) - start
+            pieces = -(-left // self.size)
+            some = rows[start : start - (-left // pieces)]  # of like sizes: 4 and 4, not 6 and 2
             try:
                 done, result = self._try(work, some)
             except FewerImages as wish:

@@ -18,27 +18,23 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from monai_ifim.predictive import strip_trailing_axes
+from monai_ifim.substitutes import Substitutes
 
 __all__ = ["NetworkCall", "default_micro_batch_size", "input_gradients", "left_as_found", "parameter_dtype", "unwrap"]
 
 # Numbers in a micro-batch of images (about a million), and images in it, when the user gives no size.
 _MICRO_BATCH_NUMBERS = 2**20
 _MICRO_BATCH_IMAGES = 64
-# From this many images on, channels_last pays for the copy of the weights (measured on CPU, 2D convolutions).
-_CHANNELS_LAST_FROM = 4
 
 # Modes, gradient flags and functional_call change the module in place, so two threads must not do it at once.
 _ONE_AT_A_TIME = threading.RLock()
-
-# Modules whose parameters cannot be exchanged one by one.
-_NO_COPIES = (torch.jit.ScriptModule, nn.DataParallel)
 
 _COUPLING_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 # The same inside TorchScript, where a layer has only the name of its class left.
@@ -172,8 +168,8 @@ class NetworkCall:
     arguments: Sequence[Any] = ()
     keyword_arguments: Mapping[str, Any] = field(default_factory=dict)
     _modules: list[nn.Module] = field(default_factory=list, init=False, repr=False, compare=False)
-    # channels_last copies of weights, made once for all batches
-    _copies: list[_Copy] = field(default_factory=list, init=False, repr=False, compare=False)
+    # made once for all batches
+    _substitutes: Substitutes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         network = unwrap(self.network)
@@ -183,6 +179,7 @@ class NetworkCall:
         if isinstance(network, nn.Module):
             self._modules.extend(_modules(network))
             _refuse_unusable_modes(network, self._modules)
+        object.__setattr__(self, "_substitutes", Substitutes(self._modules))
 
     def rows(self, rows: Tensor, batch_size: int) -> NetworkCall:
         """The same call with the further inputs cut to some rows (n,) of the batch."""
@@ -197,14 +194,15 @@ class NetworkCall:
         """For differentiable logits and the backward passes behind them: the parameters ask for no gradient inside.
 
         So no graph is kept for them, and gradient checkpointing, which calls its layers again in the backward pass,
-        finds the parameters that it saw in the forward pass.
+        finds the parameters and layers that it saw in the forward pass.
         """
         with _plain_arithmetic(device, True), _ONE_AT_A_TIME:
             trainable = [parameter for parameter in _tensors(self._modules) if parameter.requires_grad]
             try:
                 for parameter in trainable:
                     parameter.requires_grad = False
-                yield
+                with self._substitutes.plain_normalisation(device):
+                    yield
             finally:
                 for parameter in trainable:
                     parameter.requires_grad = True
@@ -212,15 +210,15 @@ class NetworkCall:
     def logits(self, images: Tensor, differentiable: bool = False) -> Tensor:
         """Outputs (B, outputs) of the network for plain images (B, C_in, *spatial), on their device.
 
-        Runs outside inference mode and autocast, with channels_last copies of the parameters for 2D convolutions on a
-        CPU, where these are faster. For gradients, see :meth:`differentiable`.
+        Runs outside inference mode and autocast, on a CPU with :class:`~monai_ifim.substitutes.Substitutes` where these
+        are faster. For gradients, see :meth:`differentiable`.
 
         Raises:
             TypeError: When the network returns something else than a tensor (see ``output_key``).
             ValueError: When the output is not (B, outputs).
         """
         with _plain_arithmetic(images.device, differentiable):
-            with _ONE_AT_A_TIME:
+            with _ONE_AT_A_TIME, self._substitutes.plain_normalisation(images.device):
                 outputs = self._call(images)
             outputs = self._select(outputs)
             logits = strip_trailing_axes(_plain(outputs)).to(images.device)  # a sliding window may have moved them
@@ -236,23 +234,15 @@ class NetworkCall:
         network, arguments = self.network, _unwrapped(tuple(self.arguments))
         keyword_arguments = _unwrapped(dict(self.keyword_arguments))
         # copies of the images, as the first layer may work in place
-        if self._runs_channels_last(images):
+        if self._substitutes.suit_channels_last(images):
             faster = images.clone(memory_format=torch.channels_last)
             try:
-                with _exchanged(self._copies):
+                with self._substitutes.channels_last_weights():
                     return network(faster, *arguments, **keyword_arguments)
             except RuntimeError as error:  # a flattening with .view() takes contiguous features only
                 if "view size is not compatible" not in str(error):
                     raise
         return network(images.clone(), *arguments, **keyword_arguments)
-
-    def _runs_channels_last(self, images: Tensor) -> bool:
-        """Whether that is faster and possible; the weights are copied the first time."""
-        if images.ndim != 4 or len(images) < _CHANNELS_LAST_FROM or images.device.type != "cpu":
-            return False
-        if not self._copies and not any(isinstance(module, _NO_COPIES) for module in self._modules):
-            self._copies.extend(_channels_last_copies(self._modules))
-        return bool(self._copies)
 
     def _select(self, outputs: Any) -> Tensor:
         if self.output_key is not None and isinstance(outputs, Tensor):
@@ -388,38 +378,6 @@ def _refuse_unusable_modes(network: nn.Module, modules: Sequence[nn.Module]) -> 
 
 def _name_of(module: nn.Module, network: nn.Module) -> str:
     return next(name for name, other in network.named_modules() if other is module)
-
-
-class _Copy(NamedTuple):
-    """A weight in another memory format, and where the original stands."""
-
-    place: dict[str, Tensor | None]
-    name: str
-    original: Tensor
-    copy: Tensor
-
-
-def _channels_last_copies(modules: Sequence[nn.Module]) -> Iterator[_Copy]:
-    """Copies of the weights of 2D convolutions."""
-    copies: dict[int, Tensor] = {}
-    for module in modules:
-        for name, weight in module._parameters.items():
-            if weight is not None and weight.ndim == 4:
-                if id(weight) not in copies:  # layers may share it
-                    copies[id(weight)] = weight.detach().contiguous(memory_format=torch.channels_last)
-                yield _Copy(cast("dict[str, Tensor | None]", module._parameters), name, weight, copies[id(weight)])
-
-
-@contextmanager
-def _exchanged(copies: Sequence[_Copy]) -> Iterator[None]:
-    """With the copies in place of the originals; the network itself is never converted."""
-    try:
-        for place, name, _, copy in copies:
-            place[name] = copy
-        yield
-    finally:
-        for place, name, original, _ in copies:
-            place[name] = original
 
 
 def _plain(value: Tensor) -> Tensor:

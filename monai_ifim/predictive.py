@@ -92,8 +92,8 @@ class Predictive(ABC):
         """R, the number of columns of the Fisher factor of ``outputs`` logits."""
 
     @abstractmethod
-    def factor_column(self, logits: Tensor, column: int) -> Tensor:
-        """Column ``column`` of the Fisher factor ``S``, float64, (B, outputs), from logits (B, outputs)."""
+    def some_factor_columns(self, logits: Tensor, columns: range) -> Tensor:
+        """These successive columns of the Fisher factor ``S``, float64, (B, outputs, n), from logits (B, outputs)."""
 
     @abstractmethod
     def check_logits(self, logits: Tensor) -> None:
@@ -137,8 +137,7 @@ class Predictive(ABC):
             >>> s.shape, torch.allclose(s @ s.T, torch.diag(p) - torch.outer(p, p))
             (torch.Size([3, 2]), True)
         """
-        columns = range(self.factor_columns(logits.shape[1]))
-        return torch.stack([self.factor_column(logits, column) for column in columns], dim=-1)
+        return self.some_factor_columns(logits, range(self.factor_columns(logits.shape[1])))
 
     def kl_divergence(self, logits: Tensor, other_logits: Tensor) -> Tensor:
         """Kullback-Leibler divergence ``KL(p || q)`` in nats, float64, (B,), never negative.
@@ -235,14 +234,15 @@ class Categorical(Predictive):
             )
         return outputs - 1
 
-    def factor_column(self, logits: Tensor, column: int) -> Tensor:  # noqa: D102
+    def some_factor_columns(self, logits: Tensor, columns: range) -> Tensor:  # noqa: D102
         s = (self.log_probabilities(logits).squeeze(1) / 2).exp()
         pivot = s.argmax(dim=-1, keepdim=True)
         s_pivot = s.gather(-1, pivot)
         complement = (-s * s / (1 + s_pivot)).scatter(-1, pivot, -s_pivot)
+        column = torch.arange(columns.start, columns.stop, device=s.device)
         index = column + (column >= pivot).long()
-        unit = torch.zeros_like(s).scatter(-1, index, 1.0)
-        return s.gather(-1, index) * (unit + complement) / self.temperature
+        unit = torch.zeros(*s.shape, len(columns), dtype=s.dtype, device=s.device).scatter(1, index.unsqueeze(1), 1.0)
+        return s.gather(-1, index).unsqueeze(1) * (unit + complement.unsqueeze(2)) / self.temperature
 
     def check_logits(self, logits: Tensor) -> None:  # noqa: D102
         self.factor_columns(logits.shape[1])
@@ -290,10 +290,10 @@ class Bernoulli(Predictive):
     def factor_columns(self, outputs: int) -> int:  # noqa: D102
         return outputs
 
-    def factor_column(self, logits: Tensor, column: int) -> Tensor:  # noqa: D102
-        factor = torch.zeros_like(logits, dtype=torch.float64)
-        factor[:, column] = (self.log_probabilities(logits)[:, column].sum(dim=-1) / 2).exp() / self.temperature
-        return factor
+    def some_factor_columns(self, logits: Tensor, columns: range) -> Tensor:  # noqa: D102
+        root = (self.log_probabilities(logits).sum(dim=-1) / 2).exp() / self.temperature
+        unit = torch.eye(logits.shape[1], dtype=root.dtype, device=root.device)[:, columns.start : columns.stop]
+        return root.unsqueeze(2) * unit
 
     def check_logits(self, logits: Tensor) -> None:  # noqa: D102
         # A handful of logits may lie in [0, 1] by chance; eight or more hardly do.

@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import monai_ifim.network
+import monai_ifim.substitutes
 from monai_ifim import Bernoulli, Categorical, InputFisher, input_fisher
 from tests import truths
 
@@ -902,7 +902,7 @@ def test_a_first_layer_that_works_in_place_leaves_the_image_of_the_user_unchange
 def test_channels_last_gives_the_spectrum_of_the_contiguous_network(monkeypatch):
     network, images = truths.cnn(outputs=4), truths.images(6)
     fast = input_fisher(network, images, energy=1.0)
-    monkeypatch.setattr(monai_ifim.network, "_CHANNELS_LAST_FROM", 10**9)
+    monkeypatch.setattr(monai_ifim.substitutes, "_CHANNELS_LAST_SHARE", 10**9)
     slow = input_fisher(network, images, energy=1.0)
     torch.testing.assert_close(fast.eigenvalues, slow.eigenvalues, rtol=1e-12, atol=0)
     for index in range(6):

@@ -153,12 +153,19 @@ def test_a_later_call_starts_at_the_smaller_size():
 
 def test_a_row_that_does_not_fit_alone_gives_none_and_the_others_go_on():
     work = lambda rows: run_out("python") if 2 in rows else rows.tolist()  # noqa: E731
-    assert [(rows.tolist(), result) for rows, result in MicroBatches(4).run(torch.arange(5), work)] == [
+    assert [(rows.tolist(), result) for rows, result in MicroBatches(5).run(torch.arange(5), work)] == [
         ([0, 1], [0, 1]),
         ([2], None),
         ([3], [3]),
         ([4], [4]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "sizes"), [(4, 4, [4]), (6, 5, [3, 3]), (8, 6, [4, 4]), (13, 5, [5, 4, 4]), (3, 1, [1, 1, 1])]
+)
+def test_micro_batches_are_of_like_sizes_and_as_few_as_can_be(rows, most, sizes):
+    assert [len(some) for some, _ in MicroBatches(most).run(torch.arange(rows), len)] == sizes
 
 
 # ---------------------------------------------------------------- the spectrum
@@ -195,7 +202,7 @@ def test_no_shortage_draws_no_warning_and_tries_nothing_twice():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         input_fisher(network, pictures(), micro_batch_size=3)
-    assert network.tried == [3, 3, 1]
+    assert network.tried == [3, 2, 2]
 
 
 def test_further_inputs_are_cut_along_with_the_smaller_micro_batches():

@@ -17,7 +17,6 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-import monai_ifim.network
 from monai_ifim import input_fisher
 from monai_ifim.network import NetworkCall, default_micro_batch_size, left_as_found, unwrap
 from tests import truths
@@ -305,33 +304,6 @@ def test_gradients_reach_the_images_only_when_asked_for_and_never_the_parameters
         assert inputs.grad is not None
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(parameter.requires_grad for parameter in network.parameters())
-
-
-def layouts(network, images):
-    """Whether the tensor that reaches the first layer is channels_last, and the logits."""
-    seen = []
-    handle = network[0].register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
-    )
-    logits = NetworkCall(network).logits(images)
-    handle.remove()
-    return seen, logits
-
-
-@pytest.mark.parametrize(("batch", "converted"), [(3, False), (4, True), (9, True)])
-def test_2d_convolutions_of_four_images_or_more_run_channels_last_to_the_same_logits(batch, converted, monkeypatch):
-    network, images = truths.cnn(), truths.images(batch)
-    seen, logits = layouts(network, images)
-    assert seen == [converted]
-    monkeypatch.setattr(monai_ifim.network, "_CHANNELS_LAST_FROM", 10**9)
-    seen, contiguous = layouts(network, images)
-    assert seen == [False]
-    torch.testing.assert_close(logits, contiguous, rtol=1e-12, atol=1e-12)
-
-
-def test_3d_convolutions_keep_their_layout():
-    network = truths.cnn(3)
-    assert layouts(network, truths.images(4, 3))[0] == [False]
 
 
 class Viewing(nn.Module):

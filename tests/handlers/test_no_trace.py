@@ -35,7 +35,7 @@ from monai.handlers import LrScheduleHandler, ValidationHandler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import monai_ifim.network
+import monai_ifim.substitutes
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMSaver
 from tests.handlers import CNN, CPU, ROUTES, accuracy, assert_identical, evaluator, guest, items, one_hot, pictures
 
@@ -407,14 +407,14 @@ def storages() -> dict[int, int]:
 @both_routes
 def test_after_an_evaluation_nothing_but_the_shown_cases_is_held(route, monkeypatch):
     waiting, converted = [], []
-    original = monai_ifim.network._channels_last_copies
+    original = monai_ifim.substitutes._channels_last_copies
 
     def watched(*inputs):
         for made in original(*inputs):
             converted.append(weakref.ref(made.copy))
             yield made
 
-    monkeypatch.setattr(monai_ifim.network, "_channels_last_copies", watched)
+    monkeypatch.setattr(monai_ifim.substitutes, "_channels_last_copies", watched)
     ifim = guest(route, shown=1)
     metric = ifim.metric if isinstance(ifim, IFIMHandler) else ifim
     known = {"additional_metrics": {"ifim": ifim}} if route == "metric" else {"val_handlers": [ifim]}

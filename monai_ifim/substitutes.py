@@ -1,0 +1,129 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What computes the same as the weights and layers of a network, only faster, and stands in their place for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Substitutes"]
+
+# channels_last pays where the images hold more numbers than this share of the weights that must be copied for it
+# (measured on CPU: DenseNet121 and ResNet18, 1 to 8 images of 64 to 224 pixels).
+_CHANNELS_LAST_SHARE = 1 / 250
+
+# Modules whose parts cannot be exchanged one by one.
+_WHOLE = (torch.jit.ScriptModule, nn.DataParallel)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class Substitutes:
+    """Faster stand-ins for parts of a network on a CPU; made when first used, and never left in the network.
+
+    Args:
+        modules: all modules of the network, in evaluation mode.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = [] if any(isinstance(module, _WHOLE) for module in modules) else list(modules)
+        self._reordered = sum(
+            weight.numel() for _, _, weight in _convolution_weights(self._modules) if weight[0, 0].numel() > 1
+        )
+        self._weights: list[_Exchange] | None = None
+        self._layers: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] | None = None
+
+    def suit_channels_last(self, images: Tensor) -> bool:
+        """Whether :meth:`channels_last_weights` are faster for images (B, C_in, H, W): not for 3D, nor for few."""
+        if images.ndim != 4 or images.device.type != "cpu" or not any(_convolution_weights(self._modules)):
+            return False
+        return images.numel() >= self._reordered * _CHANNELS_LAST_SHARE
+
+    @contextmanager
+    def channels_last_weights(self) -> Iterator[None]:
+        """With channels_last copies of the weights of 2D convolutions; the network itself is never converted."""
+        if self._weights is None:
+            self._weights = list(_channels_last_copies(self._modules))
+        try:
+            for place, name, _, copy in self._weights:
+                place[name] = copy
+            yield
+        finally:
+            for place, name, original, _ in self._weights:
+                place[name] = original
+
+    @contextmanager
+    def plain_normalisation(self, device: torch.device) -> Iterator[None]:
+        """With batch normalisation as what it is in evaluation mode: one product and one sum.
+
+        torch's own backward pass of it is slower, and keeps its input. Inside another one it does nothing.
+        """
+        if device.type != "cpu":
+            yield
+            return
+        if self._layers is None:
+            norms = [module for module in self._modules if type(module) in _NORMS]
+            self._layers = [(norm, _scale_and_shift(cast(nn.BatchNorm2d, norm))) for norm in norms]
+        # a layer that has a forward method of its own keeps it
+        exchanged = [(norm, forward) for norm, forward in self._layers if "forward" not in norm.__dict__]
+        try:
+            for norm, forward in exchanged:
+                norm.__dict__["forward"] = forward
+            yield
+        finally:
+            for norm, _ in exchanged:
+                norm.__dict__.pop("forward", None)
+
+
+class _Exchange(NamedTuple):
+    """A weight in another memory format, and where the original stands."""
+
+    place: dict[str, Tensor | None]
+    name: str
+    original: Tensor
+    copy: Tensor
+
+
+def _convolution_weights(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    for module in modules:
+        for name, weight in module._parameters.items():
+            if weight is not None and weight.ndim == 4:
+                yield module, name, weight
+
+
+def _channels_last_copies(modules: Sequence[nn.Module]) -> Iterator[_Exchange]:
+    copies: dict[int, Tensor] = {}
+    for module, name, weight in _convolution_weights(modules):
+        if id(weight) not in copies:  # layers may share it
+            copies[id(weight)] = weight.detach().contiguous(memory_format=torch.channels_last)
+        yield _Exchange(cast("dict[str, Tensor | None]", module._parameters), name, weight, copies[id(weight)])
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
+    """The forward method of a batch normalisation in evaluation mode."""
+    with torch.no_grad():
+        scale = 1 / (cast(Tensor, norm.running_var) + norm.eps).sqrt()
+        scale = scale if norm.weight is None else scale * norm.weight
+        shift = -cast(Tensor, norm.running_mean) * scale
+        shift = shift if norm.bias is None else shift + norm.bias
+
+    def forward(features: Tensor) -> Tensor:
+        if features.dtype != scale.dtype:  # half precision with statistics in float32
+            return type(norm).forward(norm, features)
+        norm._check_input_dim(features)
+        shape = (-1, *[1] * (features.ndim - 2))
+        return torch.addcmul(shift.view(shape), features, scale.view(shape))
+
+    return forward

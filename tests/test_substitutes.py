@@ -1,0 +1,203 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The faster stand-ins: the same numbers, where they are used, and that none is left behind."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from monai.networks.nets import DenseNet121
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import monai_ifim.substitutes
+from monai_ifim import input_fisher
+from monai_ifim.network import NetworkCall
+from tests import truths
+
+NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def with_statistics(norm):
+    """A normalisation in evaluation mode with weights and statistics that all matter."""
+    torch.manual_seed(0)
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        if tensor is not None:
+            nn.init.normal_(tensor)
+    nn.init.uniform_(norm.running_var, 0.1, 3)
+    return norm.double().eval()
+
+
+class Normalised(nn.Module):
+    """Convolution, normalisation, ReLU in place, pooling, linear."""
+
+    def __init__(self, dimensions=2, outputs=4, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+        self.convolution = convolution(2, 3, 3)
+        self.norm = with_statistics(NORMS[dimensions](3, **options))
+        self.last = nn.Linear(3, outputs)
+        self.double().eval()
+
+    def features(self, images):
+        return torch.relu_(self.norm(self.convolution(images)))
+
+    def forward(self, images):
+        return self.last(self.features(images).flatten(2).mean(2))
+
+
+def seen_by(network, layer, images):
+    """What reaches a layer while the logits are made, and the grad_fn of what leaves it."""
+    seen = []
+    handle = layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output.grad_fn)))
+    call, inputs = NetworkCall(network), images.clone().requires_grad_()
+    with call.differentiable(images.device):
+        call.logits(inputs, differentiable=True)
+    handle.remove()
+    return seen[0]
+
+
+# ---------------------------------------------------------------- batch normalisation
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"eps": 0.5}])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_a_normalisation_is_its_product_and_sum(dimensions, options):
+    network = Normalised(dimensions, **options)
+    images = torch.randn(3, 2, *[6] * dimensions, dtype=torch.float64)
+    assert type(seen_by(network, network.norm, images)[1]).__name__ == "AddcmulBackward0"
+    torch.testing.assert_close(NetworkCall(network).logits(images), network(images).detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_the_spectrum_is_that_of_the_dense_matrix_of_the_network_as_it_is():
+    network, images = Normalised(), truths.images(5)
+    fisher = input_fisher(network, images, energy=1.0)
+    for index in range(5):
+        dense = truths.dense_fisher(network, images[index])
+        assert truths.relative_error(truths.rebuilt(fisher, index), dense) < 1e-10
+
+
+def test_a_float32_network_keeps_its_logits_to_the_rounding():
+    torch.manual_seed(0)
+    network = DenseNet121(2, 3, 4).eval()
+    images = torch.randn(4, 3, 32, 32)
+    exact = copy.deepcopy(network).double()(images.double())
+    error = (NetworkCall(network).logits(images) - exact).abs().max()
+    assert error < 2 * (network(images) - exact).abs().max() + 1e-6
+
+
+def test_statistics_in_another_precision_than_the_features_are_left_to_torch():
+    network = Normalised()
+    network.norm.float()
+    network.convolution, network.last = network.convolution.bfloat16(), network.last.bfloat16()
+    images = truths.images(2).bfloat16()
+    assert type(seen_by(network, network.norm, images)[1]).__name__ == "NativeBatchNormBackward0"
+    torch.testing.assert_close(NetworkCall(network).logits(images), network(images).detach())
+
+
+def test_features_of_a_wrong_shape_are_refused_as_before():
+    network = nn.Sequential(nn.Flatten(), with_statistics(nn.BatchNorm2d(72)), nn.Linear(72, 2).double()).eval()
+    with pytest.raises(ValueError, match="expected 4D input"):
+        input_fisher(network, truths.images(2))
+
+
+def test_a_layer_with_a_forward_method_of_its_own_keeps_it():
+    network, images = Normalised(), truths.images(2)
+    network.norm.forward = lambda features: 2 * features
+    own = network.norm.__dict__["forward"]
+    torch.testing.assert_close(NetworkCall(network).logits(images), network(images).detach())
+    input_fisher(network, images)
+    assert network.norm.__dict__["forward"] is own
+
+
+class Subclass(nn.BatchNorm2d):
+    """Does something else."""
+
+    def forward(self, features):
+        return 2 * super().forward(features)
+
+
+def test_a_kind_of_normalisation_that_others_wrote_is_left_alone():
+    network, images = Normalised(), truths.images(2)
+    other = Subclass(3)
+    other.load_state_dict(network.norm.state_dict())
+    network.norm = other.double().eval()
+    torch.testing.assert_close(NetworkCall(network).logits(images), network(images).detach(), rtol=1e-13, atol=1e-13)
+
+
+class Failing(Normalised):
+    """Breaks behind its normalisation."""
+
+    def forward(self, images):
+        self.features(images)
+        raise ArithmeticError("broken")
+
+
+def test_nothing_is_left_in_the_network_also_where_it_fails():
+    for network in (Normalised(), Failing()):
+        before = [(dict(vars(module)), dict(module._parameters)) for module in network.modules()]
+        try:
+            input_fisher(network, truths.images(40))
+        except ArithmeticError:
+            assert isinstance(network, Failing)
+        for module, (attributes, parameters) in zip(network.modules(), before):
+            assert vars(module) == attributes
+            assert all(module._parameters[name] is parameter for name, parameter in parameters.items())
+
+
+class Checkpointed(Normalised):
+    """Computes its features once more in the backward pass."""
+
+    def features(self, images):
+        return checkpoint(super().features, images, use_reentrant=False)
+
+
+def test_under_gradient_checkpointing_the_second_forward_pass_is_the_first():
+    images = truths.images(5)
+    found, truth = (input_fisher(network, images, energy=1.0) for network in (Checkpointed(), Normalised()))
+    torch.testing.assert_close(found.eigenvalues, truth.eigenvalues, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.eigenvectors, truth.eigenvectors, rtol=1e-12, atol=1e-12)
+
+
+# ---------------------------------------------------------------- channels_last
+
+
+def is_channels_last(network, images):
+    return seen_by(network, network[0], images)[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("size", "kernel", "converted"), [(7, 3, False), (8, 3, True), (3, 1, True)])
+def test_channels_last_is_for_images_of_many_numbers_beside_the_weights_that_are_to_be_reordered(
+    size, kernel, converted, monkeypatch
+):
+    network = nn.Sequential(nn.Conv2d(2, 3, kernel), nn.Conv2d(3, 2, kernel), nn.Flatten(), nn.LazyLinear(2)).eval()
+    images = torch.randn(1, 2, size, size)
+    network(images)
+    weights = network[0].weight.numel() + network[1].weight.numel()
+    monkeypatch.setattr(monai_ifim.substitutes, "_CHANNELS_LAST_SHARE", 100 / weights)
+    assert is_channels_last(network, images) == converted
+
+
+def test_channels_last_gives_the_logits_of_the_contiguous_network(monkeypatch):
+    network, images = truths.cnn(), truths.images(9)
+    assert is_channels_last(network, images)
+    fast = NetworkCall(network).logits(images)
+    monkeypatch.setattr(monai_ifim.substitutes, "_CHANNELS_LAST_SHARE", 10**9)
+    assert not is_channels_last(network, images)
+    torch.testing.assert_close(fast, NetworkCall(network).logits(images), rtol=1e-12, atol=1e-12)
+
+
+def test_3d_convolutions_keep_their_layout():
+    network, images = truths.cnn(3), truths.images(4, 3)
+    assert seen_by(network, network[0], images)[0].is_contiguous()
