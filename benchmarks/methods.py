@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from benchmarks.cells import Cell
 from benchmarks.networks import Problem
 from monai_ifim import input_fisher
 from monai_ifim.network import default_micro_batch_size
+from monai_ifim.substitutes import Substitutes
 
 __all__ = ["FLOOR", "METHODS", "OURS", "Method", "Run", "register"]
 
@@ -48,6 +51,7 @@ class Method:
             estimates: which methods fit into the time that there is).
         requires: the package that it needs.
         excluded: why a size has no such method, or None.
+        by_default: whether it is measured without being asked for by name.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Method:
     passes: Callable[[Cell], float]
     requires: str | None = None
     excluded: Callable[[Cell], str | None] = lambda cell: None
+    by_default: bool = True
 
     def unavailable(self, cell: Cell) -> str | None:
         """Why it cannot be measured for a size, or None."""
@@ -102,23 +107,7 @@ register(Method(FLOOR, "gradients", _floor, lambda cell: cell.classes))
 
 # ---------------------------------------------------------------- this package
 
-# Further options of input_fisher go here, one line each; "ours" has the defaults. All pass the network as many images
-# at a time as the floor does, except where micro_batch_size is among the options.
-OUR_OPTIONS: dict[str, dict[str, Any]] = {
-    OURS: {},
-    "ours (rank=1)": {"rank": 1},
-    "ours (keep_factor=False)": {"keep_factor": False},
-    "ours (5 cotangents at a time)": {"cotangents_at_a_time": 5},
-    "ours (default micro-batch)": {"micro_batch_size": None},
-}
-
-
-def _ours(options: dict[str, Any]) -> Callable[[Problem], Run]:
-    def prepare(problem: Problem) -> Run:
-        network, given = problem.network, {"micro_batch_size": problem.cell.micro_batch, **options}
-        return lambda images: input_fisher(network, images, **given).eigenvalues
-
-    return prepare
+Options = Callable[[Cell], dict[str, Any]]
 
 
 def _same_micro_batch(cell: Cell) -> str | None:
@@ -126,9 +115,55 @@ def _same_micro_batch(cell: Cell) -> str | None:
     return "the same micro-batch as the floor's" if own == cell.micro_batch else None
 
 
-for _name, _options in OUR_OPTIONS.items():
-    _excluded = _same_micro_batch if "micro_batch_size" in _options else lambda cell: None
-    register(Method(_name, "spectrum", _ours(_options), lambda cell: cell.classes, excluded=_excluded))
+def _few_classes(cell: Cell) -> str | None:
+    return "fewer than five classes" if cell.classes < 5 else None
+
+
+def _own(name: str, options: Options, without: tuple[str, Callable[..., Any]] | None = None, **more: Any) -> None:
+    """Add ``input_fisher`` with these options, or without a part of it.
+
+    It passes the network as many images at a time as the floor does, except where the options say otherwise.
+
+    Args:
+        name: of the method.
+        options: of ``input_fisher``, from the size.
+        without: a method of :class:`Substitutes` and what takes its place.
+        more: of :class:`Method`.
+    """
+
+    def prepare(problem: Problem) -> Run:
+        network, given = problem.network, {"micro_batch_size": problem.cell.micro_batch, **options(problem.cell)}
+
+        def run(images: Tensor) -> Tensor:
+            with nullcontext() if without is None else mock.patch.object(Substitutes, *without):
+                return input_fisher(network, images, **given).eigenvalues
+
+        return run
+
+    register(Method(name, "spectrum", prepare, **{"passes": lambda cell: cell.classes, **more}))
+
+
+_own(OURS, lambda cell: {})
+_own("ours (rank=1)", lambda cell: {"rank": 1})
+_own("ours (keep_factor=False)", lambda cell: {"keep_factor": False})
+_own("ours (5 cotangents at a time)", lambda cell: {"cotangents_at_a_time": 5})
+_own("ours (default micro-batch)", lambda cell: {"micro_batch_size": None}, excluded=_same_micro_batch)
+_own("ours (64 cotangents at a time)", lambda cell: {"cotangents_at_a_time": 64}, by_default=False)
+_own(
+    "ours (G in four blocks)",
+    lambda cell: {"most_factor_numbers": cell.image_numbers * (-(-(cell.classes - 1) // 4) + 1)},
+    passes=lambda cell: 2.5 * cell.classes,
+    excluded=_few_classes,
+    by_default=False,
+)
+# What each part gives: the same without it.
+_own("ours (contiguous)", lambda cell: {}, ("suit_channels_last", lambda self, images: False), by_default=False)
+_own(
+    "ours (torch's batch normalisation)",
+    lambda cell: {},
+    ("plain_normalisation", lambda self, device: nullcontext()),
+    by_default=False,
+)
 
 
 # ---------------------------------------------------------------- what a user would write with torch alone

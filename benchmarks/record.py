@@ -32,7 +32,16 @@ from benchmarks.methods import FLOOR, METHODS, OURS
 from benchmarks.networks import Problem, build_problem
 from benchmarks.table import summary
 
-__all__ = ["Settings", "add_options", "chosen_methods", "estimated_seconds", "measure_cell", "measured_cells"]
+__all__ = [
+    "Settings",
+    "add_options",
+    "chosen_methods",
+    "estimated_seconds",
+    "measure_cell",
+    "measured_cells",
+    "print_estimates",
+    "settings_from",
+]
 
 # Rough seconds that a fresh process and the set-up of a method in it take.
 _PROCESS_SECONDS = 1.5
@@ -73,10 +82,13 @@ def add_options(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--readme", type=Path, help="file to put the tables into, at the place named as the folder")
     parser.add_argument("--force", action="store_true", help="measure again what is on file")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, few rounds: to try the command")
+    parser.add_argument("--list", action="store_true", help="name the sizes with rough times, and measure nothing")
 
 
 def chosen_methods(names: str | None) -> tuple[str, ...]:
     """The methods that the command line asks for (names separated by commas), the floor always among them.
+
+    Without names, those that are measured by default.
 
     Raises:
         ValueError: When there is no such method.
@@ -85,7 +97,8 @@ def chosen_methods(names: str | None) -> tuple[str, ...]:
         >>> chosen_methods("ours,.backward()")
         ('floor', 'ours', '.backward()')
     """
-    asked = list(METHODS) if names is None else [name.strip() for name in names.split(",")]
+    default = [name for name, method in METHODS.items() if method.by_default]
+    asked = default if names is None else [name.strip() for name in names.split(",")]
     unknown = sorted(set(asked) - set(METHODS))
     if unknown:
         raise ValueError(f"There is no method {unknown}. Give some of {list(METHODS)}, separated by commas.")
@@ -110,6 +123,26 @@ def estimated_seconds(cell: Cell, settings: Settings) -> float:
     once = sum(predicted[name] for name in kept)
     timing = once + max(3 * once, min(settings.budget, settings.repeats * once))
     return timing + (once + _PROCESS_SECONDS * len(kept) if settings.memory else 0.0)
+
+
+def settings_from(options: argparse.Namespace, methods: tuple[str, ...], memory: bool = True) -> Settings:
+    """What the common options ask for."""
+    return Settings(
+        methods=methods,
+        threads=options.threads,
+        device=options.device,
+        repeats=min(3, options.repeats) if options.quick else options.repeats,
+        budget=options.budget,
+        memory=memory,
+    )
+
+
+def print_estimates(cells: Sequence[Cell], settings: Settings) -> None:
+    """The sizes with rough times."""
+    estimates = [estimated_seconds(cell, settings) for cell in cells]
+    for cell, estimate in zip(cells, estimates):
+        print(f"{cell.name:32s} about {estimate:6.0f} s")
+    print(f"{len(cells)} sizes, about {sum(estimates) / 60:.0f} minutes on the CPU")
 
 
 def measure_cell(cell: Cell, settings: Settings, progress: tqdm | None = None) -> dict[str, Any]:

@@ -22,14 +22,15 @@ from typing import Any
 
 from benchmarks.cells import Cell
 from benchmarks.chart import draw_scaling
-from benchmarks.methods import FLOOR, OUR_OPTIONS
+from benchmarks.methods import FLOOR, OURS
 from benchmarks.readme import insert
-from benchmarks.record import Settings, add_options, chosen_methods, estimated_seconds, measured_cells
+from benchmarks.record import add_options, chosen_methods, measured_cells, print_estimates, settings_from
 from benchmarks.table import CLOCKS, clock_of, describe_machine, markdown_table, summary
 
 __all__ = ["main", "scaling_tables"]
 
 # Title, what grows, and the sizes with its value. D is 3 x pixels x pixels.
+_METHODS = f"{FLOOR},{OURS},ours (rank=1),ours (64 cotangents at a time),ours (G in four blocks)"
 PANELS: list[tuple[str, str, list[tuple[int, Cell]]]] = [
     (
         "linear, 3 x 64 x 64, batch 4",
@@ -76,26 +77,16 @@ def scaling_tables(panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--methods", help="names, separated by commas (default: the floor and ours with each option)")
-    parser.add_argument("--list", action="store_true", help="name the sizes with rough times, and measure nothing")
+    parser.add_argument("--methods", help=f"names, separated by commas (default: {_METHODS})")
     add_options(parser, "benchmarks/results/scaling")
     options = parser.parse_args(arguments)
     panels = _QUICK_PANELS if options.quick else PANELS
     cells = list(dict.fromkeys(cell for _, _, sizes in panels for _, cell in sizes))
     try:
-        methods = chosen_methods(options.methods or ",".join([FLOOR, *OUR_OPTIONS]))
-        settings = Settings(
-            methods=methods,
-            threads=options.threads,
-            device=options.device,
-            repeats=min(3, options.repeats) if options.quick else options.repeats,
-            budget=options.budget,
-        )
+        methods = chosen_methods(options.methods or _METHODS)
+        settings = settings_from(options, methods)
         if options.list:
-            estimates = [estimated_seconds(cell, settings) for cell in cells]
-            for cell, estimate in zip(cells, estimates):
-                print(f"{cell.name:32s} about {estimate:6.0f} s")
-            print(f"{len(cells)} sizes, about {sum(estimates) / 60:.0f} minutes on the CPU")
+            print_estimates(cells, settings)
             return
         records = measured_cells(cells, settings, options.output, options.force)
     except ValueError as error:

@@ -23,7 +23,7 @@ from benchmarks.cells import FULL_CELLS, chosen_cells
 from benchmarks.chart import draw_speed
 from benchmarks.methods import METHODS
 from benchmarks.readme import insert
-from benchmarks.record import Settings, add_options, chosen_methods, estimated_seconds, measured_cells
+from benchmarks.record import add_options, chosen_methods, measured_cells, print_estimates, settings_from
 from benchmarks.table import speed_tables
 
 __all__ = ["main"]
@@ -33,10 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--sizes", help="names, or beginnings of names, separated by commas (default: see --list)")
-    parser.add_argument("--methods", help=f"names, separated by commas (default: all): {', '.join(METHODS)}")
+    parser.add_argument("--methods", help=f"names, separated by commas (default: most): {', '.join(METHODS)}")
     parser.add_argument("--full", action="store_true", help=f"all {len(FULL_CELLS)} sizes; takes hours")
     parser.add_argument("--no-memory", action="store_true", help="time only")
-    parser.add_argument("--list", action="store_true", help="name the sizes with rough times, and measure nothing")
     add_options(parser, "benchmarks/results/speed")
     options = parser.parse_args(arguments)
     try:
@@ -44,19 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         methods = chosen_methods(options.methods)
     except ValueError as error:
         parser.error(str(error))
-    settings = Settings(
-        methods=methods,
-        threads=options.threads,
-        device=options.device,
-        repeats=min(3, options.repeats) if options.quick else options.repeats,
-        budget=options.budget,
-        memory=not options.no_memory,
-    )
+    settings = settings_from(options, methods, not options.no_memory)
     if options.list:
-        estimates = [estimated_seconds(cell, settings) for cell in cells]
-        for cell, estimate in zip(cells, estimates):
-            print(f"{cell.name:32s} about {estimate:6.0f} s")
-        print(f"{len(cells)} sizes, about {sum(estimates) / 60:.0f} minutes on the CPU")
+        print_estimates(cells, settings)
         return
     try:
         records = measured_cells(cells, settings, options.output, options.force)
