@@ -74,8 +74,7 @@ class Substitutes:
             yield
             return
         if self._layers is None:
-            norms = [module for module in self._modules if type(module) in _NORMS]
-            self._layers = [(norm, _scale_and_shift(cast(nn.BatchNorm2d, norm))) for norm in norms]
+            self._layers = list(_plain_normalisations(self._modules))
         # a layer that has a forward method of its own keeps it
         exchanged = [(norm, forward) for norm, forward in self._layers if "forward" not in norm.__dict__]
         try:
@@ -111,13 +110,36 @@ def _channels_last_copies(modules: Sequence[nn.Module]) -> Iterator[_Exchange]:
         yield _Exchange(cast("dict[str, Tensor | None]", module._parameters), name, weight, copies[id(weight)])
 
 
-def _scale_and_shift(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
+def _plain_normalisations(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    """Batch normalisations, and what takes the place of their forward methods."""
+    norms = [cast(nn.BatchNorm2d, module) for module in modules if type(module) in _NORMS]
+    for dtype in {_variance(norm).dtype for norm in norms}:
+        alike = [norm for norm in norms if all(tensor.dtype == dtype for tensor in _tensors(norm))]
+        if not alike:
+            continue
+        # joined: hundreds of layers with a few numbers each
+        with torch.no_grad():
+            variance = torch.cat([_variance(norm) + norm.eps for norm in alike])
+            mean = torch.cat([cast(Tensor, norm.running_mean) for norm in alike])
+            weight = torch.cat([torch.ones_like(_variance(n)) if n.weight is None else n.weight for n in alike])
+            bias = torch.cat([torch.zeros_like(_variance(n)) if n.bias is None else n.bias for n in alike])
+            scale = weight / variance.sqrt()
+            shift = bias - mean * scale
+        sizes = [norm.num_features for norm in alike]
+        for norm, of_scale, of_shift in zip(alike, scale.split(sizes), shift.split(sizes)):
+            yield norm, _scaled_and_shifted(norm, of_scale, of_shift)
+
+
+def _variance(norm: nn.BatchNorm2d) -> Tensor:
+    return cast(Tensor, norm.running_var)
+
+
+def _tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
+    return [t for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias) if t is not None]
+
+
+def _scaled_and_shifted(norm: nn.BatchNorm2d, scale: Tensor, shift: Tensor) -> Callable[[Tensor], Tensor]:
     """The forward method of a batch normalisation in evaluation mode."""
-    with torch.no_grad():
-        scale = 1 / (cast(Tensor, norm.running_var) + norm.eps).sqrt()
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = -cast(Tensor, norm.running_mean) * scale
-        shift = shift if norm.bias is None else shift + norm.bias
 
     def forward(features: Tensor) -> Tensor:
         if features.dtype != scale.dtype:  # half precision with statistics in float32
