@@ -67,23 +67,33 @@ def eigenvectors(factor: Tensor, scale: Tensor, basis: Tensor, ranks: Tensor) ->
 
 
 def orthonormal(vectors: Tensor) -> Tensor:
-    """Orthonormalise nearly orthogonal float64 rows (k, D), in order, with the entry of largest magnitude positive."""
-    vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    """Orthonormalise nearly orthogonal float64 rows (k, D), in order, with the entry of largest magnitude positive.
+
+    In place, a piece at a time: k rows can take more memory than all else.
+    """
+    vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     if len(vectors) > 1:
         # A second round where K is nearly singular: the first leaves an error of the condition number's size.
         identity = torch.eye(len(vectors), dtype=vectors.dtype, device=vectors.device)
         for _ in range(2):
             inner = vectors @ vectors.T
-            vectors = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), vectors, upper=False)
+            lower = torch.linalg.cholesky(inner)
+            for chunk in _chunks(vectors):
+                chunk.copy_(torch.linalg.solve_triangular(lower, chunk, upper=False))
             if torch.linalg.matrix_norm(inner - identity) < _NEARLY_ORTHONORMAL:
                 break
-    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
-    return vectors * torch.where(largest < 0, -1.0, 1.0)
+    negative = -vectors.amin(dim=1, keepdim=True) > vectors.amax(dim=1, keepdim=True)
+    vectors *= torch.where(negative, -1.0, 1.0)
+    return vectors
 
 
 def _combine(weights: Tensor, rows: Tensor) -> Tensor:
     """``weights @ rows`` in float64, (k, D), from weights (k, R) and rows (R, D) of any dtype."""
-    return torch.cat([weights @ chunk.double() for chunk in _chunks(rows)], dim=-1)
+    combined = torch.empty(len(weights), rows.shape[1], dtype=torch.float64, device=rows.device)
+    most = max(len(weights), len(rows))
+    for part, chunk in zip(_chunks(combined, most), _chunks(rows, most)):
+        torch.matmul(weights, chunk.double(), out=part)
+    return combined
 
 
 def weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
