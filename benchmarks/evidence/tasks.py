@@ -12,11 +12,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data import DataLoader
@@ -88,6 +90,11 @@ class Task:
         """D, the numbers of one image."""
         return self.channels * torch.Size(self.spatial_size).numel()
 
+    def configuration(self) -> dict[str, Any]:
+        """What its images depend on: never on where a file lies."""
+        values = {**vars(self), "detection": str(self.detection), "file": None}
+        return values if self.file is None else values | {"file": _sha256(self.file)}
+
     def load(self, split: str, count: int | None = None) -> Images:
         """A fixed choice of images in a fixed order: the first ``count`` of more are the same images.
 
@@ -106,6 +113,11 @@ class Task:
             data = Subset(whole, order[:count].tolist())
         items = [(batch["image"].as_tensor(), batch["label"]) for batch in DataLoader(data, batch_size=256)]
         return Images(torch.cat([images for images, _ in items]), torch.cat([labels for _, labels in items]).long())
+
+
+@lru_cache
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,15 @@ def trained_network(
     Returns:
         The network, and one entry a validation: ``iteration, loss`` (of training, nats), ``val_auc, val_accuracy``.
     """
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     network = build_network(cell.network, task, cell.seed)
     if not cell.trained:
         calibrate_batch_norm(network, task.load("train", 256).images)
         return network.eval(), []
     configuration = {
-        "cell": cell,
+        "cell": asdict(cell),
         "network": str(network),
-        "task": task,
+        "learning_rate": NETWORKS[cell.network].learning_rate,
+        "task": task.configuration(),
         "iterations": effort.iterations,
         "batch_size": effort.batch_size,
     }
