@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 
 from benchmarks.evidence.alarms import measured_alarms
 from benchmarks.evidence.attribution import attribution_arms, missing_methods
+from benchmarks.evidence.networks import build_network
 from benchmarks.evidence.performance import as_columns, performance
 from benchmarks.evidence.plan import Cell, Effort
 from benchmarks.evidence.sensitivity import ATTRIBUTIONS, IFIM_NOISE, measured_sensitivity
@@ -48,10 +50,11 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
 
     Returns:
         The folder: ``summary.json``; ``images.csv``, ``curves.csv``, ``comparisons.csv``, ``thresholds.csv``,
-        ``left_out.csv``, ``alarms.csv``, ``gains.csv``, ``history.csv``; and ``eigenvectors.pt`` (float16, of the
+        ``left_out.csv``, ``alarms.csv``, ``gains.csv``, ``eigenvalues.csv``; ``history.json``; ``time.json``; and ``eigenvectors.pt`` (float16, of the
         measured images, with the images themselves).
     """
-    attributions = [name for name in ATTRIBUTIONS if name not in missing_methods()]
+    without = missing_methods(build_network(cell.network, task, cell.seed))
+    attributions = [name for name in ATTRIBUTIONS if name not in without]
     configuration = {
         "version": _VERSION,
         "cell": asdict(cell),
@@ -62,6 +65,7 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
     folder = cache / "measured" / f"{cell.name}-{digest(configuration)}"
     if folder.exists():
         return folder
+    begun = time.monotonic()
     torch.manual_seed(0)
     network, history = trained_network(cell, task, effort, cache)
     val, test = task.load("val"), task.load("test")
@@ -84,6 +88,7 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
     summary = {
         **configuration,
         "kind": cell.kind,
+        "attributions_left_out": without,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         **performance(val_logits, val.labels, logits, test.labels, effort.resamples),
         "measured_images": len(measured),
@@ -109,6 +114,7 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
         }.items():
             table.to_csv(place / f"{name}.csv", index=False)
         save_json(history, place / "history.json")
+        save_json({"seconds": time.monotonic() - begun}, place / "time.json")
         np.savetxt(place / "eigenvalues.csv", fisher.eigenvalues.numpy(), delimiter=",")
         vectors = fisher.leading_eigenvectors(rank=most).half()
         shown = {"images": measured.images[:_EXAMPLES], "labels": measured.labels[:_EXAMPLES]}

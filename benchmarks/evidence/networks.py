@@ -46,15 +46,16 @@ class Network:
 
 def _cnn(size: Sequence[int], channels: int, classes: int) -> nn.Module:
     axes = len(size)
-    # a wide view in 2D; in 3D the same in fewer numbers
-    kernel, width = (5, 16) if axes == 2 else (3, 8)
     convolution, pool = Conv[Conv.CONV, axes], Pool[Pool.AVG, axes]
+    # in 3D a narrower view, and half of the pooling before the second convolution, which costs the most
+    kernel, width, pools = (5, 16, (1, 4)) if axes == 2 else (3, 8, (2, 2))
     return nn.Sequential(
         convolution(channels, width, kernel, padding=kernel // 2),
         nn.ReLU(),
+        pool(pools[0]),
         convolution(width, width, kernel, padding=kernel // 2),
         nn.ReLU(),
-        pool(4),
+        pool(pools[1]),
         nn.Flatten(),
         nn.Linear(width * math.prod(pixels // 4 for pixels in size), classes),
     )
@@ -102,11 +103,13 @@ def _seresnet50(size: Sequence[int], channels: int, classes: int) -> nn.Module:
 
 
 def _vit(size: Sequence[int], channels: int, classes: int) -> nn.Module:
-    patch = next(pixels for pixels in (8, 7, 5, 4, 2, 1) if all(side % pixels == 0 for side in size))
+    # small patches of small images
+    wanted = (8, 7, 5, 4, 2, 1) if max(size) >= 64 or len(size) == 3 else (4, 5, 7, 2, 1)
+    patch = next(pixels for pixels in wanted if all(side % pixels == 0 for side in size))
     network = ViT(
         in_channels=channels,
         img_size=tuple(size),
-        patch_size=(min(patch, 4),) * 2 if len(size) == 2 and max(size) < 64 and patch in (8, 4) else patch,
+        patch_size=patch,
         hidden_size=96,
         mlp_dim=192,
         num_layers=4,
@@ -122,10 +125,10 @@ def _vit(size: Sequence[int], channels: int, classes: int) -> nn.Module:
 NETWORKS = {
     "cnn": Network(_cnn, "small CNN"),
     "small_resnet": Network(_small_resnet, "small ResNet"),
-    "resnet18": Network(_resnet18, "ResNet18", cost=8),
-    "densenet121": Network(_densenet121, "DenseNet121", cost=14),
-    "seresnet50": Network(_seresnet50, "SEResNet50", cost=8),
-    "efficientnet_b0": Network(_efficientnet, "EfficientNet-B0", cost=8),
+    "resnet18": Network(_resnet18, "ResNet18", cost=18),
+    "densenet121": Network(_densenet121, "DenseNet121", cost=45),
+    "seresnet50": Network(_seresnet50, "SEResNet50", cost=25),
+    "efficientnet_b0": Network(_efficientnet, "EfficientNet-B0", cost=36),
     "vit": Network(_vit, "ViT, small", learning_rate=5e-4),
 }
 

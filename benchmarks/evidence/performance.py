@@ -72,7 +72,7 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     """
 
     def loss(logarithm: float) -> float:
-        log_p = Categorical(float(np.exp(logarithm))).log_probabilities(logits)
+        log_p = Categorical(float(np.exp(logarithm))).log_probabilities(logits)[:, 0]
         return float(nn.functional.nll_loss(log_p, labels))
 
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))

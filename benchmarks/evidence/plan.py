@@ -26,7 +26,7 @@ _MAIN_NETWORKS = ("cnn", "small_resnet")
 _SEEDS = (0, 1, 2)
 _TRAIN_SIZES = (1000, 8000)
 # Measured: seconds of one thread that one image takes to pass the small CNN (forward), by task.
-_PASS_SECONDS = {MAIN_CONTROLLED: 1.9e-4, "pneumonia": 1.0e-4, "blood": 6e-4, "adrenal": 1.2e-3}
+_PASS_SECONDS = {MAIN_CONTROLLED: 1.9e-4, "pneumonia": 0.8e-4, "blood": 4.5e-4, "adrenal": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def effort_of(cell: Cell, task: Task, short: bool) -> Effort:
     if costly:
         return Effort(iterations=250, measured=64)
     if len(task.spatial_size) == 3:
-        return Effort(iterations=250, measured=96)
-    return Effort(iterations=500)
+        return Effort(iterations=300, measured=96)
+    return Effort(iterations=500 if task.numbers > 4000 else 1000)
 
 
 def sized(task: Task, effort: Effort) -> Task:
