@@ -80,7 +80,7 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
             decisions at the greatest.
     """
     small, great = min(strengths, key=lambda strength: abs(strength - 0.03)), max(strengths)
-    construction = "True by construction to second order: a check of the arithmetic and of how far it reaches."
+    construction = "True by construction to second order: a check of the arithmetic, and of how far it reaches."
     controls = ("untrained", "shuffled labels")
     found = [
         _by_kl(
@@ -101,8 +101,8 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
         ),
         _by_kl(
             "C3",
-            f"At strength {small:g}, the image's own leading eigenvector moves the prediction more than that of another "
-            "image (`transfer`).",
+            f"At strength {small:g}, the image's own leading eigenvector moves the prediction more than another image's "
+            "(`transfer`).",
             "To second order nothing beats the own eigenvector; the size says how much depends on the image. In a "
             "linear model it is zero.",
             "transfer",
@@ -200,8 +200,7 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
                     "Difference of the areas under the ROC curve on the same images."
                     + (" At the greatest of five levels; all levels are in the table." if number == "C15" else ""),
                     "gains",
-                    {"score": score, "rival": "max_probability", "target": targets}
-                    | ({"level": 5} if number == "C15" else {}),
+                    {"score": score, "target": targets} | ({"level": 5} if number == "C15" else {}),
                     each=("target",),
                     unit="difference of AUROC",
                 )

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The results of all networks as a few long tables, with the intervals over seeds and what is compared between networks."""
+"""The results of all networks as a few long tables, intervals over seeds, and comparisons between networks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Results:
         thresholds: of :func:`monai_ifim.statistics.thresholds`.
         left_out: how many images an arm left out, by cause.
         alarms: areas under the ROC curve of errors and of shifted images.
-        gains: of :func:`benchmarks.evidence.alarms.gain_table`.
+        gains: how much greater than that of the maximum softmax probability the area of a score of the iFIM is.
         contrasts: how much more than that of a ``control`` (another kind of the same network) a ``quantity`` is, the
             same image by image.
         agreement: pairs of networks on the same images: ``relation``, ``first, second, cosine, chance`` and their
@@ -124,12 +124,13 @@ def collected(cells: Sequence[Cell], folders: Sequence[Path]) -> Results:
         rows = [{"quantity": name, **_numbers(summary, name)} for name in _WITH_INTERVAL if name in summary]
         rows += [{"quantity": name, "value": summary[name]} for name in _PLAIN if name in summary]
         found = {"networks": pd.DataFrame(rows, columns=["quantity", *_NUMBERS])}
-        for name in ("curves", "comparisons", "thresholds", "left_out", "alarms", "gains"):
+        for name in ("curves", "comparisons", "thresholds", "left_out", "alarms"):
             found[name] = pd.read_csv(folder / f"{name}.csv")
         images[cell] = pd.read_csv(folder / "images.csv")
         for name, table in found.items():
             tables.setdefault(name, []).append(_placed(table, cell))
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    joined["gains"] = _gains(joined["alarms"])
     return Results(**joined, contrasts=_contrasts(images), agreement=_agreement(dict(zip(cells, folders))))
 
 
@@ -140,6 +141,12 @@ def _placed(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
 
 def _numbers(summary: Mapping[str, float], name: str) -> dict[str, float]:
     return {"value": summary[name], "low": summary[f"{name}_low"], "high": summary[f"{name}_high"]}
+
+
+def _gains(alarms: pd.DataFrame) -> pd.DataFrame:
+    names = {"difference": "value", "difference_low": "low", "difference_high": "high"}
+    table = alarms.drop(columns=["auroc", "low", "high", "degenerate"]).rename(columns=names)
+    return table[table.score.isin(["lambda_max", "trace"])]
 
 
 def _contrasts(images: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:

@@ -34,23 +34,28 @@ from monai_ifim.visualize.wording import as_interval, as_number
 __all__ = ["write_study"]
 
 _INTRODUCTION = """
-The iFIM splits an image into components that the prediction is sensitive to and the rest. This study asks, of networks that
-are trained here, whether changes along the sensitive component move prediction, confidence and accuracy more than equally
-large changes elsewhere, what of that is learned and what is arithmetic, whether independently trained networks share these directions, and
-whether the size of the sensitivity says more than the network's own confidence does. The method is of S. Sengupta, M. A. Anastasio,
-arXiv:2606.16362 (2026); tasks, networks, strengths and sizes here are this project's own, not that paper's protocol. What the arms are, and how the
-experiment is done: [experiment.md](experiment.md).
+The iFIM splits an image into components that the prediction is sensitive to and the rest. This study asks, of
+networks that are trained here, whether changes along the sensitive component move prediction, confidence and accuracy
+more than equally large changes elsewhere, what of that is learned and what is arithmetic, whether independently
+trained networks share these directions, and whether the size of the sensitivity says more than the network's own
+confidence does. The method is of S. Sengupta, M. A. Anastasio, arXiv:2606.16362 (2026); tasks, networks, strengths
+and sizes here are this project's own, not that paper's protocol. What the arms are, and how the experiment is done:
+[experiment.md](experiment.md).
 """
 
 _LIMITS = """
-- **Small networks, short trainings, few images.** Nothing here is tuned, and no accuracy should be read as what a task allows.
-- **Intervals over images** are of one trained network; **intervals over seeds** (t intervals of the mean over trainings) rest on the few
-  seeds named, and on the supposition that the number is about normal from seed to seed. With three seeds they are wide.
+- **Small networks, short trainings, few images.** Nothing here is tuned, and no accuracy should be read as what a
+  task allows.
+- **Intervals over images** are of one trained network; **intervals over seeds** (t intervals of the mean over
+  trainings) rest on the few seeds named, and on the supposition that the number is about normal from seed to seed.
+  With three seeds they are wide.
 - **Many statements are judged at once**, without correction for their number: read the counts, not the best row.
-- Where a task has more than two classes, `high` is the *first* eigenvector, and `low` and `low_matched` lie outside it, not outside the whole eigenspace.
-- The sensitivity is that of the network as trained (temperature 1); the fitted temperature says how far from calibrated it is.
-- Flipping, corrupting and attributing are done on the same test images; errors are few where accuracy is high, and the
-  intervals are as wide as that.
+- Where a task has more than two classes, `high` is the *first* eigenvector, and `low` and `low_matched` lie outside
+  it, not outside the whole eigenspace.
+- The sensitivity is that of the network as trained (temperature 1); the fitted temperature says how far from
+  calibrated it is.
+- Flipping, corrupting and attributing are done on the same test images; errors are few where accuracy is high, and
+  the intervals are as wide as that.
 - Patients are not known in these files: images are taken as independent.
 """
 
@@ -127,7 +132,8 @@ def _setting(
         "## Setting",
         f"Made by `{settings['command']}` in {as_number(settings['minutes'])} minutes (the networks took "
         f"{as_number(settings['minutes_of_one_thread'])} minutes of one thread, {settings['processes']} at a time) on "
-        f"{environment['processor']}, {environment['cores']} cores, {environment['date']}; {versions}. All tables, with the numbers that are "
+        f"{environment['processor']}, {environment['cores']} cores, {environment['date']}; {versions}. All tables, with "
+        "the numbers that are "
         f"rounded here, are in [`{tables}`]({tables}); `plan.json` there holds every configuration.",
         markdown_table(["task", "what it is", "pixels", "channels", "classes"], rows),
         f"{len(cells)} networks: {networks}. Adam, cosine schedule, cross-entropy, no augmentation; of ten validations "
@@ -145,7 +151,9 @@ def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str) ->
     rows = []
     for claim, (_, row) in zip(claims, summary.iterrows()):
         found = verdicts[verdicts.claim == claim.number] if len(verdicts) else verdicts
-        span = f"{as_number(found.value.min())} to {as_number(found.value.max())} {claim.unit}" if len(found) else "–"
+        span = (
+            f"{as_number(found.value.min())} to {as_number(found.value.max())} {claim.unit}" if len(found) else "none"
+        )
         marked = row.verdict if row.verdict == "holds" else f"**{row.verdict}**"
         counts = [str(row[name]) for name in ("holds", "fails", "undecided")]
         rows.append([row.claim, f"{claim.text} *{claim.reading}*", marked, *counts, span])
@@ -196,9 +204,9 @@ def _performance(results: Results) -> list[str]:
         rows.append(row)
     return [
         "## The networks",
-        "Accuracy and one-vs-rest AUC on test images; expected calibration error (15 bins); the temperature that fits the "
-        "validation images; median of log10 `lambda_max`; mean effective rank; mean cosine of the leading eigenvector with "
-        "the ideal template. Intervals over seeds where there are several, else over images.",
+        "Accuracy and one-vs-rest AUC on test images; expected calibration error (15 bins); the temperature that fits "
+        "the validation images; median of log10 `lambda_max`; mean effective rank; mean cosine of the leading "
+        "eigenvector with the ideal template. Intervals over seeds where there are several, else over images.",
         markdown_table(["task", "network", "kind", "seeds", *(name.replace("_", " ") for name in quantities)], rows),
     ]
 
@@ -327,7 +335,8 @@ def _alarms(results: Results) -> list[str]:
     scores = ["lambda_max", "trace", "max_probability", "entropy"]
     parts = [
         "## Wrong predictions and shifted images",
-        "Areas under the ROC curve, 0.5 is a coin; intervals over seeds where there are several. Errors among the test images:",
+        "Areas under the ROC curve, 0.5 is a coin; intervals over seeds where there are several. Errors among the test "
+        "images:",
         _score_table(spread, ["task", "network"], scores),
         "Corrupted against clean images (all five levels are in `alarms.csv`):",
         _score_table(shifted, ["task", "network", "target", "level"], scores),

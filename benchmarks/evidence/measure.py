@@ -50,8 +50,8 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
 
     Returns:
         The folder: ``summary.json``; ``images.csv``, ``curves.csv``, ``comparisons.csv``, ``thresholds.csv``,
-        ``left_out.csv``, ``alarms.csv``, ``gains.csv``, ``eigenvalues.csv``; ``history.json``; ``time.json``; and ``eigenvectors.pt`` (float16, of the
-        measured images, with the images themselves).
+        ``left_out.csv``, ``alarms.csv``, ``eigenvalues.csv``; ``history.json``; ``time.json``; and ``eigenvectors.pt``
+        (float16, of the measured images, with the first of these).
     """
     without = missing_methods(build_network(cell.network, task, cell.seed))
     attributions = [name for name in ATTRIBUTIONS if name not in without]
@@ -83,7 +83,7 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
         network, measured.images, measured.labels, fisher, spectra, arms, effort.strengths, effort.resamples
     )
     wrong = (predicted != test.labels).numpy()
-    areas, gains = measured_alarms(network, test.images, scores, wrong, len(measured), effort.resamples)
+    alarms = measured_alarms(network, test.images, scores, wrong, len(measured), effort.resamples)
     used = spectra[spectra.skipped == ""]
     summary = {
         **configuration,
@@ -109,8 +109,7 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
             "comparisons": found.comparisons,
             "thresholds": found.thresholds,
             "left_out": found.left_out,
-            "alarms": areas,
-            "gains": gains,
+            "alarms": alarms,
         }.items():
             table.to_csv(place / f"{name}.csv", index=False)
         save_json(history, place / "history.json")

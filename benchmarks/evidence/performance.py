@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from monai.metrics import CalibrationErrorMetric, CalibrationReduction
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.evidence.networks import NETWORKS
-from benchmarks.evidence.tasks import CLINICAL, CONTROLLED, Task, smaller
+from benchmarks.evidence.tasks import CONTROLLED, Task, smaller
 
 __all__ = ["MAIN_CONTROLLED", "Cell", "Effort", "effort_of", "estimated_minutes", "planned_cells", "sized"]
 

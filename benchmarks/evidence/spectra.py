@@ -51,7 +51,7 @@ def template_cosine(eigenvectors: Tensor, task: SignalDetectionTask) -> Tensor:
 
 
 def spectrum_table(fisher: InputFisher, detection: SignalDetectionTask | None = None) -> pd.DataFrame:
-    """One row an image: ``image, lambda_max, trace, effective_rank, second_to_first, skipped`` and the template's cosine.
+    """One row an image: ``image, lambda_max, trace, effective_rank, second_to_first, skipped, template_cosine``.
 
     Args:
         fisher: of the images.
