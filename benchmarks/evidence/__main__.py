@@ -101,11 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.list:
         return
     begun = time.monotonic()
+    # the longest first, so that no process is left alone with one at the end
+    order = sorted(range(len(cells)), key=lambda index: -minutes[index])
     cache = options.cache or options.output / "cache"
     try:
-        folders = run_cells(cells, tasks, options.short, cache, processes)
+        found = run_cells([cells[index] for index in order], tasks, options.short, cache, processes)
     except RuntimeError as error:
         sys.exit(str(error))
+    folders = [found[order.index(index)] for index in range(len(cells))]
     document = _write(options, cells, tasks, missing, folders, time.monotonic() - begun)
     summary = pd.read_csv(options.output / "claim_summary.csv")
     print(summary[["claim", "verdict", "holds", "fails", "undecided"]].to_string(index=False))

@@ -101,7 +101,7 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
         ),
         _by_kl(
             "C3",
-            f"At strength {small:g}, the image's own leading eigenvector moves the prediction more than another image's "
+            f"At strength {small:g}, the image's own leading eigenvector moves the prediction more than that of another "
             "(`transfer`).",
             "To second order nothing beats the own eigenvector; the size says how much depends on the image. In a "
             "linear model it is zero.",

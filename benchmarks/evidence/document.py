@@ -132,8 +132,8 @@ def _setting(
         "## Setting",
         f"Made by `{settings['command']}` in {as_number(settings['minutes'])} minutes (the networks took "
         f"{as_number(settings['minutes_of_one_thread'])} minutes of one thread, {settings['processes']} at a time) on "
-        f"{environment['processor']}, {environment['cores']} cores, {environment['date']}; {versions}. All tables, with "
-        "the numbers that are "
+        f"{environment['processor']}, {environment['cores']} cores, {environment['date']}; {versions}. All tables, "
+        "with the numbers that are "
         f"rounded here, are in [`{tables}`]({tables}); `plan.json` there holds every configuration.",
         markdown_table(["task", "what it is", "pixels", "channels", "classes"], rows),
         f"{len(cells)} networks: {networks}. Adam, cosine schedule, cross-entropy, no augmentation; of ten validations "

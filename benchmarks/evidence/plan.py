@@ -24,7 +24,9 @@ __all__ = ["MAIN_CONTROLLED", "Cell", "Effort", "effort_of", "estimated_minutes"
 MAIN_CONTROLLED = "random_field_2d_2classes"
 _MAIN_NETWORKS = ("cnn", "small_resnet")
 _SEEDS = (0, 1, 2)
-_TRAIN_SIZES = (1000, 8000)
+_TRAIN_SIZES = (500, 4000)
+# Other controlled tasks of the default, one seed each.
+_MORE_CONTROLLED = ("lumpy_2d_2classes", "random_field_2d_4classes")
 # Measured: seconds of one thread that one image takes to pass the small CNN (forward), by task.
 _PASS_SECONDS = {MAIN_CONTROLLED: 1.9e-4, "pneumonia": 0.8e-4, "blood": 4.5e-4, "adrenal": 1e-3}
 
@@ -89,8 +91,8 @@ class Effort:
 
     iterations: int = 1000
     batch_size: int = 64
-    measured: int = 128
-    resamples: int = 1000
+    measured: int = 200
+    resamples: int = 2000
     strengths: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     train: int = 64000
     val: int = 1000
@@ -108,13 +110,12 @@ def effort_of(cell: Cell, task: Task, short: bool) -> Effort:
     """The effort for a network: the costly ones train for fewer iterations, and are measured with fewer images."""
     if short:
         return _SHORT
-    costly = NETWORKS[cell.network].cost > 2
     if task.detection is not None:
         return Effort(iterations=1000 if len(task.spatial_size) == 2 else 500)
-    if costly:
-        return Effort(iterations=250, measured=64)
+    if NETWORKS[cell.network].cost > 2:
+        return Effort(iterations=300, measured=100)
     if len(task.spatial_size) == 3:
-        return Effort(iterations=300, measured=96)
+        return Effort(iterations=400, measured=150)
     return Effort(iterations=500 if task.numbers > 4000 else 1000)
 
 
@@ -133,27 +134,26 @@ def planned_cells(tasks: Mapping[str, Task], full: bool = False, short: bool = F
 
     Example:
         >>> len(planned_cells(CONTROLLED, short=True)), len(planned_cells(CONTROLLED))
-        (4, 10)
+        (4, 16)
     """
     if short:
         return _short_cells(tasks)
     files = [name for name in tasks if name not in CONTROLLED]
     named = [name for name in (MAIN_CONTROLLED, *files) if name in tasks]
     cells = [Cell(task, network, seed) for seed in _SEEDS for task in named for network in _MAIN_NETWORKS]
-    cells += [Cell(task, "cnn", labels="shuffled") for task in named]
-    cells += [Cell(task, "cnn", trained=False) for task in named]
+    cells += [Cell(task, network, labels="shuffled") for task in named for network in _MAIN_NETWORKS]
+    cells += [Cell(task, network, trained=False) for task in named for network in _MAIN_NETWORKS]
     if MAIN_CONTROLLED in tasks:
         cells += [Cell(MAIN_CONTROLLED, "cnn", train_size=size) for size in _TRAIN_SIZES]
     others = ["resnet18", "densenet121", "seresnet50", "vit"]
     if "pneumonia" in tasks:
         cells += [Cell("pneumonia", network) for network in others]
+    cells += [Cell(task, network) for task in _MORE_CONTROLLED if task in tasks for network in _MAIN_NETWORKS]
     if full:
         rest = [name for name in CONTROLLED if name in tasks and name != MAIN_CONTROLLED]
         cells += [Cell(task, network, seed) for seed in _SEEDS for task in rest for network in _MAIN_NETWORKS]
         cells += [Cell(task, "cnn", labels="shuffled") for task in rest]
         cells += [Cell(task, "cnn", trained=False) for task in rest]
-        cells += [Cell(task, "small_resnet", labels="shuffled") for task in named]
-        cells += [Cell(task, "small_resnet", trained=False) for task in named]
         cells += [
             Cell(task, network, seed)
             for seed in _SEEDS
@@ -179,9 +179,12 @@ def estimated_minutes(cells: Sequence[Cell], tasks: Mapping[str, Task], short: b
         task = tasks[cell.task]
         effort = effort_of(cell, task, short)
         seconds = _PASS_SECONDS.get(cell.task, 1e-7 * task.numbers) * NETWORKS[cell.network].cost
-        passes = 4 * effort.iterations * effort.batch_size * cell.trained
+        rank = task.classes - 1
+        training = 3 * effort.iterations * effort.batch_size * cell.trained
         perturbed = 2 * len(effort.strengths) * 13 * effort.measured
-        spectra = 2 * task.classes * (16 * effort.measured + min(task.test, effort.test))
-        attribution = 250 * effort.measured
-        minutes.append((seconds * (passes + perturbed + spectra + attribution) + (5 if short else 25)) / 60)
+        # forward and back, for the scores of clean and of corrupted images
+        spectra = (1 + 2 * rank) * (16 * effort.measured + min(task.test, effort.test))
+        # 50 steps of Integrated Gradients, 64 windows of occlusion
+        attribution = 220 * effort.measured
+        minutes.append((seconds * (training + perturbed + spectra + attribution) + (2 if short else 12)) / 60)
     return minutes

@@ -47,7 +47,7 @@ def test_in_full_every_controlled_task_is_there_and_nothing_of_the_default_is_lo
 
 def test_a_file_of_the_user_is_run_as_the_clinical_sets_are():
     tasks = {"own": Task("own", "", (28, 28), 1, 3)}
-    assert len(planned_cells(tasks)) == 8
+    assert len(planned_cells(tasks)) == 10
     assert {cell.task for cell in planned_cells(tasks)} == {"own"}
 
 

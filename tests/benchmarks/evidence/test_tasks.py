@@ -77,7 +77,7 @@ def test_a_folder_that_is_not_there_and_a_name_twice_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         available_tasks(tmp_path / "none")
     file = write_file(tmp_path / "lumpy_2d_2classes.npz")
-    with pytest.raises(ValueError, match="Give .* another name"):
+    with pytest.raises(ValueError, match="already"):
         available_tasks(tmp_path, [file])
 
 
