@@ -101,7 +101,7 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
         ),
         _by_kl(
             "C3",
-            f"At strength {small:g}, the image's own leading eigenvector moves the prediction more than that of another "
+            f"At strength {small:g}, the own leading eigenvector moves the prediction more than that of another image "
             "(`transfer`).",
             "To second order nothing beats the own eigenvector; the size says how much depends on the image. In a "
             "linear model it is zero.",
@@ -134,13 +134,25 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
         )
     found += [
         Statement(
-            "C8",
-            "The leading eigenvector is steeper, and nearer to the ideal template, than that of control networks.",
-            "Paired image by image with the same architecture untrained, on shuffled labels, or on fewer images.",
+            "C8a",
+            "The leading eigenvector is nearer to the ideal observer's template than that of the same network "
+            "untrained, on shuffled labels, or trained on fewer images.",
+            "Controlled tasks only; paired image by image.",
             "contrasts",
-            {"quantity": ["log10_lambda_max", "template_cosine"]},
-            each=("quantity", "control"),
-            unit="log10 ratio of lambda_max, or difference of cosines",
+            {"quantity": "template_cosine"},
+            each=("control",),
+            unit="difference of cosines",
+        ),
+        Statement(
+            "C8b",
+            "`lambda_max` is greater than that of the same network untrained, on shuffled labels, or trained on fewer "
+            "images.",
+            "Paired image by image. A network that is sure of its answer has a small one: it need not grow with "
+            "training.",
+            "contrasts",
+            {"quantity": "log10_lambda_max"},
+            each=("control",),
+            unit="log10 ratio of lambda_max",
         ),
         Statement(
             "C9",
@@ -198,10 +210,11 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
                     f"{number}{suffix}",
                     f"`{score}` {words} better than the maximum softmax probability.",
                     "Difference of the areas under the ROC curve on the same images."
-                    + (" At the greatest of five levels; all levels are in the table." if number == "C15" else ""),
+                    + (" Levels 1, 3 and 5 of five; all are in the table." if number == "C15" else "")
+                    + (" With two classes it is `lambda_max`, and is left out." if score == "trace" else ""),
                     "gains",
-                    {"score": score, "target": targets} | ({"level": 5} if number == "C15" else {}),
-                    each=("target",),
+                    {"score": score, "target": targets} | ({"level": [1, 3, 5]} if number == "C15" else {}),
+                    each=("target", "level") if number == "C15" else ("target",),
                     unit="difference of AUROC",
                 )
             )

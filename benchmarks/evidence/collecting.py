@@ -146,7 +146,11 @@ def _numbers(summary: Mapping[str, float], name: str) -> dict[str, float]:
 def _gains(alarms: pd.DataFrame) -> pd.DataFrame:
     names = {"difference": "value", "difference_low": "low", "difference_high": "high"}
     table = alarms.drop(columns=["auroc", "low", "high", "degenerate"]).rename(columns=names)
-    return table[table.score.isin(["lambda_max", "trace"])]
+    table = table[table.score.isin(["lambda_max", "trace"])]
+    # of two classes the trace is lambda_max itself
+    place, numbers = [*CELL, "target", "level"], list(names.values())
+    repeated = (table.score == "trace") & table.duplicated([*place, *numbers])
+    return table[~repeated]
 
 
 def _contrasts(images: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
@@ -187,6 +191,7 @@ def _agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
         table["kind"] = ["trained" if all(c.kind == "trained" for c in pair) else "control" for pair in pairs]
         table["seed"] = ["/".join(str(cell.seed) for cell in pair) for pair in pairs]
         table["task"] = task
+        table["chance"] = table.random_cosine
         table["value"] = table.cosine - table.chance
         table["low"], table["high"] = table.low - table.chance, table.high - table.chance
         tables.append(table[columns])

@@ -27,6 +27,7 @@ from benchmarks.evidence.claims import FAILS, UNDECIDED, Statement, claim_summar
 from benchmarks.evidence.collecting import CELL, Results, over_seeds, task_eigenvectors
 from benchmarks.evidence.networks import NETWORKS
 from benchmarks.evidence.plan import Cell
+from benchmarks.evidence.storing import read_json
 from benchmarks.evidence.tasks import Task
 from benchmarks.table import markdown_table
 from monai_ifim.visualize.wording import as_interval, as_number
@@ -72,7 +73,7 @@ def write_study(
     settings: Mapping[str, Any],
     results_folder: Path,
 ) -> None:
-    """Write the document, and its figures into the folder beside it of the same name.
+    """Write the document, and its figures and ``rows.md`` into the folder beside it of the same name.
 
     Args:
         file: ``study.md``.
@@ -93,27 +94,23 @@ def write_study(
     strengths = settings["strengths"]
     tables = Path(os.path.relpath(results_folder.resolve(), file.resolve().parent)).as_posix()
     parts = ["# The evidence: what holds, and what does not", _INTRODUCTION.strip()]
-    parts += _setting(results, tasks, left_out_tasks, cells, settings, tables)
-    parts += _claims(claims, verdicts, tables)
+    parts += _setting(tasks, left_out_tasks, cells, folders, settings, tables)
+    parts += _claims(claims, verdicts, tables, pictures.name)
     parts += _performance(results)
     parts += _curves(results, tasks, strengths, pictures, file)
     parts += _spectra(results, cells, folders, tasks, pictures, file)
     parts += _agreement(results, tasks, cells, folders, pictures, file)
     parts += _alarms(results)
     parts += ["## Limits", _LIMITS.strip()]
-    parts += [
-        "## Every row",
-        "Of the statements above, in their order. Bold: it fails, or is undecided.",
-        _rows(verdicts),
-    ]
+    (pictures / "rows.md").write_text(_rows(claims, verdicts), encoding="utf-8")
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _setting(
-    results: Results,
     tasks: Mapping[str, Task],
     left_out: Mapping[str, str],
     cells: Sequence[Cell],
+    folders: Sequence[Path],
     settings: Mapping[str, Any],
     tables: str,
 ) -> list[str]:
@@ -126,7 +123,13 @@ def _setting(
     ]
     names = list(dict.fromkeys(cell.network for cell in cells))
     networks = "; ".join(f"`{name}` is {NETWORKS[name].title}" for name in names)
-    told = [f"Left out: `{name}`, since it {reason}" for name, reason in left_out.items()]
+    without = {
+        f"`{name}` of {cell.network}, since {reason}"
+        for cell, folder in zip(cells, folders)
+        for name, reason in read_json(folder / "summary.json")["attributions_left_out"].items()
+    }
+    told = [f"Left out: {text}." for text in sorted(without)]
+    told += [f"Left out: `{name}`, since it {reason}" for name, reason in left_out.items()]
     strengths = ", ".join(f"{strength:g}" for strength in settings["strengths"])
     return [
         "## Setting",
@@ -135,7 +138,7 @@ def _setting(
         f"{environment['processor']}, {environment['cores']} cores, {environment['date']}; {versions}. All tables, "
         "with the numbers that are "
         f"rounded here, are in [`{tables}`]({tables}); `plan.json` there holds every configuration.",
-        markdown_table(["task", "what it is", "pixels", "channels", "classes"], rows),
+        _table(["task", "what it is", "pixels", "channels", "classes"], rows, 2),
         f"{len(cells)} networks: {networks}. Adam, cosine schedule, cross-entropy, no augmentation; of ten validations "
         "the one with the highest AUC is kept. *Shuffled labels*: trained and validated on labels in random order. "
         "*Untrained*: random weights. Every change is tried with both signs at the strengths "
@@ -145,7 +148,7 @@ def _setting(
     ]
 
 
-def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str) -> list[str]:
+def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str, pictures: str) -> list[str]:
     summary = claim_summary(claims, verdicts)
     header = ["", "statement", "verdict", "holds", "fails", "undecided", "value over rows"]
     rows = []
@@ -156,7 +159,8 @@ def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str) ->
         )
         marked = row.verdict if row.verdict == "holds" else f"**{row.verdict}**"
         counts = [str(row[name]) for name in ("holds", "fails", "undecided")]
-        rows.append([row.claim, f"{claim.text} *{claim.reading}*", marked, *counts, span])
+        link = f"[{row.claim}]({pictures}/rows.md#{row.claim.lower()})"
+        rows.append([link, f"{claim.text} *{claim.reading}*", marked, *counts, span])
     negative = [row for _, row in summary.iterrows() if row.verdict != "holds"]
     bad = [
         f"- {row.claim}: {row.statement} **{row.verdict}** ({row.holds} hold, {row.fails} fail, {row.undecided} "
@@ -167,8 +171,9 @@ def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str) ->
         "## What holds, and what does not",
         "A row is a task and a network. It *holds* where every 95 % interval (over images, of each seed; and over "
         "seeds, where there are several) lies on the side of the statement, *fails* where all lie on the other, and is "
-        f"*undecided* otherwise. The rows are at the end, and in [`claims.csv`]({tables}/claims.csv).",
-        markdown_table(header, rows),
+        f"*undecided* otherwise. Every row: [rows.md]({pictures}/rows.md) and [`claims.csv`]({tables}/claims.csv), "
+        "which names the table and row of each number.",
+        _table(header, rows, 3),
         "**What does not hold, or not everywhere:**",
         "\n".join(bad) or "Nothing that was tested.",
     ]
@@ -185,7 +190,7 @@ def _which(verdicts: pd.DataFrame, claim: str) -> str:
 
 def _performance(results: Results) -> list[str]:
     quantities = ["test_accuracy", "test_auc", "calibration_error", "temperature", "log10_lambda_max"]
-    quantities += ["effective_rank", "template_cosine"]
+    quantities += ["effective_rank", "template_cosine", "ideal_auc"]
     found = results.networks[results.networks.quantity.isin(quantities)]
     spread = over_seeds(found, ["quantity"])
     rows = []
@@ -206,8 +211,9 @@ def _performance(results: Results) -> list[str]:
         "## The networks",
         "Accuracy and one-vs-rest AUC on test images; expected calibration error (15 bins); the temperature that fits "
         "the validation images; median of log10 `lambda_max`; mean effective rank; mean cosine of the leading "
-        "eigenvector with the ideal template. Intervals over seeds where there are several, else over images.",
-        markdown_table(["task", "network", "kind", "seeds", *(name.replace("_", " ") for name in quantities)], rows),
+        "eigenvector with the ideal template; the AUC of the ideal observer. Intervals over seeds where there are "
+        "several, else over images.",
+        _table(["task", "network", "kind", "seeds", *(name.replace("_", " ") for name in quantities)], rows, 3),
     ]
 
 
@@ -237,7 +243,8 @@ def _curves(
             row.append("" if values is None else _over(values.value, values.low, values.high))
         rows.append(row)
     header = ["task", "network", "arm", "KL (nats)", "drop of confidence", "share flipped", "accuracy"]
-    parts += [f"At strength {great:g}, means over images, intervals over seeds.", markdown_table(header, rows)]
+    parts += [f"At strength {great:g}, means over images, intervals over seeds.", _table(header, rows, 3)]
+    parts += _thresholds(results, strengths)
     for task in dict.fromkeys(trained.task):
         of_task = trained[(trained.task == task) & (trained.seed == 0)]
         parts.append(f"### {tasks[task].title}")
@@ -250,6 +257,23 @@ def _curves(
         figure = figures.draw_attributions(of_task, middle)
         parts.append(_picture(figure, f"arms_{task}", f"all arms at one strength, {task}", pictures, file))
     return parts
+
+
+def _thresholds(results: Results, strengths: Sequence[float]) -> list[str]:
+    trained = results.thresholds[results.thresholds.kind == "trained"]
+    trained = trained[trained.arm.isin(["high", "transfer", "low_matched"])]
+    rows = []
+    for place, part in trained.groupby(["task", "network", "arm"], sort=False):
+        found = [
+            ", ".join(as_number(value) for value in part[name]) for name in ("half_flip_strength", "quadratic_strength")
+        ]
+        rows.append([*map(str, place), *found])
+    return [
+        "Where half of the decisions are flipped by either sign, and up to where the median KL stays within 10 % of "
+        f"the quadratic prediction; one number a seed, ∞ above {strengths[-1]:g}, the greatest tested, and "
+        "without interval:",
+        _table(["task", "network", "arm", "half flipped at", "quadratic up to"], rows, 3),
+    ]
 
 
 def _spectra(
@@ -286,7 +310,7 @@ def _spectra(
             "trained less control (median or mean, over images)",
         ]
         header[-1] = "mean of trained less control, image by image"
-        parts.append(markdown_table(header, rows))
+        parts.append(_table(header, rows, 5))
     return parts
 
 
@@ -301,7 +325,8 @@ def _agreement(
     parts = [
         "## Do networks share their directions?",
         "Mean cosine of the smallest principal angle between leading eigenspaces of the same images, and what random "
-        "directions would give; `value` in the table is the difference. Range over the pairs of networks.",
+        "directions would give. Range over the pairs of networks. An untrained network and the trained one of the same "
+        "seed began from the same weights.",
     ]
     rows = []
     for (task, relation, network), part in results.agreement.groupby(["task", "relation", "network"], sort=False):
@@ -309,20 +334,31 @@ def _agreement(
         rows.append(
             [task, relation, network, str(len(part)), " to ".join(dict.fromkeys(span)), as_number(part.chance.iloc[0])]
         )
-    parts.append(markdown_table(["task", "networks", "architectures", "pairs", "mean cosine", "by chance"], rows))
+    parts.append(_table(["task", "networks", "architectures", "pairs", "mean cosine", "by chance"], rows, 3))
     for task in dict.fromkeys(cell.task for cell in cells):
         chosen = [
             (cell, folder) for cell, folder in zip(cells, folders) if cell.task == task and cell.train_size is None
         ]
         vectors = task_eigenvectors([cell for cell, _ in chosen], [folder for _, folder in chosen])
-        if len(vectors) > 1:
-            figure = agreement_figure(results.agreement[results.agreement.task == task])
-            parts.append(_picture(figure, f"agreement_{task}", f"agreement of eigenspaces, {task}", pictures, file))
+        if len(vectors) < 2:
+            continue
+        figure = figures.draw_agreement(results.agreement[results.agreement.task == task])
+        parts.append(_picture(figure, f"agreement_{task}", f"agreement of eigenspaces, {task}", pictures, file))
         kept = torch.load(chosen[0][1] / "eigenvectors.pt", weights_only=True)
         titles = [f"class {int(label)}" for label in kept["labels"]]
-        figure = figures.draw_examples(kept["images"], titles, vectors)
+        # one seed of each network beside the seeds of the first: more do not fit
+        few = {
+            label: vectors[label][: len(titles)]
+            for (cell, _), label in zip(chosen, vectors)
+            if cell.seed == 0 or cell.network == chosen[0][0].network
+        }
+        if (detection := tasks[task].detection) is not None and tasks[task].classes == 2:
+            shape = next(iter(few.values())).shape
+            few = {"ideal template": detection.template.float().expand(len(titles), 1, *shape[2:]), **few}
+            few["ideal template"] = few["ideal template"] / detection.template.norm().float()
         text = f"images and their leading eigenvector in each network, {task}"
-        parts += [f"{tasks[task].title}: {text}", _picture(figure, f"examples_{task}", text, pictures, file)]
+        picture = _picture(agreement_figure(kept["images"], few, titles), f"examples_{task}", text, pictures, file)
+        parts += [f"{tasks[task].title}: {text}", picture]
     return parts
 
 
@@ -352,7 +388,7 @@ def _score_table(table: pd.DataFrame, keys: list[str], scores: list[str]) -> str
         for score in scores:
             row.append(_over(*numbers.loc[score, ["value", "low", "high"]]) if score in numbers.index else "")
         rows.append(row)
-    return markdown_table([*keys, *(score.replace("_", " ") for score in scores)], rows)
+    return _table([*keys, *(score.replace("_", " ") for score in scores)], rows, len(keys))
 
 
 def _over(value: float, low: float, high: float) -> str:
@@ -360,15 +396,42 @@ def _over(value: float, low: float, high: float) -> str:
     return as_number(value) if pd.isna(low) or low == high else as_interval(value, low, high)
 
 
-def _rows(verdicts: pd.DataFrame) -> str:
-    header = ["row", "task", "network", "kind", "of", "value", "95 % over seeds", "95 % over images, all seeds"]
-    header += ["networks", "must exceed", "verdict"]
-    rows = []
-    for row in verdicts.itertuples():
-        seeds = "" if pd.isna(row.seeds_low) else f"{as_number(row.seeds_low)} to {as_number(row.seeds_high)}"
-        images = f"{as_number(row.least_low)} to {as_number(row.greatest_high)}"
-        told = f"**{row.verdict}**" if row.verdict in (FAILS, UNDECIDED) else row.verdict
-        place = [row.row, row.task, row.network, row.kind, row.detail]
-        numbers = [as_number(row.value), seeds, images, str(row.seeds), as_number(row.threshold)]
-        rows.append([*place, *numbers, told])
-    return markdown_table(header, rows)
+def _rows(claims: Sequence[Statement], verdicts: pd.DataFrame) -> str:
+    header = [
+        "row",
+        "task",
+        "network",
+        "kind",
+        "of",
+        "verdict",
+        "value",
+        "95 % over seeds",
+        "95 % over images, all seeds",
+    ]
+    header += ["networks", "must exceed"]
+    parts = [
+        "# Every statement, task and network",
+        "Bold: it fails, or is undecided. The study: [../study.md](../study.md)",
+    ]
+    for claim in claims:
+        rows = []
+        found = verdicts[verdicts.claim == claim.number] if len(verdicts) else verdicts
+        for row in found.itertuples():
+            seeds = "" if pd.isna(row.seeds_low) else f"{as_number(row.seeds_low)} to {as_number(row.seeds_high)}"
+            images = f"{as_number(row.least_low)} to {as_number(row.greatest_high)}"
+            told = f"**{row.verdict}**" if row.verdict in (FAILS, UNDECIDED) else row.verdict
+            place = [row.row, row.task, row.network, row.kind, row.detail, told]
+            rows.append([*place, as_number(row.value), seeds, images, str(row.seeds), as_number(row.threshold)])
+        parts += [
+            f"## {claim.number}",
+            f"{claim.text} *{claim.reading}* Value: {claim.unit}; from `{claim.table}.csv`.",
+        ]
+        parts.append(_table(header, rows, 6) if rows else "Not tested.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
+    """Markdown, with the first columns aligned as text."""
+    lines = markdown_table(header, rows).splitlines()
+    lines[1] = "| " + " | ".join([":--"] * texts + ["--:"] * (len(header) - texts)) + " |"
+    return "\n".join(lines)

@@ -12,31 +12,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from benchmarks.evidence.sensitivity import ARMS, ATTRIBUTIONS, IFIM_NOISE
 from monai_ifim.visualize import plot_curves, plot_spectrum
 from monai_ifim.visualize.style import NEUTRAL, arm_styles
 
-__all__ = ["draw_attributions", "draw_curves", "draw_examples", "draw_lambda", "draw_spectrum", "save"]
+__all__ = ["draw_agreement", "draw_attributions", "draw_curves", "draw_lambda", "draw_spectrum", "save"]
 
 _MASKED = (IFIM_NOISE, *ATTRIBUTIONS, "random_mask")
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
+_MOST_PIXELS = 1100  # across
 _MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")
 
 
 def save(figure: Figure, file: Path) -> None:
     """As a small PNG."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=70)
+    figure.savefig(file, dpi=min(70, _MOST_PIXELS / figure.get_figwidth()))
 
 
 def draw_curves(curves: pd.DataFrame, title: str) -> Figure:
@@ -89,44 +87,25 @@ def draw_spectrum(eigenvalues: np.ndarray) -> Figure:
     return plot_spectrum(eigenvalues)
 
 
-def draw_examples(images: Tensor, titles: Sequence[str], eigenvectors: dict[str, Tensor]) -> Figure:
-    """Images, and beside each the leading eigenvector of it in every network.
-
-    Of a volume the middle slice of the last axis, of colours the sum of the eigenvector over them. The sign of an
-    eigenvector means nothing: here it is the one that agrees with the first network.
-
-    Args:
-        images: (B, C_in, *spatial).
-        titles: one an image.
-        eigenvectors: by label of the network, (B or more, k, C_in, *spatial).
-    """
-    columns = 1 + len(eigenvectors)
-    figure = Figure(figsize=(1.55 * columns, 1.6 * len(images) + 0.5), layout="constrained")
-    axes = figure.subplots(len(images), columns, squeeze=False)
-    for row, image in enumerate(images):
-        low, high = image.min(), image.max()
-        shown = ((image - low) / (high - low).clamp(min=1e-12)).movedim(0, -1)
-        axes[row, 0].imshow(_plane(shown).squeeze(-1).numpy(), cmap="gray")
-        axes[row, 0].set_ylabel(titles[row], fontsize=7)
-        first: Tensor | None = None
-        for column, vectors in enumerate(eigenvectors.values(), start=1):
-            vector = vectors[row, 0]
-            first = vector if first is None else first
-            sign = torch.sign((vector * first).sum())
-            values = _plane(sign * vector.sum(dim=0).unsqueeze(-1)).squeeze(-1).numpy()
-            most = float(np.abs(values).max()) or 1.0
-            axes[row, column].imshow(values, cmap="RdBu_r", vmin=-most, vmax=most)
-    for column, label in enumerate(("image", *eigenvectors)):
-        axes[0, column].set_title(label.replace(", ", "\n"), fontsize=6.5)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+def draw_agreement(agreement: pd.DataFrame) -> Figure:
+    """The mean cosine of each pair of networks of one task, as a matrix."""
+    labels = list(dict.fromkeys([*agreement["first"], *agreement["second"]]))
+    matrix = np.full((len(labels), len(labels)), np.nan)
+    for row in agreement.itertuples():
+        place = (labels.index(row.first), labels.index(row.second))
+        matrix[place] = matrix[place[::-1]] = row.cosine
+    side = 2.6 + 0.36 * len(labels)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    picture = axis.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
+    for row, column in zip(*np.nonzero(~np.isnan(matrix))):
+        colour = "white" if matrix[row, column] < 0.6 else "black"
+        text = f"{matrix[row, column]:.2f}".removeprefix("0")
+        axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
+    axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(labels)), labels, fontsize=7)
+    figure.colorbar(picture, ax=axis, shrink=0.7, label="mean cosine")
     return figure
-
-
-def _plane(values: Tensor) -> Tensor:
-    """The middle slice of a volume (H, W, D, channels); a picture (H, W, channels) as it is."""
-    return values[:, :, values.shape[2] // 2] if values.ndim == 4 else values
 
 
 def _dot(axis: Axes, row: pd.Series, place: int, colour: str, marker: str) -> None:
