@@ -129,7 +129,7 @@ def _write(
     claims = statements(strengths)
     verdicts = judged(results, claims)
     results.write(options.output)
-    verdicts.round(6).to_csv(options.output / "claims.csv", index=False)
+    verdicts.to_csv(options.output / "claims.csv", index=False, float_format="%.8g")
     claim_summary(claims, verdicts).to_csv(options.output / "claim_summary.csv", index=False)
     # the time of all runs that it took, whether or not this one was interrupted
     spent = sum(read_json(folder / "time.json")["seconds"] for folder in folders)

@@ -33,10 +33,10 @@ __all__ = ["CELL", "Results", "collected", "over_seeds", "seed_interval"]
 CELL = ["task", "network", "kind", "seed"]
 _NUMBERS = ["value", "low", "high"]
 # Of the summaries: with an interval over images, and without.
-_WITH_INTERVAL = ("test_accuracy", "test_auc", "log10_lambda_max", "effective_rank", "second_to_first")
-_WITH_INTERVAL += ("template_cosine",)
-_PLAIN = ("calibration_error", "temperature", "calibration_error_at_temperature", "cross_entropy", "ideal_auc")
-_PLAIN += ("test_images", "measured_images", "zero_spectra", "parameters")
+_WITH_INTERVAL = ["test_accuracy", "test_auc", "log10_lambda_max", "effective_rank", "second_to_first"]
+_WITH_INTERVAL += ["template_cosine"]
+_PLAIN = ["calibration_error", "temperature", "calibration_error_at_temperature", "cross_entropy", "ideal_auc"]
+_PLAIN += ["test_images", "measured_images", "zero_spectra", "parameters"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Results:
         """One CSV a table."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in vars(self).items():
-            table.round(6).to_csv(folder / f"{name}.csv", index=False)
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:

@@ -183,7 +183,7 @@ def _which(verdicts: pd.DataFrame, claim: str) -> str:
     found = verdicts[(verdicts.claim == claim) & (verdicts.verdict == FAILS)] if len(verdicts) else verdicts
     if not len(found):
         return "."
-    named = [f"{row.task} {row.network}{f' ({row.detail})' if row.detail else ''}" for row in found.itertuples()]
+    named = [f"{row.task} {row.network}{f' ({row.detail})' if row.detail else ''}" for row in _records(found)]
     more = f" and {len(named) - 6} more" if len(named) > 6 else ""
     return f". Fails for {', '.join(named[:6])}{more}."
 
@@ -298,7 +298,7 @@ def _spectra(
             )
     rows = [
         [row.task, row.network, str(row.seed), row.quantity, row.control, as_interval(row.value, row.low, row.high)]
-        for row in results.contrasts.itertuples()
+        for row in _records(results.contrasts)
     ]
     if rows:
         header = [
@@ -416,7 +416,7 @@ def _rows(claims: Sequence[Statement], verdicts: pd.DataFrame) -> str:
     for claim in claims:
         rows = []
         found = verdicts[verdicts.claim == claim.number] if len(verdicts) else verdicts
-        for row in found.itertuples():
+        for row in _records(found):
             seeds = "" if pd.isna(row.seeds_low) else f"{as_number(row.seeds_low)} to {as_number(row.seeds_high)}"
             images = f"{as_number(row.least_low)} to {as_number(row.greatest_high)}"
             told = f"**{row.verdict}**" if row.verdict in (FAILS, UNDECIDED) else row.verdict
@@ -430,8 +430,13 @@ def _rows(claims: Sequence[Statement], verdicts: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
+def _records(table: pd.DataFrame) -> list[Any]:
+    """One named tuple a row."""
+    return list(table.itertuples())
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], texts: int) -> str:
     """Markdown, with the first columns aligned as text."""
-    lines = markdown_table(header, rows).splitlines()
+    lines = markdown_table(header, [[str(value) for value in row] for row in rows]).splitlines()
     lines[1] = "| " + " | ".join([":--"] * texts + ["--:"] * (len(header) - texts)) + " |"
     return "\n".join(lines)

@@ -91,9 +91,9 @@ def draw_agreement(agreement: pd.DataFrame) -> Figure:
     """The mean cosine of each pair of networks of one task, as a matrix."""
     labels = list(dict.fromkeys([*agreement["first"], *agreement["second"]]))
     matrix = np.full((len(labels), len(labels)), np.nan)
-    for row in agreement.itertuples():
-        place = (labels.index(row.first), labels.index(row.second))
-        matrix[place] = matrix[place[::-1]] = row.cosine
+    for first, second, cosine in zip(agreement["first"], agreement["second"], agreement.cosine):
+        place = (labels.index(first), labels.index(second))
+        matrix[place] = matrix[place[::-1]] = cosine
     side = 2.6 + 0.36 * len(labels)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()

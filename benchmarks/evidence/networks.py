@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from monai.networks.layers import Conv, Pool
@@ -77,12 +78,12 @@ def _small_resnet(size: Sequence[int], channels: int, classes: int) -> nn.Module
 
 def _resnet18(size: Sequence[int], channels: int, classes: int) -> nn.Module:
     # a first layer for small images: a window of 3, a stride of 2 and no pooling
-    options = {"conv1_t_size": 3, "conv1_t_stride": 2, "no_max_pool": True}
+    options: dict[str, Any] = {"conv1_t_size": 3, "conv1_t_stride": 2, "no_max_pool": True}
     return resnet18(spatial_dims=len(size), n_input_channels=channels, num_classes=classes, **options)
 
 
 def _densenet121(size: Sequence[int], channels: int, classes: int) -> nn.Module:
-    network = DenseNet121(spatial_dims=len(size), in_channels=channels, out_channels=classes)
+    network: Any = DenseNet121(spatial_dims=len(size), in_channels=channels, out_channels=classes)
     if min(size) < 64:  # halved less often, so that the last blocks still have a pixel
         network.features.conv0.stride = (1,) * len(size)
     return network
@@ -156,7 +157,7 @@ def calibrate_batch_norm(network: nn.Module, images: Tensor) -> None:
 
     With the initial ones activations die out or explode in deep networks.
     """
-    norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    norms: list[Any] = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.momentum = 1.0

@@ -54,7 +54,8 @@ def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
     confidence, predicted = Categorical(temperature).probabilities(logits).max(dim=1)
     metric = CalibrationErrorMetric(num_bins=_BINS, calibration_reduction=CalibrationReduction.EXPECTED)
     metric(y_pred=confidence.float().view(1, 1, -1), y=(predicted == labels).float().view(1, 1, -1))
-    return round(float(metric.aggregate()), 6)
+    found = metric.aggregate()
+    return round(float(found if isinstance(found, Tensor) else found[0]), 6)
 
 
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -90,7 +91,7 @@ def performance(
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
-    options = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     truth = nn.functional.one_hot(labels, logits.shape[1]).numpy()
     probabilities = Categorical().probabilities(logits).numpy()
     temperature = fitted_temperature(val_logits, val_labels)

@@ -35,7 +35,7 @@ WHERE_TO_GET = (
 )
 _LOOK_IN = (Path("shared/data"), Path("../shared/data"))
 # Signals of 3D images are wider spread, so that a fainter one is as hard to see as the one in 2D.
-_IN_3D = {"spatial_size": (20, 20, 20), "mean_lumps": 2.5, "lump_width": 3.0, "signal_amplitude": 0.42}
+_IN_3D: dict[str, Any] = {"spatial_size": (20, 20, 20), "mean_lumps": 2.5, "lump_width": 3.0, "signal_amplitude": 0.42}
 _SPLIT_SEEDS = {"train": 0, "val": 1, "test": 2}
 
 
@@ -132,7 +132,7 @@ def _controlled() -> dict[str, Task]:
         kind = {"gaussian": "random_field", "lumpy": "lumpy"}[background]
         name = f"{kind}_{axes}d_{classes}classes"
         title = f"signal detection, {kind.replace('_', ' ')}, {axes}D, {classes} classes"
-        sizes = {"train": 64000, "val": 1000} if axes == 2 else {"train": 16000, "val": 500}
+        sizes: dict[str, Any] = {"train": 64000, "val": 1000} if axes == 2 else {"train": 16000, "val": 500}
         tasks[name] = Task(name, title, tuple(detection.spatial_size), 1, classes, detection, **sizes)
     return tasks
 
