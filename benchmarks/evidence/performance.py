@@ -48,6 +48,7 @@ def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
         temperature: divides the logits.
 
     Example:
+        >>> import torch
         >>> calibration_error(torch.tensor([[9.0, -9.0]] * 4), torch.tensor([0, 0, 1, 1]))
         0.5
     """
@@ -66,6 +67,7 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
         labels: (N,).
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[2.0, 0.0]] * 4)  # as sure as 0.88, and right in 3 of 4: log 3 = 2 / T
         >>> round(fitted_temperature(logits, torch.tensor([0, 0, 0, 1])), 3)
         1.82
