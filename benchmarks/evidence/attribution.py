@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from monai.networks.blocks import SABlock
@@ -127,9 +128,9 @@ def attribution_maps(network: nn.Module, images: Tensor, predicted: Tensor, meth
     if method not in _MAPS:
         raise ValueError(f"method must be one of {', '.join(_MAPS)}, got {method!r}.")
     explainer = copy.deepcopy(network).eval().requires_grad_(method == "gradcam")
-    for module in explainer.modules():
-        if getattr(module, "inplace", False):  # hooks refuse a layer whose output is overwritten
-            module.inplace = False
+    in_place: list[Any] = [module for module in explainer.modules() if getattr(module, "inplace", False)]
+    for module in in_place:  # hooks refuse a layer whose output is overwritten
+        module.inplace = False
     micro_batch = default_micro_batch_size(images[0].numel())
     maps = torch.empty_like(images[:, 0])
     # one class at a time: MONAI's GradCAM adds up the scores of all classes that it is given, for every image

@@ -72,7 +72,8 @@ def _noise(image: Tensor, strength: float, seed: int) -> Tensor:
     values = image.detach().cpu().numpy()
     (own_seed,) = np.random.SeedSequence([seed, zlib.crc32(values.tobytes())]).generate_state(1)
     noise = RandGaussianNoise(prob=1.0, std=strength * float(values.std()), dtype=None, sample_std=False)
-    return noise.set_random_state(int(own_seed))(image).as_subclass(Tensor)
+    noise.set_random_state(int(own_seed))
+    return torch.as_tensor(noise(image)).as_subclass(Tensor)
 
 
 def _blur(image: Tensor, strength: float, seed: int) -> Tensor:
@@ -81,8 +82,8 @@ def _blur(image: Tensor, strength: float, seed: int) -> Tensor:
     reach = int(_BLUR_REACH * strength + 0.5)
     padded = torch.nn.functional.pad(centred.unsqueeze(0), [reach] * 2 * (image.ndim - 1), mode="replicate")[0]
     smooth = GaussianSmooth(strength)(padded).as_subclass(Tensor)  # float32
-    inside = [slice(reach, reach + side) for side in image.shape[1:]]
-    return smooth[(slice(None), *inside)].to(image.dtype) + mean
+    inside = (slice(None), *(slice(reach, reach + side) for side in image.shape[1:]))
+    return smooth[inside].to(image.dtype) + mean
 
 
 def _contrast(image: Tensor, strength: float, seed: int) -> Tensor:
