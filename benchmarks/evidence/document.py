@@ -346,11 +346,12 @@ def _agreement(
         parts.append(_picture(figure, f"agreement_{task}", f"agreement of eigenspaces, {task}", pictures, file))
         kept = torch.load(chosen[0][1] / "eigenvectors.pt", weights_only=True)
         titles = [f"class {int(label)}" for label in kept["labels"]]
-        # one seed of each network beside the seeds of the first: more do not fit
+        # the first seed of each network, another of the first one, and its controls: more do not fit
         few = {
             label: vectors[label][: len(titles)]
             for (cell, _), label in zip(chosen, vectors)
-            if cell.seed == 0 or cell.network == chosen[0][0].network
+            if (cell.kind == "trained" and cell.seed == 0)
+            or (cell.network == chosen[0][0].network and (cell.kind != "trained" or cell.seed == 1))
         }
         if (detection := tasks[task].detection) is not None and tasks[task].classes == 2:
             shape = next(iter(few.values())).shape

@@ -12,12 +12,14 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.evidence.sensitivity import ARMS, ATTRIBUTIONS, IFIM_NOISE
 from monai_ifim.visualize import plot_curves, plot_spectrum
@@ -27,14 +29,36 @@ __all__ = ["draw_agreement", "draw_attributions", "draw_curves", "draw_lambda", 
 
 _MASKED = (IFIM_NOISE, *ATTRIBUTIONS, "random_mask")
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
-_MOST_PIXELS = 1100  # across
+_MOST_PIXELS = 1400  # across
+_MOST_BYTES = 150_000
+_COLOURS_OF_A_PICTURE = 128
 _MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")
 
 
 def save(figure: Figure, file: Path) -> None:
-    """As a small PNG."""
+    """As a PNG of few colours, made smaller until it is below 150 kB."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=min(70, _MOST_PIXELS / figure.get_figwidth()))
+    dpi = min(75.0, _MOST_PIXELS / figure.get_figwidth())
+    while True:
+        drawn, small = BytesIO(), BytesIO()
+        figure.savefig(drawn, dpi=dpi)
+        drawn.seek(0)
+        Image.open(drawn).convert("RGB").quantize(_COLOURS_OF_A_PICTURE).save(small, "PNG", optimize=True)
+        if small.tell() < _MOST_BYTES:
+            file.write_bytes(small.getvalue())
+            return
+        dpi *= 0.85
+
+
+def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of panels in rows, of the size in inches that one panel has."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
 
 
 def draw_curves(curves: pd.DataFrame, title: str) -> Figure:
@@ -49,8 +73,7 @@ def draw_attributions(curves: pd.DataFrame, strength: float) -> Figure:
     table = curves[(curves.endpoint == "kl") & np.isclose(curves.strength, strength)]
     arms = [arm for arm in (*ARMS, *_MASKED) if arm in set(table.arm)]
     networks = list(dict.fromkeys(table.network))
-    figure = Figure(figsize=(3.2 + 2.9 * len(networks), 1.2 + 0.26 * len(arms)), layout="constrained")
-    axes = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    figure, axes = _panels(len(networks), 3, 4.6, 1.2 + 0.24 * len(arms))
     styles = arm_styles(arms)
     for axis, network in zip(axes, networks):
         rows = table[table.network == network].set_index("arm")
@@ -68,8 +91,8 @@ def draw_lambda(networks: pd.DataFrame) -> Figure:
     table = networks[networks.quantity == "log10_lambda_max"]
     tasks = list(dict.fromkeys(table.task))
     most = max((table.task == task).sum() for task in tasks)
-    figure = Figure(figsize=(4.6 * len(tasks), 1.2 + 0.24 * most), layout="constrained")
-    for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks):
+    figure, axes = _panels(len(tasks), 2, 6.5, 1.2 + 0.2 * most)
+    for axis, task in zip(axes, tasks):
         rows = table[table.task == task].sort_values(["kind", "network", "seed"], ascending=False)
         kinds = sorted(set(table.kind), key=lambda kind: kind != "trained")
         for place, (_, row) in enumerate(rows.iterrows()):

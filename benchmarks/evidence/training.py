@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -106,7 +107,9 @@ def _train(
         scheduler.load_state_dict(state["scheduler"])
     ends = [round((part + 1) * effort.iterations / _PARTS) for part in range(_PARTS)]
     start = ends[state["part"] - 1] if state["part"] else 0
-    progress = tqdm(total=effort.iterations, initial=start, desc=cell.name, unit="step", leave=False, disable=None)
+    # on a terminal, and not where several processes would write over each other
+    hidden = None if multiprocessing.parent_process() is None else True
+    progress = tqdm(total=effort.iterations, initial=start, desc=cell.name, unit="step", leave=False, disable=hidden)
     for part in range(state["part"], _PARTS):
         torch.manual_seed(cell.seed * _PARTS + part)  # of layers that draw at random
         network.train()
