@@ -130,7 +130,7 @@ NETWORKS = {
     "densenet121": Network(_densenet121, "DenseNet121", cost=45),
     "seresnet50": Network(_seresnet50, "SEResNet50", cost=25),
     "efficientnet_b0": Network(_efficientnet, "EfficientNet-B0", cost=36),
-    "vit": Network(_vit, "ViT, small", learning_rate=5e-4),
+    "vit": Network(_vit, "ViT, small", learning_rate=5e-4, cost=2),
 }
 
 
