@@ -13,8 +13,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -26,14 +28,58 @@ from monai_ifim.visualize.wording import as_number
 ROOT = Path(__file__).parents[3]
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
+    """A run that was killed when its first network was measured, and then run again to the end."""
     output = tmp_path_factory.mktemp("evidence")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "benchmarks.evidence", "--short", "--processes", "1", "--output", str(output)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    first = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    wait_until(lambda: list((output / "cache" / "measured").glob("random*")) or first.poll() is not None)
+    first.kill()
+    first.wait()
+    measured = {folder: folder.stat().st_mtime_ns for folder in (output / "cache" / "measured").glob("random*")}
+    assert measured
+    assert not (output / "study.md").exists()
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert all(folder.stat().st_mtime_ns == stamp for folder, stamp in measured.items())
     return output
+
+
+def test_processes_end_when_the_one_that_started_them_is_killed():
+    code = (
+        "import multiprocessing, os, signal\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from benchmarks.evidence.running import _begin_process\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _begin_process)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL
+    worker = int(done.stdout)
+
+    def ended():
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return True
+        # a zombie whose new parent does not collect it has ended, too
+        return Path(f"/proc/{worker}/stat").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z"
+
+    wait_until(ended, 20)
 
 
 def test_every_figure_of_the_document_is_there_and_small(study):
