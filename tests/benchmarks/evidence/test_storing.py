@@ -16,9 +16,13 @@ from benchmarks.evidence.storing import digest, new_folder, read_json, save_json
 
 
 def test_a_folder_that_fails_halfway_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "results") as folder:
-        (folder / "half.csv").write_text("1")
-        raise ZeroDivisionError
+    def fail():
+        with new_folder(tmp_path / "results") as folder:
+            (folder / "half.csv").write_text("1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
