@@ -176,6 +176,14 @@ def test_the_figure_shows_images_and_eigenvectors_with_the_sign_of_the_first_net
         np.testing.assert_array_equal(image, images[1, 0, ..., 2].T if len(shape) == 4 else images[1, 0])
 
 
+def test_the_figure_says_where_a_network_has_no_eigenvector():
+    first, second = bases(2, 1, 1, 4, 4), bases(2, 1, 1, 4, 4, seed=1)
+    second[1] = 0.0
+    titles = [axis.get_title() for axis in agreement_figure(torch.rand(2, 1, 4, 4), {"a": first, "b": second}).axes]
+    assert titles[2].startswith("b\ncosine 0.")
+    assert titles[5] == "b\nno eigenvector to compare"
+
+
 def test_a_figure_of_what_does_not_fit_is_refused():
     vectors = {"a": bases(2, 1, 1, 4, 4)}
     for images in (torch.rand(2, 1, 4, 5), torch.rand(1, 1, 4, 4), torch.rand(2, 4, 4)):
