@@ -47,6 +47,11 @@ def test_angles_that_were_built_by_hand_are_found_small_ones_with_all_digits(ang
     torch.testing.assert_close(found, torch.tensor([angles], dtype=torch.float64), rtol=1e-6, atol=1e-14)
 
 
+def test_angles_near_a_right_one_keep_their_digits_too():
+    less_than_right = math.pi / 2 - principal_angles(*turned([0.5, math.pi / 2 - 1e-8], 1, 6, 6))[0, 1]
+    assert float(less_than_right) == pytest.approx(1e-8, rel=1e-6)
+
+
 def test_angles_are_those_of_scipy():
     first, second = bases(3, 4, 2, 3, 4), bases(3, 4, 2, 3, 4, seed=1)
     for one, other, angles in zip(first, second, principal_angles(first, second)):
