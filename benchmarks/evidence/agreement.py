@@ -185,6 +185,7 @@ def agreement_figure(images: Tensor, eigenvectors: Mapping[str, Tensor], titles:
         name: vectors[:, 0].detach().as_subclass(Tensor).cpu().double() for name, vectors in eigenvectors.items()
     }
     reference = next(iter(leading.values()))
+    cosines = {name: _cosines(vectors, reference) for name, vectors in leading.items()}
     for row, image in enumerate(images.detach().as_subclass(Tensor).cpu()):
         channel = int(reference[row].flatten(1).square().sum(dim=1).argmax())
         in_colour = len(image) == 3 and not volumes
@@ -193,15 +194,22 @@ def agreement_figure(images: Tensor, eigenvectors: Mapping[str, Tensor], titles:
         name = "image" if titles is None else _escaped(titles[row])
         panels[row, 0].set_title(name, fontsize=8.5)
         for axis, (network, vectors) in zip(panels[row, 1:], leading.items()):
-            product = float((vectors[row] * reference[row]).sum())
-            vector = _slice((vectors[row, channel] * (-1 if product < 0 else 1)).numpy(), cut)
+            sign = -1 if (vectors[row] * reference[row]).sum() < 0 else 1
+            vector = _slice((sign * vectors[row, channel]).numpy(), cut)
             low, high = _limits([vector], signed=True)
             axis.imshow(vector, cmap="RdBu_r", vmin=low, vmax=high, **options)
-            beside = "" if vectors is reference else f"\ncosine {abs(product):.2f}"
-            axis.set_title(_escaped(network) + beside, fontsize=8.5)
+            cosine = float(cosines[network][row])
+            beside = "no eigenvector to compare" if math.isnan(cosine) else f"cosine {cosine:.2f}"
+            title = _escaped(network) + ("" if vectors is reference else f"\n{beside}")
+            axis.set_title(title, fontsize=8.5)
     for axis in panels.flat:
         axis.set(xticks=[], yticks=[])
     return figure
+
+
+def _cosines(first: Tensor, second: Tensor) -> Tensor:
+    """Absolute cosines (B,) between directions (B, C_in, *spatial); NaN where one is zero."""
+    return principal_angles(first.unsqueeze(1), second.unsqueeze(1))[:, 0].cos()
 
 
 def _has_all_vectors(basis: Tensor) -> Tensor:

@@ -47,6 +47,11 @@ def test_angles_that_were_built_by_hand_are_found_small_ones_with_all_digits(ang
     torch.testing.assert_close(found, torch.tensor([angles], dtype=torch.float64), rtol=1e-6, atol=1e-14)
 
 
+def test_angles_near_a_right_one_keep_their_digits_too():
+    less_than_right = math.pi / 2 - principal_angles(*turned([0.5, math.pi / 2 - 1e-8], 1, 6, 6))[0, 1]
+    assert float(less_than_right) == pytest.approx(1e-8, rel=1e-6)
+
+
 def test_angles_are_those_of_scipy():
     first, second = bases(3, 4, 2, 3, 4), bases(3, 4, 2, 3, 4, seed=1)
     for one, other, angles in zip(first, second, principal_angles(first, second)):
@@ -174,6 +179,14 @@ def test_the_figure_shows_images_and_eigenvectors_with_the_sign_of_the_first_net
         assert image.shape == (6, 8, 3)
     else:
         np.testing.assert_array_equal(image, images[1, 0, ..., 2].T if len(shape) == 4 else images[1, 0])
+
+
+def test_the_figure_says_where_a_network_has_no_eigenvector():
+    first, second = bases(2, 1, 1, 4, 4), bases(2, 1, 1, 4, 4, seed=1)
+    second[1] = 0.0
+    titles = [axis.get_title() for axis in agreement_figure(torch.rand(2, 1, 4, 4), {"a": first, "b": second}).axes]
+    assert titles[2].startswith("b\ncosine 0.")
+    assert titles[5] == "b\nno eigenvector to compare"
 
 
 def test_a_figure_of_what_does_not_fit_is_refused():
