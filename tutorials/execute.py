@@ -63,12 +63,14 @@ def executed(notebook: NotebookNode, short: bool) -> NotebookNode:
             "IPYTHONDIR": settings,
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's bars are text where there is no ipywidgets
         }
         client = NotebookClient(
             notebook,
             timeout=CELL_LIMIT,
             kernel_name="python3",
             record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )
         client.execute(env=environment)
