@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, cast
@@ -40,7 +41,7 @@ class Substitutes:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = [] if any(isinstance(module, _WHOLE) for module in modules) else list(modules)
         self._reordered = sum(
-            weight.numel() for _, _, weight in _convolution_weights(self._modules) if weight[0, 0].numel() > 1
+            weight.numel() for _, _, weight in _convolution_weights(self._modules) if math.prod(weight.shape[2:]) > 1
         )
         self._weights: list[_Exchange] | None = None
         self._layers: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] | None = None
@@ -110,32 +111,46 @@ def _channels_last_copies(modules: Sequence[nn.Module]) -> Iterator[_Exchange]:
         yield _Exchange(cast("dict[str, Tensor | None]", module._parameters), name, weight, copies[id(weight)])
 
 
+class _Norm(NamedTuple):
+    """A batch normalisation and its tensors (C,)."""
+
+    layer: nn.BatchNorm2d
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def _norms(modules: Sequence[nn.Module]) -> Iterator[_Norm]:
+    """Those that are computed as torch does it, from tensors of one dtype."""
+    for module in modules:
+        # a weight that a hook makes anew for each pass is not among the parameters
+        if type(module) not in _NORMS or not {"weight", "bias"} <= module._parameters.keys():
+            continue
+        # from the dictionaries: attributes of modules are slow, and hundreds of these layers are small
+        mean, variance = module._buffers["running_mean"], module._buffers["running_var"]
+        weight, bias = module._parameters["weight"], module._parameters["bias"]
+        if mean is None or variance is None:
+            continue
+        weight = torch.ones_like(variance) if weight is None else weight
+        bias = torch.zeros_like(variance) if bias is None else bias
+        if mean.dtype == variance.dtype == weight.dtype == bias.dtype:
+            yield _Norm(cast(nn.BatchNorm2d, module), mean, variance, weight, bias)
+
+
 def _plain_normalisations(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
     """Batch normalisations, and what takes the place of their forward methods."""
-    norms = [cast(nn.BatchNorm2d, module) for module in modules if type(module) in _NORMS]
-    for dtype in {_variance(norm).dtype for norm in norms}:
-        alike = [norm for norm in norms if all(tensor.dtype == dtype for tensor in _tensors(norm))]
-        if not alike:
-            continue
-        # joined: hundreds of layers with a few numbers each
-        with torch.no_grad():
-            variance = torch.cat([_variance(norm) + norm.eps for norm in alike])
-            mean = torch.cat([cast(Tensor, norm.running_mean) for norm in alike])
-            weight = torch.cat([torch.ones_like(_variance(n)) if n.weight is None else n.weight for n in alike])
-            bias = torch.cat([torch.zeros_like(_variance(n)) if n.bias is None else n.bias for n in alike])
-            scale = weight / variance.sqrt()
-            shift = bias - mean * scale
-        sizes = [norm.num_features for norm in alike]
-        for norm, of_scale, of_shift in zip(alike, scale.split(sizes), shift.split(sizes)):
-            yield norm, _scaled_and_shifted(norm, of_scale, of_shift)
-
-
-def _variance(norm: nn.BatchNorm2d) -> Tensor:
-    return cast(Tensor, norm.running_var)
-
-
-def _tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
-    return [t for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias) if t is not None]
+    norms = list(_norms(modules))
+    for dtype in {norm.variance.dtype for norm in norms}:
+        alike = [norm for norm in norms if norm.variance.dtype == dtype]
+        with torch.no_grad():  # all together: one by one this takes as long as a pass through a small network
+            _, means, variances, weights, biases = zip(*alike)
+            variance = torch.cat([variance + norm.layer.eps for variance, norm in zip(variances, alike)])
+            scale = torch.cat(weights) / variance.sqrt()
+            shift = torch.cat(biases) - torch.cat(means) * scale
+        sizes = [len(norm.variance) for norm in alike]
+        for norm, *of_layer in zip(alike, scale.split(sizes), shift.split(sizes)):
+            yield norm.layer, _scaled_and_shifted(norm.layer, *of_layer)
 
 
 def _scaled_and_shifted(norm: nn.BatchNorm2d, scale: Tensor, shift: Tensor) -> Callable[[Tensor], Tensor]:

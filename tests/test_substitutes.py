@@ -57,6 +57,13 @@ class Normalised(nn.Module):
         return self.last(self.features(images).flatten(2).mean(2))
 
 
+class ToFloat(nn.Module):
+    """From float64 to float32."""
+
+    def forward(self, features):
+        return features.float()
+
+
 def seen_by(network, layer, images):
     """What reaches a layer while the logits are made, and the grad_fn of what leaves it."""
     seen = []
@@ -134,6 +141,26 @@ def test_a_kind_of_normalisation_that_others_wrote_is_left_alone():
     other.load_state_dict(network.norm.state_dict())
     network.norm = other.double().eval()
     torch.testing.assert_close(NetworkCall(network).logits(images), network(images).detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_a_normalisation_whose_weight_is_no_parameter_is_left_alone():
+    network, images = Normalised(), truths.images(2)
+    weight = network.norm._parameters.pop("weight")
+    network.norm.weight = 2 * weight.detach()  # as hooks that make a weight anew leave it
+    torch.testing.assert_close(NetworkCall(network).logits(images), network(images).detach(), rtol=1e-13, atol=1e-13)
+    assert type(seen_by(network, network.norm, images)[1]).__name__ == "NativeBatchNormBackward0"
+
+
+def test_layers_of_several_precisions_each_keep_their_own():
+    network, images = (
+        nn.Sequential(Normalised(outputs=3), nn.Unflatten(1, (3, 1, 1)), nn.BatchNorm2d(3)),
+        truths.images(2),
+    )
+    network[2] = with_statistics(network[2])
+    network.append(nn.Flatten()).append(ToFloat()).append(with_statistics(nn.BatchNorm1d(3)).float()).eval()
+    found, truth = NetworkCall(network).logits(images), network(images).detach()
+    assert found.dtype == truth.dtype == torch.float32
+    torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
 
 
 class Failing(Normalised):
