@@ -29,8 +29,8 @@ from benchmarks.table import CLOCKS, clock_of, describe_machine, markdown_table,
 
 __all__ = ["main", "scaling_tables"]
 
-# Title, what grows, and the sizes with its value. D is 3 x pixels x pixels.
 _METHODS = f"{FLOOR},{OURS},ours (rank=1),ours (64 cotangents at a time),ours (G in four blocks)"
+# Title, what grows, and the sizes with its value. D is 3 x pixels x pixels.
 PANELS: list[tuple[str, str, list[tuple[int, Cell]]]] = [
     (
         "linear, 3 x 64 x 64, batch 4",

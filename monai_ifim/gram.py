@@ -82,8 +82,9 @@ def orthonormal(vectors: Tensor) -> Tensor:
                 chunk.copy_(torch.linalg.solve_triangular(lower, chunk, upper=False))
             if torch.linalg.matrix_norm(inner - identity) < _NEARLY_ORTHONORMAL:
                 break
-    negative = -vectors.amin(dim=1, keepdim=True) > vectors.amax(dim=1, keepdim=True)
-    vectors *= torch.where(negative, -1.0, 1.0)
+    for some in vectors.split(max(1, _CHUNK_NUMBERS // vectors.shape[1])):
+        largest = some.gather(1, some.abs().argmax(dim=1, keepdim=True))
+        some *= torch.where(largest < 0, -1.0, 1.0)
     return vectors
 
 

@@ -33,7 +33,7 @@ __all__ = ["NetworkCall", "default_micro_batch_size", "input_gradients", "left_a
 _MICRO_BATCH_NUMBERS = 2**20
 _MICRO_BATCH_IMAGES = 64
 
-# Modes, gradient flags and functional_call change the module in place, so two threads must not do it at once.
+# Modes, gradient flags and substitutes change the module in place, so two threads must not do it at once.
 _ONE_AT_A_TIME = threading.RLock()
 
 _COUPLING_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -187,7 +187,9 @@ class NetworkCall:
             return self
         arguments = tuple(_take_rows(value, rows, batch_size) for value in self.arguments)
         keyword_arguments = {key: _take_rows(value, rows, batch_size) for key, value in self.keyword_arguments.items()}
-        return NetworkCall(self.network, self.output_key, arguments, keyword_arguments)
+        cut = NetworkCall(self.network, self.output_key, arguments, keyword_arguments)
+        object.__setattr__(cut, "_substitutes", self._substitutes)
+        return cut
 
     @contextmanager
     def differentiable(self, device: torch.device) -> Iterator[None]:
@@ -242,6 +244,7 @@ class NetworkCall:
             except RuntimeError as error:  # a flattening with .view() takes contiguous features only
                 if "view size is not compatible" not in str(error):
                     raise
+                self._substitutes.refuse_channels_last()
         return network(images.clone(), *arguments, **keyword_arguments)
 
     def _select(self, outputs: Any) -> Tensor:

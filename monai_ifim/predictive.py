@@ -292,7 +292,8 @@ class Bernoulli(Predictive):
 
     def some_factor_columns(self, logits: Tensor, columns: range) -> Tensor:  # noqa: D102
         root = (self.log_probabilities(logits).sum(dim=-1) / 2).exp() / self.temperature
-        unit = torch.eye(logits.shape[1], dtype=root.dtype, device=root.device)[:, columns.start : columns.stop]
+        outputs = torch.arange(logits.shape[1], device=root.device).unsqueeze(1)
+        unit = outputs == torch.arange(columns.start, columns.stop, device=root.device)
         return root.unsqueeze(2) * unit
 
     def check_logits(self, logits: Tensor) -> None:  # noqa: D102

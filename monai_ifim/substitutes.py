@@ -12,9 +12,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +31,7 @@ _CHANNELS_LAST_SHARE = 1 / 250
 # Modules whose parts cannot be exchanged one by one.
 _WHOLE = (torch.jit.ScriptModule, nn.DataParallel)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_PRECISIONS = (torch.float32, torch.float64)
 
 
 class Substitutes:
@@ -40,16 +44,21 @@ class Substitutes:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = [] if any(isinstance(module, _WHOLE) for module in modules) else list(modules)
         self._reordered = sum(
-            weight.numel() for _, _, weight in _convolution_weights(self._modules) if weight[0, 0].numel() > 1
+            weight.numel() for _, _, weight in _convolution_weights(self._modules) if math.prod(weight.shape[2:]) > 1
         )
+        self._channels_last = True
         self._weights: list[_Exchange] | None = None
-        self._layers: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] | None = None
+        self._layers: list[tuple[nn.Module, _ScaleAndShift]] | None = None
 
     def suit_channels_last(self, images: Tensor) -> bool:
         """Whether :meth:`channels_last_weights` are faster for images (B, C_in, H, W): not for 3D, nor for few."""
-        if images.ndim != 4 or images.device.type != "cpu" or not any(_convolution_weights(self._modules)):
+        if not self._channels_last or images.ndim != 4 or images.device.type != "cpu":
             return False
-        return images.numel() >= self._reordered * _CHANNELS_LAST_SHARE
+        return any(_convolution_weights(self._modules)) and (images.numel() >= self._reordered * _CHANNELS_LAST_SHARE)
+
+    def refuse_channels_last(self) -> None:
+        """From now on: the network cannot do with it."""
+        self._channels_last = False
 
     @contextmanager
     def channels_last_weights(self) -> Iterator[None]:
@@ -110,42 +119,109 @@ def _channels_last_copies(modules: Sequence[nn.Module]) -> Iterator[_Exchange]:
         yield _Exchange(cast("dict[str, Tensor | None]", module._parameters), name, weight, copies[id(weight)])
 
 
-def _plain_normalisations(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """Batch normalisations, and what takes the place of their forward methods."""
-    norms = [cast(nn.BatchNorm2d, module) for module in modules if type(module) in _NORMS]
-    for dtype in {_variance(norm).dtype for norm in norms}:
-        alike = [norm for norm in norms if all(tensor.dtype == dtype for tensor in _tensors(norm))]
-        if not alike:
+@dataclass(frozen=True)
+class _Norm:
+    """A batch normalisation, its tensors (C,), and their versions."""
+
+    layer: nn.BatchNorm2d
+    tensors: list[Tensor | None]  # running mean and variance, weight, bias
+    versions: list[int | None]
+
+    @property
+    def mean(self) -> Tensor:
+        return cast(Tensor, self.tensors[0])
+
+    @property
+    def variance(self) -> Tensor:
+        return cast(Tensor, self.tensors[1])
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.ones_like(self.variance) if self.tensors[2] is None else self.tensors[2]
+
+    @property
+    def bias(self) -> Tensor:
+        return torch.zeros_like(self.variance) if self.tensors[3] is None else self.tensors[3]
+
+    def is_as_it_was(self) -> bool:
+        """Whether its tensors are the same, with the same values, and it is still in evaluation mode."""
+        found = _tensors(self.layer)
+        return (
+            not self.layer.training
+            and found is not None
+            and all(tensor is known for tensor, known in zip(found, self.tensors))
+            and _versions(found) == self.versions
+        )
+
+
+def _tensors(layer: nn.Module) -> list[Tensor | None] | None:
+    """Running mean and variance, weight and bias; None where one is made by something else, such as a hook."""
+    parameters, buffers = layer._parameters, layer._buffers  # attributes of modules are slow
+    if not {"weight", "bias"} <= parameters.keys():
+        return None
+    return [buffers.get("running_mean"), buffers.get("running_var"), parameters["weight"], parameters["bias"]]
+
+
+def _versions(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    return [None if tensor is None else tensor._version for tensor in tensors]
+
+
+def _norms(modules: Sequence[nn.Module]) -> Iterator[_Norm]:
+    """Those that compute as torch does, on plain tensors of one full precision on a CPU."""
+    for module in modules:
+        tensors = _tensors(module) if type(module) in _NORMS else None
+        if tensors is None or tensors[0] is None or tensors[1] is None:
             continue
-        # joined: hundreds of layers with a few numbers each
-        with torch.no_grad():
-            variance = torch.cat([_variance(norm) + norm.eps for norm in alike])
-            mean = torch.cat([cast(Tensor, norm.running_mean) for norm in alike])
-            weight = torch.cat([torch.ones_like(_variance(n)) if n.weight is None else n.weight for n in alike])
-            bias = torch.cat([torch.zeros_like(_variance(n)) if n.bias is None else n.bias for n in alike])
-            scale = weight / variance.sqrt()
-            shift = bias - mean * scale
-        sizes = [norm.num_features for norm in alike]
+        held = [tensor for tensor in tensors if tensor is not None]
+        plain = all(type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" for tensor in held)
+        # in half precision torch computes in float32
+        if plain and held[0].dtype in _PRECISIONS and all(tensor.dtype == held[0].dtype for tensor in held):
+            yield _Norm(cast(nn.BatchNorm2d, module), tensors, _versions(tensors))
+
+
+def _plain_normalisations(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, _ScaleAndShift]]:
+    """Batch normalisations, and what takes the place of their forward methods."""
+    norms = list(_norms(modules))
+    for dtype in {norm.variance.dtype for norm in norms}:
+        alike = [norm for norm in norms if norm.variance.dtype == dtype]
+        with torch.no_grad():  # all together: one by one this takes as long as a pass through a small network
+            variance = torch.cat([norm.variance + norm.layer.eps for norm in alike])
+            scale = torch.cat([norm.weight for norm in alike]) / variance.sqrt()
+            shift = torch.cat([norm.bias for norm in alike]) - torch.cat([norm.mean for norm in alike]) * scale
+        sizes = [len(norm.variance) for norm in alike]
         for norm, of_scale, of_shift in zip(alike, scale.split(sizes), shift.split(sizes)):
-            yield norm, _scaled_and_shifted(norm, of_scale, of_shift)
+            yield norm.layer, _ScaleAndShift(norm, of_scale, of_shift)
 
 
-def _variance(norm: nn.BatchNorm2d) -> Tensor:
-    return cast(Tensor, norm.running_var)
+class _ScaleAndShift:
+    """The forward method of a batch normalisation in evaluation mode; torch's own where anything is unusual."""
 
+    def __init__(self, norm: _Norm, scale: Tensor, shift: Tensor) -> None:
+        self._norm, self._scale, self._shift = norm, scale, shift
 
-def _tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
-    return [t for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias) if t is not None]
-
-
-def _scaled_and_shifted(norm: nn.BatchNorm2d, scale: Tensor, shift: Tensor) -> Callable[[Tensor], Tensor]:
-    """The forward method of a batch normalisation in evaluation mode."""
-
-    def forward(features: Tensor) -> Tensor:
-        if features.dtype != scale.dtype:  # half precision with statistics in float32
-            return type(norm).forward(norm, features)
-        norm._check_input_dim(features)
+    def __call__(self, features: Tensor) -> Tensor:
+        scale, shift = self._scale, self._shift
+        usual = (
+            features.dtype == scale.dtype
+            and features.ndim > 1
+            and features.shape[1] == len(scale)
+            and _is_dense(features)
+            and self._norm.is_as_it_was()
+        )
+        if not usual:
+            return type(self._norm.layer).forward(self._norm.layer, features)
+        self._norm.layer._check_input_dim(features)
         shape = (-1, *[1] * (features.ndim - 2))
         return torch.addcmul(shift.view(shape), features, scale.view(shape))
 
-    return forward
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the layer, made meanwhile, has torch's own."""
+        return partial, (type(self._norm.layer).forward, self._norm.layer)
+
+
+def _is_dense(features: Tensor) -> bool:
+    """Whether torch's own would keep the strides."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return features.is_contiguous() or (
+        features.ndim in formats and features.is_contiguous(memory_format=formats[features.ndim])
+    )

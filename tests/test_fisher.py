@@ -899,6 +899,27 @@ def test_a_first_layer_that_works_in_place_leaves_the_image_of_the_user_unchange
     same(fisher, input_fisher(nn.Sequential(nn.ReLU(), body).eval(), images))
 
 
+def test_of_entries_of_equal_magnitude_the_first_is_positive_whatever_is_predicted():
+    network = nn.Linear(2, 2, bias=False).double().eval()
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
+    fisher = input_fisher(network, torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64))
+    assert fisher.logits.argmax(dim=1).tolist() == [0, 1]
+    root = torch.tensor(0.5, dtype=torch.float64).sqrt()
+    torch.testing.assert_close(fisher.eigenvectors[:, 0], torch.stack([root, -root]).expand(2, 2))
+
+
+@pytest.mark.parametrize("options", [{}, {"cotangents_at_a_time": 100}, {"most_factor_numbers": 40 * 90}])
+@pytest.mark.parametrize("predictive", ["softmax", "sigmoid"])
+def test_more_classes_than_cotangents_are_made_at_a_time_give_the_dense_matrix(predictive, options):
+    network, image = truths.linear(150, 90), truths.flat_images(1, 90)
+    fisher = input_fisher(network, image, predictive, energy=1.0, **options)
+    dense = torch.linalg.eigvalsh(truths.dense_fisher(network, image[0], predictive)).flip(0)
+    count = fisher.eigenvalues.shape[1]
+    expected = torch.cat([dense, dense.new_zeros(max(0, count - 90))])[:count]
+    torch.testing.assert_close(fisher.eigenvalues[0], expected, rtol=0, atol=1e-12 * float(dense[0]))
+
+
 def test_channels_last_gives_the_spectrum_of_the_contiguous_network(monkeypatch):
     network, images = truths.cnn(outputs=4), truths.images(6)
     fast = input_fisher(network, images, energy=1.0)

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -55,6 +56,13 @@ class Normalised(nn.Module):
 
     def forward(self, images):
         return self.last(self.features(images).flatten(2).mean(2))
+
+
+class ToFloat(nn.Module):
+    """From float64 to float32."""
+
+    def forward(self, features):
+        return features.float()
 
 
 def seen_by(network, layer, images):
@@ -136,6 +144,103 @@ def test_a_kind_of_normalisation_that_others_wrote_is_left_alone():
     torch.testing.assert_close(NetworkCall(network).logits(images), network(images).detach(), rtol=1e-13, atol=1e-13)
 
 
+def test_a_normalisation_whose_weight_is_no_parameter_is_left_alone():
+    network, images = Normalised(), truths.images(2)
+    weight = network.norm._parameters.pop("weight")
+    network.norm.weight = 2 * weight.detach()  # as hooks that make a weight anew leave it
+    torch.testing.assert_close(NetworkCall(network).logits(images), network(images).detach(), rtol=1e-13, atol=1e-13)
+    assert type(seen_by(network, network.norm, images)[1]).__name__ == "NativeBatchNormBackward0"
+
+
+def test_layers_of_several_precisions_each_keep_their_own():
+    network, images = (
+        nn.Sequential(Normalised(outputs=3), nn.Unflatten(1, (3, 1, 1)), nn.BatchNorm2d(3)),
+        truths.images(2),
+    )
+    network[2] = with_statistics(network[2])
+    network.append(nn.Flatten()).append(ToFloat()).append(with_statistics(nn.BatchNorm1d(3)).float()).eval()
+    found, truth = NetworkCall(network).logits(images), network(images).detach()
+    assert found.dtype == truth.dtype == torch.float32
+    torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
+
+
+class Renewing(Normalised):
+    """Changes its normalisation on the way, in one of several manners."""
+
+    def __init__(self, manner):
+        super().__init__()
+        self.manner = manner
+
+    def features(self, images):
+        features = self.convolution(images)
+        if self.manner == "other parameters":
+            given = {"weight": torch.full_like(self.norm.weight, 3.0)}
+            return torch.func.functional_call(self.norm, given, features)
+        if self.manner == "other statistics":
+            self.norm.running_mean.fill_(0.5)
+        elif self.manner == "other tensors":
+            self.norm.running_var = torch.full_like(self.norm.running_var, 2.0)
+        return self.norm(features)
+
+
+@pytest.mark.parametrize("manner", ["other parameters", "other statistics", "other tensors"])
+def test_a_normalisation_that_the_network_changes_on_the_way_is_computed_with_what_it_has_then(manner):
+    network, images = Renewing(manner), truths.images(2)
+    found = NetworkCall(network).logits(images)
+    torch.testing.assert_close(found, Renewing(manner)(images).detach(), rtol=1e-13, atol=1e-13)
+    assert (found - Normalised()(images)).abs().max() > 0.01
+
+
+class Transposed(nn.Module):
+    """Normalises features that are a transposed view, and flattens them with ``view``."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Linear(4, 3), with_statistics(nn.BatchNorm1d(3)), nn.Linear(18, 2)
+        self.double().eval()
+
+    def forward(self, images):
+        features = self.norm(self.first(images.reshape(len(images), 6, 4)).transpose(1, 2))
+        return self.last(features.view(len(images), 18))
+
+
+def test_features_with_permuted_strides_come_out_contiguous_as_from_torch():
+    network, images = Transposed(), truths.flat_images(3, 24)
+    torch.testing.assert_close(NetworkCall(network).logits(images), network(images).detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_layers_that_were_cut_to_fewer_channels_or_are_elsewhere_do_not_matter():
+    network, images = Normalised(), truths.images(2)
+    network.norm.num_features = 7  # pruning tools leave it as it was
+    network.unused = nn.BatchNorm2d(5, device="meta").eval()
+    torch.testing.assert_close(NetworkCall(network).logits(images), network(images).detach(), rtol=1e-13, atol=1e-13)
+    assert type(seen_by(network, network.norm, images)[1]).__name__ == "AddcmulBackward0"
+
+
+def test_half_precision_is_left_to_torch_which_computes_in_float32():
+    network, images = Normalised().bfloat16(), truths.images(2).bfloat16()
+    assert torch.equal(NetworkCall(network).logits(images), network(images))
+
+
+def test_features_of_too_few_channels_are_refused_as_before():
+    network = nn.Sequential(with_statistics(nn.BatchNorm2d(4)), nn.Flatten(), nn.Linear(36, 2).double()).eval()
+    with pytest.raises(RuntimeError, match="running_mean"):
+        input_fisher(network, torch.randn(2, 1, 3, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_a_copy_made_while_the_network_is_looked_at_is_one_of_the_network(copied):
+    network, images, copies = Normalised(), truths.images(2), []
+    handle = network.last.register_forward_hook(lambda *_: copies.append(copied(network.norm)))
+    NetworkCall(network).logits(images)
+    handle.remove()
+    features = network.convolution(images)
+    nn.init.zeros_(copies[0].weight)  # the copy is bound to its own tensors
+    assert torch.equal(copies[0](features), copies[0].bias.view(3, 1, 1).expand_as(features))
+    assert not torch.equal(network.norm(features), copies[0](features))
+
+
 class Failing(Normalised):
     """Breaks behind its normalisation."""
 
@@ -196,6 +301,24 @@ def test_channels_last_gives_the_logits_of_the_contiguous_network(monkeypatch):
     monkeypatch.setattr(monai_ifim.substitutes, "_CHANNELS_LAST_SHARE", 10**9)
     assert not is_channels_last(network, images)
     torch.testing.assert_close(fast, NetworkCall(network).logits(images), rtol=1e-12, atol=1e-12)
+
+
+class Viewing(nn.Sequential):
+    """Flattens with ``view``, which refuses channels_last features; counts its passes."""
+
+    passes = 0
+
+    def forward(self, images):
+        self.passes += 1
+        features = self[0](images)
+        return self[1](features.view(len(images), -1))
+
+
+def test_a_network_that_cannot_do_with_channels_last_is_asked_once():
+    torch.manual_seed(0)
+    network = Viewing(nn.Conv2d(2, 3, 3), nn.Linear(3 * 36, 2)).double().eval()
+    input_fisher(network, truths.images(9), micro_batch_size=3)
+    assert network.passes == 3 + 1
 
 
 def test_3d_convolutions_keep_their_layout():

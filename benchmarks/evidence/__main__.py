@@ -1,0 +1,169 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The study, from data to document: ``python -m benchmarks.evidence``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.environment import describe_environment
+from benchmarks.evidence.claims import claim_summary, judged, statements
+from benchmarks.evidence.collecting import collected
+from benchmarks.evidence.document import write_study
+from benchmarks.evidence.plan import Cell, effort_of, estimated_minutes, planned_cells
+from benchmarks.evidence.running import run_cells
+from benchmarks.evidence.storing import read_json, save_json
+from benchmarks.evidence.tasks import Task, available_tasks
+
+__all__ = ["main"]
+
+_OUTPUT = Path("benchmarks/results/evidence")
+_DOCUMENT = Path("docs/study.md")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with the clinical files (default: shared/data or ../shared/data)")
+    add("--file", type=Path, action="append", default=[], help="a further MedMNIST-format .npz; may be repeated")
+    add("--output", type=Path, default=_OUTPUT, help=f"folder for the tables (default: {_OUTPUT})")
+    add("--cache", type=Path, help="folder for trained networks and their results (default: OUTPUT/cache)")
+    add(
+        "--document",
+        type=Path,
+        help=f"(default: {_DOCUMENT}; with another --output, --short or --only OUTPUT/study.md)",
+    )
+    add("--short", action="store_true", help="a first look: tiny trainings of one controlled task, seconds")
+    add("--full", action="store_true", help="every task, architecture and control: many hours")
+    add("--only", action="append", metavar="TASK", help="this task; may be repeated")
+    add(
+        "--processes",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="networks at a time, one thread each (default: cores)",
+    )
+    add("--list", action="store_true", help="the plan with rough times; runs nothing")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.short and options.full:
+        parser.error("--short and --full exclude each other.")
+    if options.processes < 1:
+        parser.error(f"--processes must be 1 or more, got {options.processes}.")
+    try:
+        tasks, missing = available_tasks(options.data, options.file)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    for name in options.only or []:
+        if name in missing:
+            parser.error(f"The task '{name}' cannot be run: it {missing[name]}")
+        if name not in tasks:
+            parser.error(f"There is no task '{name}'. Give one of {', '.join(tasks)}.")
+    if options.only:
+        tasks, missing = {name: tasks[name] for name in options.only}, {}
+    if options.short:
+        missing = {}
+    for name, reason in missing.items():
+        print(f"Left out: '{name}', since it {reason}", file=sys.stderr)
+    cells = planned_cells(tasks, options.full, options.short)
+    if not cells:
+        parser.error(
+            "None of these tasks is in the default plan. Give --full with --only for the other controlled ones."
+        )
+    minutes = estimated_minutes(cells, tasks, options.short)
+    if options.list:
+        for cell, estimate in zip(cells, minutes):
+            print(f"{cell.name:64s} about {estimate:5.1f} min")
+    processes = min(options.processes, len(cells))
+    print(
+        f"{len(cells)} networks, about {sum(minutes) / processes:.0f} minutes with {processes} process(es)", flush=True
+    )
+    if options.list:
+        return
+    begun = time.monotonic()
+    # the longest first, so that no process is left alone with one at the end
+    order = sorted(range(len(cells)), key=lambda index: -minutes[index])
+    cache = options.cache or options.output / "cache"
+    try:
+        found = run_cells([cells[index] for index in order], tasks, options.short, cache, processes)
+    except RuntimeError as error:
+        sys.exit(str(error))
+    folders = [found[order.index(index)] for index in range(len(cells))]
+    document = _write(options, cells, tasks, missing, folders, time.monotonic() - begun)
+    summary = pd.read_csv(options.output / "claim_summary.csv")
+    print(summary[["claim", "verdict", "holds", "fails", "undecided"]].to_string(index=False))
+    print(f"{document} is written; the tables are in {options.output}")
+
+
+def _write(
+    options: argparse.Namespace,
+    cells: Sequence[Cell],
+    tasks: Mapping[str, Task],
+    missing: Mapping[str, str],
+    folders: Sequence[Path],
+    seconds: float,
+) -> Path:
+    results = collected(cells, folders)
+    efforts = {cell: effort_of(cell, tasks[cell.task], options.short) for cell in cells}
+    strengths = sorted({strength for effort in efforts.values() for strength in effort.strengths})
+    claims = statements(strengths)
+    verdicts = judged(results, claims)
+    results.write(options.output)
+    verdicts.to_csv(options.output / "claims.csv", index=False, float_format="%.8g")
+    claim_summary(claims, verdicts).to_csv(options.output / "claim_summary.csv", index=False)
+    # the time of all runs that it took, whether or not this one was interrupted
+    spent = sum(read_json(folder / "time.json")["seconds"] for folder in folders)
+    settings = {
+        "command": " ".join(["python -m benchmarks.evidence", *_shown(options)]),
+        "minutes": seconds / 60,
+        "minutes_of_one_thread": spent / 60,
+        "processes": options.processes,
+        "strengths": strengths,
+        "environment": describe_environment("cpu", 1),
+    }
+    plan = [
+        {**asdict(cell), "task": tasks[cell.task].configuration(), "effort": effort.configuration()}
+        for cell, effort in efforts.items()
+    ]
+    save_json({**settings, "networks": plan}, options.output / "plan.json")
+    chosen = options.document
+    if chosen is None:
+        usual = options.output == _OUTPUT and not (options.short or options.full or options.only or options.file)
+        chosen = _DOCUMENT if usual else options.output / "study.md"
+    chosen.parent.mkdir(parents=True, exist_ok=True)
+    write_study(chosen, results, claims, verdicts, tasks, missing, cells, folders, settings, options.output)
+    return chosen
+
+
+def _shown(options: argparse.Namespace) -> list[str]:
+    """The options that change what is run; where things lie is left out."""
+    flags = [f"--{name}" for name in ("short", "full") if getattr(options, name)]
+    return [
+        *flags,
+        *(f"--only {task}" for task in options.only or []),
+        *(f"--file {file.name}" for file in options.file),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Do networks look the same way? Principal angles between the leading eigenspaces of different networks.
+
+Angles are between spans, so that signs, and rotations among equal eigenvalues, do not count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from monai_ifim.intervals import DEFAULT_RESAMPLES, bootstrap_interval
+from monai_ifim.visualize.panels import _PLANES, _escaped, _heights, _limits, _rescaled, _slice
+
+__all__ = ["agreement_figure", "agreement_table", "principal_angles", "random_cosines"]
+
+_RANDOM_SUBSPACES = 400
+_PANEL = 1.9  # inches
+_COLUMNS = ["first", "second", "count", "numbers", "rank", "cosine", "low", "high", "random_cosine"]
+_COLUMNS += ["mean_cosine", "mean_low", "mean_high", "random_mean_cosine"]
+
+
+def principal_angles(first: Tensor, second: Tensor) -> Tensor:
+    """Angles (B, k) between subspaces of each image, radians, float64, ascending.
+
+    Small angles come from sines and great ones from cosines, as in A. V. Knyazev, M. E. Argentati, SIAM Journal on
+    Scientific Computing 23, 2008 (2002), so that none loses digits.
+
+    Args:
+        first: (B, k, C_in, *spatial), bases, orthonormal but for rounding.
+        second: the same shape.
+
+    Returns:
+        The angles; NaN for an image of which a vector is zero or not finite, as eigenvectors are beyond the rank.
+
+    Raises:
+        ValueError: When the shapes differ, or there are more vectors than numbers in an image.
+
+    Example:
+        >>> plane = torch.eye(3)[:2].view(1, 2, 1, 1, 3)
+        >>> tilted = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).view(1, 2, 1, 1, 3)
+        >>> principal_angles(plane, tilted).rad2deg().tolist()
+        [[0.0, 90.0]]
+    """
+    if first.shape != second.shape or first.ndim < 3 or first.shape[1] > first[0, 0].numel():
+        raise ValueError(
+            "Bases must be (B, k, C_in, *spatial) of the same shape, with k no greater than the numbers in an image, "
+            f"got {tuple(first.shape)} and {tuple(second.shape)}."
+        )
+    bases = [basis.detach().as_subclass(Tensor).double().flatten(2).mT for basis in (first, second)]
+    known = torch.stack([_has_all_vectors(basis) for basis in bases]).all(dim=0)
+    one, other = (torch.linalg.qr(basis[known]).Q for basis in bases)  # orthonormal in float64
+    overlap = one.mT @ other
+    cosines = torch.linalg.svdvals(overlap)
+    sines = torch.linalg.svdvals(other - one @ overlap).flip(-1)
+    angles = torch.where(cosines.square() > 0.5, sines.clamp(max=1).asin(), cosines.clamp(max=1).acos())
+    found = torch.full((len(known), first.shape[1]), torch.nan, dtype=torch.float64, device=known.device)
+    found[known] = angles
+    return found
+
+
+def random_cosines(numbers: int, rank: int) -> tuple[float, float]:
+    """Mean cosines between independent random subspaces: of the smallest angle, and over all angles.
+
+    Exact for a single direction, ``E|cos| = Gamma(D/2) / (sqrt(pi) Gamma((D+1)/2))``; otherwise a mean over draws.
+
+    Args:
+        numbers: D, in an image.
+        rank: dimension of the subspaces.
+
+    Example:
+        >>> round(random_cosines(2, 1)[0] * math.pi, 12)  # in the plane
+        2.0
+    """
+    if rank == 1:
+        cosine = math.exp(math.lgamma(numbers / 2) - math.lgamma((numbers + 1) / 2)) / math.sqrt(math.pi)
+        return cosine, cosine
+    generator = torch.Generator().manual_seed(0)
+    drawn = []
+    for _ in range(_RANDOM_SUBSPACES):
+        basis = torch.linalg.qr(torch.randn(numbers, rank, generator=generator, dtype=torch.float64)).Q
+        drawn.append(torch.linalg.svdvals(basis[:rank]))  # against the first axes: only the angle between them counts
+    cosines = torch.stack(drawn).clamp(max=1)
+    return float(cosines[:, 0].mean()), float(cosines.mean())
+
+
+def agreement_table(
+    eigenvectors: Mapping[str, Tensor], *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """How far the leading eigenspaces of each pair of networks agree on the same images.
+
+    Args:
+        eigenvectors: by network, (B, k, C_in, *spatial) of the same images.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        One row a pair: ``first, second``; ``count``, images on which both networks have all k eigenvectors;
+        ``numbers``, in an image, and ``rank``, k; ``cosine``, of the smallest angle, a mean over images with its 95 %
+        interval ``low`` to ``high``; ``mean_cosine`` with ``mean_low`` to ``mean_high`` the same of the mean over all k
+        angles; and ``random_cosine`` and ``random_mean_cosine``, what independent random subspaces give.
+
+    Raises:
+        ValueError: When there are fewer than two networks, or shapes differ.
+
+    Example:
+        >>> same = torch.eye(4).view(4, 1, 1, 2, 2)
+        >>> table = agreement_table({"seed 0": same, "seed 1": -same})
+        >>> table[["first", "second", "count", "cosine", "random_cosine"]].round(3).to_numpy().tolist()
+        [['seed 0', 'seed 1', 4, 1.0, 0.424]]
+    """
+    _check_networks(eigenvectors, 2)
+    rows = []
+    shape = next(iter(eigenvectors.values())).shape
+    numbers, rank = math.prod(shape[2:]), shape[1]
+    expected = random_cosines(numbers, rank)
+    for first, second in itertools.combinations(eigenvectors, 2):
+        cosines = principal_angles(eigenvectors[first], eigenvectors[second]).cos().cpu()
+        smallest, mean = (
+            bootstrap_interval(values.numpy(), resamples=resamples, seed=seed)
+            for values in (cosines[:, 0], cosines.mean(dim=1))
+        )
+        row = [first, second, smallest.count, numbers, rank, smallest.value, smallest.low, smallest.high, expected[0]]
+        rows.append([*row, mean.value, mean.low, mean.high, expected[1]])
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def agreement_figure(images: Tensor, eigenvectors: Mapping[str, Tensor], titles: Sequence[str] | None = None) -> Figure:
+    """Each image beside the leading eigenvector of each network, with its cosine to that of the first one.
+
+    Eigenvectors have the sign that agrees with the first network's, and a symmetric colour scale each. Of volumes the
+    middle axial slice is drawn; of several channels the one with most of the first eigenvector's energy, except that
+    images of three channels are drawn in colour.
+
+    Args:
+        images: (B, C_in, H, W) or (B, C_in, H, W, D).
+        eigenvectors: by network, (B, k, C_in, *spatial) of these images; the first of k is drawn.
+        titles: one an image.
+
+    Returns:
+        A matplotlib figure, without a window.
+
+    Raises:
+        ValueError: When there is no network or no image, or a shape does not fit.
+
+    Example:
+        >>> images, vectors = torch.randn(2, 1, 8, 8), torch.eye(64)[:2].view(2, 1, 1, 8, 8)
+        >>> figure = agreement_figure(images, {"cnn": vectors, "resnet": -vectors})
+        >>> [axis.get_title() for axis in figure.axes][:3]
+        ['image', 'cnn', 'resnet\\ncosine 1.00']
+    """
+    _check_networks(eigenvectors, 1)
+    shape = next(iter(eigenvectors.values())).shape
+    if images.ndim not in (4, 5) or len(images) == 0 or shape != (len(images), shape[1], *images.shape[1:]):
+        raise ValueError(
+            "images must be (B, C_in, H, W) or (B, C_in, H, W, D), one at least, and eigenvectors (B, k, C_in, "
+            f"*spatial) of them, got {tuple(images.shape)} and {tuple(shape)}."
+        )
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"titles must be {len(images)}, one an image, got {len(titles)}.")
+    volumes = images.ndim == 5
+    cut = _PLANES["axial"][0] if volumes else -1
+    height = _heights(images.shape[2:], torch.ones(images.ndim - 2).numpy())[0]
+    figure = Figure(
+        figsize=(_PANEL * (1 + len(eigenvectors)), (_PANEL * height + 0.5) * len(images)), layout="constrained"
+    )
+    panels = figure.subplots(len(images), 1 + len(eigenvectors), squeeze=False)
+    options = {"origin": "lower" if volumes else "upper", "interpolation": "nearest"}
+    leading = {
+        name: vectors[:, 0].detach().as_subclass(Tensor).cpu().double() for name, vectors in eigenvectors.items()
+    }
+    reference = next(iter(leading.values()))
+    cosines = {name: _cosines(vectors, reference) for name, vectors in leading.items()}
+    for row, image in enumerate(images.detach().as_subclass(Tensor).cpu()):
+        channel = int(reference[row].flatten(1).square().sum(dim=1).argmax())
+        in_colour = len(image) == 3 and not volumes
+        shown = _rescaled(image.numpy()) if in_colour else _slice(image[channel].numpy(), cut)
+        panels[row, 0].imshow(shown, cmap="gray", **options)
+        name = "image" if titles is None else _escaped(titles[row])
+        panels[row, 0].set_title(name, fontsize=8.5)
+        for axis, (network, vectors) in zip(panels[row, 1:], leading.items()):
+            sign = -1 if (vectors[row] * reference[row]).sum() < 0 else 1
+            vector = _slice((sign * vectors[row, channel]).numpy(), cut)
+            low, high = _limits([vector], signed=True)
+            axis.imshow(vector, cmap="RdBu_r", vmin=low, vmax=high, **options)
+            cosine = float(cosines[network][row])
+            beside = "no eigenvector to compare" if math.isnan(cosine) else f"cosine {cosine:.2f}"
+            title = _escaped(network) + ("" if vectors is reference else f"\n{beside}")
+            axis.set_title(title, fontsize=8.5)
+    for axis in panels.flat:
+        axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def _cosines(first: Tensor, second: Tensor) -> Tensor:
+    """Absolute cosines (B,) between directions (B, C_in, *spatial); NaN where one is zero."""
+    return principal_angles(first.unsqueeze(1), second.unsqueeze(1))[:, 0].cos()
+
+
+def _has_all_vectors(basis: Tensor) -> Tensor:
+    """Which bases (B, D, k) have k finite vectors that are not zero, (B,)."""
+    length = torch.linalg.vector_norm(basis, dim=1)
+    return (torch.isfinite(length) & (length > 0)).all(dim=1)
+
+
+def _check_networks(eigenvectors: Mapping[str, Tensor], least: int) -> None:
+    shapes = {name: tuple(vectors.shape) for name, vectors in eigenvectors.items()}
+    if len(shapes) < least or len(set(shapes.values())) > 1:
+        raise ValueError(f"eigenvectors must be of {least} networks at least, all of one shape, got {shapes}.")

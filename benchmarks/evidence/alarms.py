@@ -1,0 +1,56 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Does the sensitivity know which predictions are wrong, and which images are shifted, better than the confidence?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from benchmarks.evidence.corruption import CORRUPTIONS, LEVELS, corrupted
+from benchmarks.evidence.detection import detection_table
+from benchmarks.evidence.spectra import uncertainty_scores
+
+__all__ = ["measured_alarms"]
+
+
+def measured_alarms(
+    network: Callable, images: Tensor, scores: pd.DataFrame, wrong: np.ndarray, shifted_images: int, resamples: int
+) -> pd.DataFrame:
+    """Errors, and images corrupted in three ways at five levels, found by each score.
+
+    Args:
+        network: in evaluation mode.
+        images: (N, C_in, *spatial), all of the test images.
+        scores: of these, from :func:`benchmarks.evidence.spectra.uncertainty_scores`.
+        wrong: (N,), bool: which predictions are wrong.
+        shifted_images: how many of the first images are corrupted, and set against themselves.
+        resamples: of the bootstrap.
+
+    Returns:
+        :func:`~benchmarks.evidence.detection.detection_table` of each, with ``target`` (``error`` or the name of a
+        corruption) and ``level`` (0 for errors).
+    """
+    clean = scores.head(shifted_images)
+    tables = [_placed(detection_table(scores.assign(positive=wrong), resamples=resamples), "error", 0)]
+    for name in CORRUPTIONS:
+        for level in LEVELS:
+            shifted, _ = uncertainty_scores(network, corrupted(images[:shifted_images], name, level, seed=0))
+            both = pd.concat([clean.assign(positive=False), shifted.assign(positive=True)], ignore_index=True)
+            tables.append(_placed(detection_table(both, resamples=resamples), name, level))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _placed(table: pd.DataFrame, target: str, level: int) -> pd.DataFrame:
+    return table.assign(target=target, level=level)

@@ -1,0 +1,220 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The results of all networks as a few long tables, intervals over seeds, and comparisons between networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+from benchmarks.evidence.agreement import agreement_table
+from benchmarks.evidence.plan import Cell
+from benchmarks.evidence.storing import read_json
+from monai_ifim.intervals import Interval, bootstrap_interval
+
+__all__ = ["CELL", "Results", "collected", "over_seeds", "seed_interval"]
+
+# What tells networks apart, in every table.
+CELL = ["task", "network", "kind", "seed"]
+_NUMBERS = ["value", "low", "high"]
+# Of the summaries: with an interval over images, and without.
+_WITH_INTERVAL = ["test_accuracy", "test_auc", "log10_lambda_max", "effective_rank", "second_to_first"]
+_WITH_INTERVAL += ["template_cosine"]
+_PLAIN = ["calibration_error", "temperature", "calibration_error_at_temperature", "cross_entropy", "ideal_auc"]
+_PLAIN += ["test_images", "measured_images", "zero_spectra", "parameters"]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The study's tables; each begins with ``task, network, kind, seed`` (see :class:`benchmarks.evidence.plan.Cell`).
+
+    Attributes:
+        networks: one row a network and ``quantity``, with ``value, low, high`` over images.
+        curves: of :func:`monai_ifim.statistics.curve_table`.
+        comparisons: of :func:`benchmarks.evidence.sensitivity.comparison_table`.
+        thresholds: of :func:`monai_ifim.statistics.thresholds`.
+        left_out: how many images an arm left out, by cause.
+        alarms: areas under the ROC curve of errors and of shifted images.
+        gains: how much greater than that of the maximum softmax probability the area of a score of the iFIM is.
+        contrasts: how much more than that of a ``control`` (another kind of the same network) a ``quantity`` is, the
+            same image by image.
+        agreement: pairs of networks on the same images: ``relation``, ``first, second, cosine, chance`` and their
+            difference as ``value, low, high``; ``network`` is the pair of architectures.
+    """
+
+    networks: pd.DataFrame
+    curves: pd.DataFrame
+    comparisons: pd.DataFrame
+    thresholds: pd.DataFrame
+    left_out: pd.DataFrame
+    alarms: pd.DataFrame
+    gains: pd.DataFrame
+    contrasts: pd.DataFrame
+    agreement: pd.DataFrame
+
+    def write(self, folder: Path) -> None:
+        """One CSV a table."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in vars(self).items():
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
+
+
+def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The mean of a number over trained networks, with the t interval for the mean over further trainings.
+
+    It supposes that the number is about normal from seed to seed, which three seeds cannot show.
+
+    Example:
+        >>> interval = seed_interval([1.0, 2.0, 3.0])
+        >>> interval.value, round(interval.high, 2), interval.count
+        (2.0, 4.48, 3)
+    """
+    numbers = np.asarray(values, dtype=float)
+    numbers = numbers[~np.isnan(numbers)]
+    count = len(numbers)
+    value = float(numbers.mean()) if count else np.nan
+    if count < 2:
+        return Interval(value, np.nan, np.nan, count, False, "none")
+    half = float(student.ppf((1 + level) / 2, count - 1) * numbers.std(ddof=1) / np.sqrt(count))
+    return Interval(value, value - half, value + half, count, half == 0, "t")
+
+
+def over_seeds(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """One row for each ``task, network, kind`` and the keys: :func:`seed_interval` of ``value``, and ``seeds``.
+
+    Example:
+        >>> table = pd.DataFrame({"task": "a", "network": "b", "kind": "trained", "seed": [0, 1], "value": [1.0, 3.0]})
+        >>> over_seeds(table, [])[["value", "seeds"]].to_numpy().tolist()
+        [[2.0, 2.0]]
+    """
+    rows = []
+    for place, part in table.groupby([*CELL[:3], *keys], sort=False):
+        found = seed_interval(part.value.to_list())
+        numbers = {"value": found.value, "low": found.low, "high": found.high, "seeds": found.count}
+        rows.append({**dict(zip([*CELL[:3], *keys], place)), **numbers})
+    return pd.DataFrame(rows, columns=[*CELL[:3], *keys, *_NUMBERS, "seeds"])
+
+
+def collected(cells: Sequence[Cell], folders: Sequence[Path]) -> Results:
+    """The tables of networks that were measured.
+
+    Args:
+        cells: the networks.
+        folders: of their results, from :func:`benchmarks.evidence.running.run_cells`.
+    """
+    tables: dict[str, list[pd.DataFrame]] = {}
+    images: dict[Cell, pd.DataFrame] = {}
+    for cell, folder in zip(cells, folders):
+        summary = read_json(folder / "summary.json")
+        rows = [{"quantity": name, **_numbers(summary, name)} for name in _WITH_INTERVAL if name in summary]
+        rows += [{"quantity": name, "value": summary[name]} for name in _PLAIN if name in summary]
+        found = {"networks": pd.DataFrame(rows, columns=["quantity", *_NUMBERS])}
+        for name in ("curves", "comparisons", "thresholds", "left_out", "alarms"):
+            found[name] = pd.read_csv(folder / f"{name}.csv")
+        images[cell] = pd.read_csv(folder / "images.csv")
+        for name, table in found.items():
+            tables.setdefault(name, []).append(_placed(table, cell))
+    joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    joined["gains"] = _gains(joined["alarms"])
+    return Results(**joined, contrasts=_contrasts(images), agreement=_agreement(dict(zip(cells, folders))))
+
+
+def _placed(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
+    place = {"task": cell.task, "network": cell.network, "kind": cell.kind, "seed": cell.seed}
+    return pd.concat([pd.DataFrame([place] * len(table), index=table.index, columns=CELL), table], axis=1)
+
+
+def _numbers(summary: Mapping[str, float], name: str) -> dict[str, float]:
+    return {"value": summary[name], "low": summary[f"{name}_low"], "high": summary[f"{name}_high"]}
+
+
+def _gains(alarms: pd.DataFrame) -> pd.DataFrame:
+    names = {"difference": "value", "difference_low": "low", "difference_high": "high"}
+    table = alarms.drop(columns=["auroc", "low", "high", "degenerate"]).rename(columns=names)
+    table = table[table.score.isin(["lambda_max", "trace"])]
+    # of two classes the trace is lambda_max itself
+    place, numbers = [*CELL, "target", "level"], list(names.values())
+    repeated = (table.score == "trace") & table.duplicated([*place, *numbers])
+    return table[~repeated]
+
+
+def _contrasts(images: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
+    rows = []
+    for cell, table in images.items():
+        for other, control in images.items():
+            same = (cell.task, cell.network, cell.seed) == (other.task, other.network, other.seed)
+            if not (same and cell.kind == "trained" and other.kind != "trained"):
+                continue
+            pairs = table.merge(control, on="image", suffixes=("", "_control"))
+            pairs = pairs[(pairs.lambda_max > 0) & (pairs.lambda_max_control > 0)]
+            changes = {"log10_lambda_max": np.log10(pairs.lambda_max / pairs.lambda_max_control)}
+            if "template_cosine" in pairs:
+                changes["template_cosine"] = pairs.template_cosine - pairs.template_cosine_control
+            for quantity, change in changes.items():
+                found = bootstrap_interval(change)
+                numbers = {"value": found.value, "low": found.low, "high": found.high, "count": found.count}
+                place = {"task": cell.task, "network": cell.network, "kind": cell.kind, "seed": cell.seed}
+                rows.append({**place, "quantity": quantity, "control": other.kind, **numbers})
+    return pd.DataFrame(rows, columns=[*CELL, "quantity", "control", *_NUMBERS, "count"])
+
+
+def _agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
+    columns = [*CELL, "relation", "first", "second", "cosine", "chance", *_NUMBERS]
+    tables = []
+    for task in dict.fromkeys(cell.task for cell in folders):
+        # of the untrained and the shuffled the first seed alone, beside all that were trained on everything
+        chosen = [cell for cell in folders if cell.task == task and cell.train_size is None]
+        vectors = {_label(cell): _eigenvectors(folders[cell]) for cell in chosen}
+        if len(vectors) < 2:
+            continue
+        common = min(len(values) for values in vectors.values())
+        table = agreement_table({label: values[:common] for label, values in vectors.items()})
+        cells = {_label(cell): cell for cell in chosen}
+        pairs = [(cells[first], cells[second]) for first, second in zip(table["first"], table["second"])]
+        table["relation"] = [_relation(*pair) for pair in pairs]
+        table["network"] = [" and ".join(dict.fromkeys(sorted(cell.network for cell in pair))) for pair in pairs]
+        table["kind"] = ["trained" if all(c.kind == "trained" for c in pair) else "control" for pair in pairs]
+        table["seed"] = ["/".join(str(cell.seed) for cell in pair) for pair in pairs]
+        table["task"] = task
+        table["chance"] = table.random_cosine
+        table["value"] = table.cosine - table.chance
+        table["low"], table["high"] = table.low - table.chance, table.high - table.chance
+        tables.append(table[columns])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.network}, {cell.kind}, seed {cell.seed}"
+
+
+def _relation(first: Cell, second: Cell) -> str:
+    kinds = {first.kind, second.kind} - {"trained"}
+    if kinds:
+        return f"trained and {kinds.pop()}" if len({first.kind, second.kind}) == 2 and len(kinds) == 1 else "controls"
+    return "other seed" if first.network == second.network else "other architecture"
+
+
+def _eigenvectors(folder: Path) -> Tensor:
+    return torch.load(folder / "eigenvectors.pt", weights_only=True)["eigenvectors"].float()
+
+
+def task_eigenvectors(cells: Sequence[Cell], folders: Sequence[Path]) -> dict[str, Tensor]:
+    """The leading eigenvectors (B, k, C_in, *spatial) of each network of one task, by label, as many as all have."""
+    found = {_label(cell): _eigenvectors(folder) for cell, folder in zip(cells, folders)}
+    common = min((len(values) for values in found.values()), default=0)
+    return {label: values[:common] for label, values in found.items()}

@@ -1,0 +1,443 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""``study.md``: every number and figure comes from the tables, none is typed by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.evidence import figures
+from benchmarks.evidence.agreement import agreement_figure
+from benchmarks.evidence.claims import FAILS, UNDECIDED, Statement, claim_summary
+from benchmarks.evidence.collecting import CELL, Results, over_seeds, task_eigenvectors
+from benchmarks.evidence.networks import NETWORKS
+from benchmarks.evidence.plan import Cell
+from benchmarks.evidence.storing import read_json
+from benchmarks.evidence.tasks import Task
+from benchmarks.table import markdown_table
+from monai_ifim.visualize.wording import as_interval, as_number
+
+__all__ = ["write_study"]
+
+_INTRODUCTION = """
+The iFIM splits an image into components that the prediction is sensitive to and the rest. This study asks, of
+networks that are trained here, whether changes along the sensitive component move prediction, confidence and accuracy
+more than equally large changes elsewhere, what of that is learned and what is arithmetic, whether independently
+trained networks share these directions, and whether the size of the sensitivity says more than the network's own
+confidence does. The method is of S. Sengupta, M. A. Anastasio, arXiv:2606.16362 (2026); tasks, networks, strengths
+and sizes here are this project's own, not that paper's protocol. What the arms are, and how the experiment is done:
+[experiment.md](experiment.md).
+"""
+
+_LIMITS = """
+- **Small networks, short trainings, few images.** Nothing here is tuned, and no accuracy should be read as what a
+  task allows.
+- **Intervals over images** are of one trained network; **intervals over seeds** (t intervals of the mean over
+  trainings) rest on the few seeds named, and on the supposition that the number is about normal from seed to seed.
+  With three seeds they are wide.
+- **Many statements are judged at once**, without correction for their number: read the counts, not the best row.
+- Where a task has more than two classes, `high` is the *first* eigenvector, and `low` and `low_matched` lie outside
+  it, not outside the whole eigenspace.
+- The sensitivity is that of the network as trained (temperature 1); the fitted temperature says how far from
+  calibrated it is.
+- Flipping, corrupting and attributing are done on the same test images; errors are few where accuracy is high, and
+  the intervals are as wide as that.
+- Patients are not known in these files: images are taken as independent.
+"""
+
+
+def write_study(
+    file: Path,
+    results: Results,
+    claims: Sequence[Statement],
+    verdicts: pd.DataFrame,
+    tasks: Mapping[str, Task],
+    left_out_tasks: Mapping[str, str],
+    cells: Sequence[Cell],
+    folders: Sequence[Path],
+    settings: Mapping[str, Any],
+    results_folder: Path,
+) -> None:
+    """Write the document, and its figures and ``rows.md`` into the folder beside it of the same name.
+
+    Args:
+        file: ``study.md``.
+        results: the tables.
+        claims: the statements.
+        verdicts: of :func:`benchmarks.evidence.claims.judged`.
+        tasks: those that were run.
+        left_out_tasks: those that were not, with the reason.
+        cells: the networks.
+        folders: of their results.
+        settings: the command, versions and times: ``command, minutes, environment, strengths``.
+        results_folder: of the tables as CSV.
+    """
+    pictures = file.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    for old in pictures.glob("*.png"):
+        old.unlink()
+    strengths = settings["strengths"]
+    tables = Path(os.path.relpath(results_folder.resolve(), file.resolve().parent)).as_posix()
+    parts = ["# The evidence: what holds, and what does not", _INTRODUCTION.strip()]
+    parts += _setting(tasks, left_out_tasks, cells, folders, settings, tables)
+    parts += _claims(claims, verdicts, tables, pictures.name)
+    parts += _performance(results)
+    parts += _curves(results, tasks, strengths, pictures, file)
+    parts += _spectra(results, cells, folders, tasks, pictures, file)
+    parts += _agreement(results, tasks, cells, folders, pictures, file)
+    parts += _alarms(results)
+    parts += ["## Limits", _LIMITS.strip()]
+    (pictures / "rows.md").write_text(_rows(claims, verdicts), encoding="utf-8")
+    file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _setting(
+    tasks: Mapping[str, Task],
+    left_out: Mapping[str, str],
+    cells: Sequence[Cell],
+    folders: Sequence[Path],
+    settings: Mapping[str, Any],
+    tables: str,
+) -> list[str]:
+    environment = settings["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    used = [task for name, task in tasks.items() if name in {cell.task for cell in cells}]
+    rows = [
+        [task.name, task.title, " x ".join(map(str, task.spatial_size)), str(task.channels), str(task.classes)]
+        for task in used
+    ]
+    names = list(dict.fromkeys(cell.network for cell in cells))
+    networks = "; ".join(f"`{name}` is {NETWORKS[name].title}" for name in names)
+    without = {
+        f"`{name}` of {cell.network}, since {reason}"
+        for cell, folder in zip(cells, folders)
+        for name, reason in read_json(folder / "summary.json")["attributions_left_out"].items()
+    }
+    told = [f"Left out: {text}." for text in sorted(without)]
+    told += [f"Left out: `{name}`, since it {reason}" for name, reason in left_out.items()]
+    strengths = ", ".join(f"{strength:g}" for strength in settings["strengths"])
+    return [
+        "## Setting",
+        f"Made by `{settings['command']}` in {as_number(settings['minutes'])} minutes (the networks took "
+        f"{as_number(settings['minutes_of_one_thread'])} minutes of one thread, {settings['processes']} at a time) on "
+        f"{environment['processor']}, {environment['cores']} cores, {environment['date']}; {versions}. All tables, "
+        "with the numbers that are "
+        f"rounded here, are in [`{tables}`]({tables}); `plan.json` there holds every configuration.",
+        _table(["task", "what it is", "pixels", "channels", "classes"], rows, 2),
+        f"{len(cells)} networks: {networks}. Adam, cosine schedule, cross-entropy, no augmentation; of ten validations "
+        "the one with the highest AUC is kept. *Shuffled labels*: trained and validated on labels in random order. "
+        "*Untrained*: random weights. Every change is tried with both signs at the strengths "
+        f"{strengths} (root mean square over the contrast of the image). `high` is the leading eigenvector (rank one) "
+        "in all tasks.",
+        *told,
+    ]
+
+
+def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str, pictures: str) -> list[str]:
+    summary = claim_summary(claims, verdicts)
+    header = ["", "statement", "verdict", "holds", "fails", "undecided", "value over rows"]
+    rows = []
+    for claim, (_, row) in zip(claims, summary.iterrows()):
+        found = verdicts[verdicts.claim == claim.number] if len(verdicts) else verdicts
+        span = (
+            f"{as_number(found.value.min())} to {as_number(found.value.max())} {claim.unit}" if len(found) else "none"
+        )
+        marked = row.verdict if row.verdict == "holds" else f"**{row.verdict}**"
+        counts = [str(row[name]) for name in ("holds", "fails", "undecided")]
+        link = f"[{row.claim}]({pictures}/rows.md#{row.claim.lower()})"
+        rows.append([link, f"{claim.text} *{claim.reading}*", marked, *counts, span])
+    negative = [row for _, row in summary.iterrows() if row.verdict != "holds"]
+    bad = [
+        f"- {row.claim}: {row.statement} **{row.verdict}** ({row.holds} hold, {row.fails} fail, {row.undecided} "
+        "undecided)" + _which(verdicts, row.claim)
+        for row in negative
+    ]
+    return [
+        "## What holds, and what does not",
+        "A row is a task and a network. It *holds* where every 95 % interval (over images, of each seed; and over "
+        "seeds, where there are several) lies on the side of the statement, *fails* where all lie on the other, and is "
+        f"*undecided* otherwise. Every row: [rows.md]({pictures}/rows.md) and [`claims.csv`]({tables}/claims.csv), "
+        "which names the table and row of each number.",
+        _table(header, rows, 3),
+        "**What does not hold, or not everywhere:**",
+        "\n".join(bad) or "Nothing that was tested.",
+    ]
+
+
+def _which(verdicts: pd.DataFrame, claim: str) -> str:
+    found = verdicts[(verdicts.claim == claim) & (verdicts.verdict == FAILS)] if len(verdicts) else verdicts
+    if not len(found):
+        return "."
+    named = [f"{row.task} {row.network}{f' ({row.detail})' if row.detail else ''}" for row in _records(found)]
+    more = f" and {len(named) - 6} more" if len(named) > 6 else ""
+    return f". Fails for {', '.join(named[:6])}{more}."
+
+
+def _performance(results: Results) -> list[str]:
+    quantities = ["test_accuracy", "test_auc", "calibration_error", "temperature", "log10_lambda_max"]
+    quantities += ["effective_rank", "template_cosine", "ideal_auc"]
+    found = results.networks[results.networks.quantity.isin(quantities)]
+    spread = over_seeds(found, ["quantity"])
+    rows = []
+    for place, part in spread.groupby(CELL[:3], sort=False):
+        by_quantity = part.set_index("quantity")
+        single = found[(found[CELL[:3]] == list(place)).all(axis=1)].set_index("quantity")
+        row = [*map(str, place), str(int(part.seeds.max()))]
+        for quantity in quantities:
+            if quantity not in by_quantity.index:
+                row.append("")
+                continue
+            numbers = by_quantity.loc[quantity] if part.seeds.max() > 1 else single.loc[quantity]
+            has_interval = not (pd.isna(numbers.low) or numbers.low == numbers.high)
+            value = as_interval(numbers.value, numbers.low, numbers.high) if has_interval else as_number(numbers.value)
+            row.append(value)
+        rows.append(row)
+    return [
+        "## The networks",
+        "Accuracy and one-vs-rest AUC on test images; expected calibration error (15 bins); the temperature that fits "
+        "the validation images; median of log10 `lambda_max`; mean effective rank; mean cosine of the leading "
+        "eigenvector with the ideal template; the AUC of the ideal observer. Intervals over seeds where there are "
+        "several, else over images.",
+        _table(["task", "network", "kind", "seeds", *(name.replace("_", " ") for name in quantities)], rows, 3),
+    ]
+
+
+def _picture(figure: Any, name: str, text: str, pictures: Path, file: Path) -> str:
+    figures.save(figure, pictures / f"{name}.png")
+    return f"![{text}]({pictures.name}/{name}.png)"
+
+
+def _curves(
+    results: Results, tasks: Mapping[str, Task], strengths: Sequence[float], pictures: Path, file: Path
+) -> list[str]:
+    great = strengths[-1]
+    parts = ["## What equally large changes do"]
+    trained = results.curves[results.curves.kind == "trained"]
+    wanted = (trained.endpoint.isin(["kl", "flip_rate", "confidence_drop", "accuracy"])) & (
+        np.isclose(trained.strength, great) | (trained.arm == "unperturbed")
+    )
+    arms = ["unperturbed", "high", "transfer", "low_matched", "low", "random"]
+    spread = over_seeds(trained[wanted & trained.arm.isin(arms)], ["arm", "endpoint"])
+    rows = []
+    for (task, network, arm), part in spread.groupby(["task", "network", "arm"], sort=False):
+        numbers = part.set_index("endpoint")
+        row = [task, network, arm]
+        for endpoint in ("kl", "confidence_drop", "flip_rate", "accuracy"):
+            known = endpoint in numbers.index
+            values = numbers.loc[endpoint] if known else None
+            row.append("" if values is None else _over(values.value, values.low, values.high))
+        rows.append(row)
+    header = ["task", "network", "arm", "KL (nats)", "drop of confidence", "share flipped", "accuracy"]
+    parts += [f"At strength {great:g}, means over images, intervals over seeds.", _table(header, rows, 3)]
+    parts += _thresholds(results, strengths)
+    for task in dict.fromkeys(trained.task):
+        of_task = trained[(trained.task == task) & (trained.seed == 0)]
+        parts.append(f"### {tasks[task].title}")
+        for network in ("cnn", "small_resnet"):
+            rows_of = of_task[of_task.network == network]
+            if len(rows_of):
+                figure = figures.draw_curves(rows_of, f"{task}, {network}, seed 0 (bands: 95 % over images)")
+                parts.append(_picture(figure, f"curves_{task}_{network}", f"curves, {task}, {network}", pictures, file))
+        middle = strengths[len(strengths) // 2]
+        figure = figures.draw_attributions(of_task, middle)
+        parts.append(_picture(figure, f"arms_{task}", f"all arms at one strength, {task}", pictures, file))
+    return parts
+
+
+def _thresholds(results: Results, strengths: Sequence[float]) -> list[str]:
+    trained = results.thresholds[results.thresholds.kind == "trained"]
+    trained = trained[trained.arm.isin(["high", "transfer", "low_matched"])]
+    rows = []
+    for place, part in trained.groupby(["task", "network", "arm"], sort=False):
+        found = [
+            ", ".join(as_number(value) for value in part[name]) for name in ("half_flip_strength", "quadratic_strength")
+        ]
+        rows.append([*map(str, place), *found])
+    return [
+        "Where half of the decisions are flipped by either sign, and up to where the median KL stays within 10 % of "
+        f"the quadratic prediction; one number a seed, ∞ above {strengths[-1]:g}, the greatest tested, and "
+        "without interval:",
+        _table(["task", "network", "arm", "half flipped at", "quadratic up to"], rows, 3),
+    ]
+
+
+def _spectra(
+    results: Results,
+    cells: Sequence[Cell],
+    folders: Sequence[Path],
+    tasks: Mapping[str, Task],
+    pictures: Path,
+    file: Path,
+) -> list[str]:
+    parts = ["## Spectra and controls"]
+    figure = figures.draw_lambda(results.networks)
+    parts.append(_picture(figure, "lambda_max", "median lambda_max of every network", pictures, file))
+    for cell, folder in zip(cells, folders):
+        if tasks[cell.task].classes > 2 and cell.kind == "trained" and cell.seed == 0:
+            eigenvalues = np.loadtxt(folder / "eigenvalues.csv", delimiter=",", ndmin=2)
+            text = f"spectrum, {cell.task}, {cell.network}"
+            parts.append(
+                _picture(
+                    figures.draw_spectrum(eigenvalues), f"spectrum_{cell.task}_{cell.network}", text, pictures, file
+                )
+            )
+    rows = [
+        [row.task, row.network, str(row.seed), row.quantity, row.control, as_interval(row.value, row.low, row.high)]
+        for row in _records(results.contrasts)
+    ]
+    if rows:
+        header = [
+            "task",
+            "network",
+            "seed",
+            "quantity",
+            "control",
+            "trained less control (median or mean, over images)",
+        ]
+        header[-1] = "mean of trained less control, image by image"
+        parts.append(_table(header, rows, 5))
+    return parts
+
+
+def _agreement(
+    results: Results,
+    tasks: Mapping[str, Task],
+    cells: Sequence[Cell],
+    folders: Sequence[Path],
+    pictures: Path,
+    file: Path,
+) -> list[str]:
+    parts = [
+        "## Do networks share their directions?",
+        "Mean cosine of the smallest principal angle between leading eigenspaces of the same images, and what random "
+        "directions would give. Range over the pairs of networks. An untrained network and the trained one of the same "
+        "seed began from the same weights.",
+    ]
+    rows = []
+    for (task, relation, network), part in results.agreement.groupby(["task", "relation", "network"], sort=False):
+        span = [as_number(part.cosine.min()), as_number(part.cosine.max())]
+        rows.append(
+            [task, relation, network, str(len(part)), " to ".join(dict.fromkeys(span)), as_number(part.chance.iloc[0])]
+        )
+    parts.append(_table(["task", "networks", "architectures", "pairs", "mean cosine", "by chance"], rows, 3))
+    for task in dict.fromkeys(cell.task for cell in cells):
+        chosen = [
+            (cell, folder) for cell, folder in zip(cells, folders) if cell.task == task and cell.train_size is None
+        ]
+        vectors = task_eigenvectors([cell for cell, _ in chosen], [folder for _, folder in chosen])
+        if len(vectors) < 2:
+            continue
+        figure = figures.draw_agreement(results.agreement[results.agreement.task == task])
+        parts.append(_picture(figure, f"agreement_{task}", f"agreement of eigenspaces, {task}", pictures, file))
+        kept = torch.load(chosen[0][1] / "eigenvectors.pt", weights_only=True)
+        titles = [f"class {int(label)}" for label in kept["labels"]]
+        # the first seed of each network, another of the first one, and its controls: more do not fit
+        few = {
+            label: vectors[label][: len(titles)]
+            for (cell, _), label in zip(chosen, vectors)
+            if (cell.kind == "trained" and cell.seed == 0)
+            or (cell.network == chosen[0][0].network and (cell.kind != "trained" or cell.seed == 1))
+        }
+        if (detection := tasks[task].detection) is not None and tasks[task].classes == 2:
+            shape = next(iter(few.values())).shape
+            few = {"ideal template": detection.template.float().expand(len(titles), 1, *shape[2:]), **few}
+            few["ideal template"] = few["ideal template"] / detection.template.norm().float()
+        text = f"images and their leading eigenvector in each network, {task}"
+        picture = _picture(agreement_figure(kept["images"], few, titles), f"examples_{task}", text, pictures, file)
+        parts += [f"{tasks[task].title}: {text}", picture]
+    return parts
+
+
+def _alarms(results: Results) -> list[str]:
+    trained = results.alarms[results.alarms.kind == "trained"].rename(columns={"auroc": "value"})
+    spread = over_seeds(trained[trained.target == "error"], ["score"])
+    shifted = over_seeds(
+        trained[(trained.target != "error") & trained.level.isin([1, 3, 5])], ["target", "level", "score"]
+    )
+    scores = ["lambda_max", "trace", "max_probability", "entropy"]
+    parts = [
+        "## Wrong predictions and shifted images",
+        "Areas under the ROC curve, 0.5 is a coin; intervals over seeds where there are several. Errors among the test "
+        "images:",
+        _score_table(spread, ["task", "network"], scores),
+        "Corrupted against clean images (all five levels are in `alarms.csv`):",
+        _score_table(shifted, ["task", "network", "target", "level"], scores),
+    ]
+    return parts
+
+
+def _score_table(table: pd.DataFrame, keys: list[str], scores: list[str]) -> str:
+    rows = []
+    for place, part in table.groupby(keys, sort=False):
+        numbers = part.set_index("score")
+        row = [str(value) for value in place]
+        for score in scores:
+            row.append(_over(*numbers.loc[score, ["value", "low", "high"]]) if score in numbers.index else "")
+        rows.append(row)
+    return _table([*keys, *(score.replace("_", " ") for score in scores)], rows, len(keys))
+
+
+def _over(value: float, low: float, high: float) -> str:
+    """With the interval over seeds where there is one."""
+    return as_number(value) if pd.isna(low) or low == high else as_interval(value, low, high)
+
+
+def _rows(claims: Sequence[Statement], verdicts: pd.DataFrame) -> str:
+    header = [
+        "row",
+        "task",
+        "network",
+        "kind",
+        "of",
+        "verdict",
+        "value",
+        "95 % over seeds",
+        "95 % over images, all seeds",
+    ]
+    header += ["networks", "must exceed"]
+    parts = [
+        "# Every statement, task and network",
+        "Bold: it fails, or is undecided. The study: [../study.md](../study.md)",
+    ]
+    for claim in claims:
+        rows = []
+        found = verdicts[verdicts.claim == claim.number] if len(verdicts) else verdicts
+        for row in _records(found):
+            seeds = "" if pd.isna(row.seeds_low) else f"{as_number(row.seeds_low)} to {as_number(row.seeds_high)}"
+            images = f"{as_number(row.least_low)} to {as_number(row.greatest_high)}"
+            told = f"**{row.verdict}**" if row.verdict in (FAILS, UNDECIDED) else row.verdict
+            place = [row.row, row.task, row.network, row.kind, row.detail, told]
+            rows.append([*place, as_number(row.value), seeds, images, str(row.seeds), as_number(row.threshold)])
+        parts += [
+            f"## {claim.number}",
+            f"{claim.text} *{claim.reading}* Value: {claim.unit}; from `{claim.table}.csv`.",
+        ]
+        parts.append(_table(header, rows, 6) if rows else "Not tested.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _records(table: pd.DataFrame) -> list[Any]:
+    """One named tuple a row."""
+    return list(table.itertuples())
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], texts: int) -> str:
+    """Markdown, with the first columns aligned as text."""
+    lines = markdown_table(header, [[str(value) for value in row] for row in rows]).splitlines()
+    lines[1] = "| " + " | ".join([":--"] * texts + ["--:"] * (len(header) - texts)) + " |"
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""All numbers of one network, into one folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.evidence.alarms import measured_alarms
+from benchmarks.evidence.attribution import attribution_arms, missing_methods
+from benchmarks.evidence.networks import build_network
+from benchmarks.evidence.performance import as_columns, performance
+from benchmarks.evidence.plan import Cell, Effort
+from benchmarks.evidence.sensitivity import ATTRIBUTIONS, IFIM_NOISE, measured_sensitivity
+from benchmarks.evidence.spectra import MOST_EIGENVECTORS, spectrum_table, uncertainty_scores
+from benchmarks.evidence.storing import digest, new_folder, save_json, save_torch
+from benchmarks.evidence.tasks import Task
+from benchmarks.evidence.training import logits_of, trained_network
+from monai_ifim import input_fisher
+from monai_ifim.intervals import bootstrap_interval
+
+__all__ = ["measured_cell"]
+
+# Changes with what is measured, so that results of another version are not taken for those of this one.
+_VERSION = 1
+_EXAMPLES = 3
+
+
+def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
+    """Train, measure and write a network's numbers, unless they are on file.
+
+    Args:
+        cell: which network.
+        task: its data, already of the size that the effort allows.
+        effort: how much is done.
+        cache: folder for trained networks and results.
+
+    Returns:
+        The folder: ``summary.json``; ``images.csv``, ``curves.csv``, ``comparisons.csv``, ``thresholds.csv``,
+        ``left_out.csv``, ``alarms.csv``, ``eigenvalues.csv``; ``history.json``; ``time.json``; and ``eigenvectors.pt``
+        (float16, of the measured images, with the first of these).
+    """
+    without = missing_methods(build_network(cell.network, task, cell.seed))
+    attributions = [name for name in ATTRIBUTIONS if name not in without]
+    configuration = {
+        "version": _VERSION,
+        "cell": asdict(cell),
+        "task": task.configuration(),
+        "effort": effort.configuration(),
+        "attributions": attributions,
+    }
+    folder = cache / "measured" / f"{cell.name}-{digest(configuration)}"
+    if folder.exists():
+        return folder
+    begun = time.monotonic()
+    torch.manual_seed(0)
+    network, history = trained_network(cell, task, effort, cache)
+    val, test = task.load("val"), task.load("test")
+    measured = test.first(effort.measured)
+    val_logits = logits_of(network, val.images)
+    scores, logits = uncertainty_scores(network, test.images)
+    predicted = logits.argmax(dim=1)
+    most = min(MOST_EIGENVECTORS, task.classes - 1)
+    fisher = input_fisher(network, measured.images, rank=1)
+    spectra = spectrum_table(fisher, task.detection)
+    arms = attribution_arms(
+        network, measured.images, predicted[: len(measured)], [*attributions, IFIM_NOISE, "random_mask"]
+    )
+    found = measured_sensitivity(
+        network, measured.images, measured.labels, fisher, spectra, arms, effort.strengths, effort.resamples
+    )
+    wrong = (predicted != test.labels).numpy()
+    alarms = measured_alarms(network, test.images, scores, wrong, len(measured), effort.resamples)
+    used = spectra[spectra.skipped == ""]
+    summary = {
+        **configuration,
+        "kind": cell.kind,
+        "attributions_left_out": without,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        **performance(val_logits, val.labels, logits, test.labels, effort.resamples),
+        "measured_images": len(measured),
+        "zero_spectra": int((used.lambda_max == 0).sum()),
+    }
+    logarithms = np.log10(used.lambda_max[used.lambda_max > 0])
+    summary |= as_columns("log10_lambda_max", bootstrap_interval(logarithms, "median", resamples=effort.resamples))
+    for name in ("effective_rank", "second_to_first", "template_cosine"):
+        if name in used:
+            summary |= as_columns(name, bootstrap_interval(used[name], resamples=effort.resamples))
+    if task.detection is not None and task.classes == 2:
+        summary["ideal_auc"] = task.detection.ideal_auc
+    with new_folder(folder) as place:
+        save_json(summary, place / "summary.json")
+        for name, table in {
+            "images": found.images,
+            "curves": found.curves,
+            "comparisons": found.comparisons,
+            "thresholds": found.thresholds,
+            "left_out": found.left_out,
+            "alarms": alarms,
+        }.items():
+            table.to_csv(place / f"{name}.csv", index=False)
+        save_json(history, place / "history.json")
+        save_json({"seconds": time.monotonic() - begun}, place / "time.json")
+        np.savetxt(place / "eigenvalues.csv", fisher.eigenvalues.numpy(), delimiter=",")
+        vectors = fisher.leading_eigenvectors(rank=most).half()
+        shown = {"images": measured.images[:_EXAMPLES], "labels": measured.labels[:_EXAMPLES]}
+        save_torch({"eigenvectors": vectors, **shown}, place / "eigenvectors.pt")
+    return folder

@@ -1,0 +1,95 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Run the networks of the plan in several processes; what is on file already is not made again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.evidence.measure import measured_cell
+from benchmarks.evidence.plan import Cell, effort_of, sized
+from benchmarks.evidence.tasks import Task
+
+__all__ = ["run_cells"]
+
+
+def run_cells(cells: Sequence[Cell], tasks: Mapping[str, Task], short: bool, cache: Path, processes: int) -> list[Path]:
+    """Train and measure networks, one thread each.
+
+    Args:
+        cells: which.
+        tasks: their data.
+        short: with little effort.
+        cache: folder for trained networks and results.
+        processes: at a time.
+
+    Returns:
+        The folders of the results, in the order of the cells.
+
+    Raises:
+        RuntimeError: When some failed, after all others are done and on file.
+    """
+    folders: dict[Cell, Path] = {}
+    failed: list[str] = []
+    progress = tqdm(total=len(cells), desc="evidence", unit="network")
+    if processes == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in a process of its own, so that the numbers are the same
+        for cell in cells:
+            folders[cell] = _run(cell, tasks[cell.task], short, cache)
+            progress.update()
+        torch.set_num_threads(threads)
+    else:
+        # spawned, since a fork of a process that has used torch's threads may hang
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(cells)), context, _begin_process) as pool:
+            jobs = {pool.submit(_run, cell, tasks[cell.task], short, cache): cell for cell in cells}
+            for job in as_completed(jobs):
+                cell = jobs[job]
+                if error := job.exception():
+                    failed.append(f"{cell.name}: {type(error).__name__}: {error}")
+                else:
+                    folders[cell] = job.result()
+                progress.set_postfix_str(cell.name)
+                progress.update()
+    progress.close()
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(cells)} networks failed; the others are on file. Run the command again once this "
+            "is put right:\n" + "\n".join(failed)
+        )
+    return [folders[cell] for cell in cells]
+
+
+def _run(cell: Cell, task: Task, short: bool, cache: Path) -> Path:
+    effort = effort_of(cell, task, short)
+    return measured_cell(cell, sized(task, effort), effort, cache)
+
+
+def _begin_process() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

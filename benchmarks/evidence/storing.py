@@ -1,0 +1,75 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files and folders that are there whole or not at all, and names that change with what was asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["digest", "new_folder", "read_json", "save_json", "save_torch"]
+
+
+def digest(configuration: Mapping[str, Any]) -> str:
+    """Eight digits that change with any value of the configuration.
+
+    Example:
+        >>> digest({"seed": 0}) == digest({"seed": 0}), digest({"seed": 0}) == digest({"seed": 1})
+        (True, False)
+    """
+    text = json.dumps(configuration, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _unfinished(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """Write with :func:`torch.save`, beside the place first."""
+    torch.save(content, _unfinished(path))
+    _unfinished(path).replace(path)
+
+
+def save_json(content: Any, path: Path) -> None:
+    """Write as JSON, beside the place first."""
+    _unfinished(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _unfinished(path).replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What :func:`save_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that gets its name when the block ends, and vanishes when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+        if path.exists():
+            shutil.rmtree(path)
+        folder.replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,171 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The command from nothing to the document, in a first-look size."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.evidence.__main__ import main
+from monai_ifim.visualize.wording import as_number
+
+ROOT = Path(__file__).parents[3]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A run that was killed when its first network was measured, and then run again to the end."""
+    output = tmp_path_factory.mktemp("evidence")
+    command = [sys.executable, "-m", "benchmarks.evidence", "--short", "--processes", "1", "--output", str(output)]
+    first = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    wait_until(lambda: list((output / "cache" / "measured").glob("random*")) or first.poll() is not None)
+    first.kill()
+    first.wait()
+    measured = {folder: folder.stat().st_mtime_ns for folder in (output / "cache" / "measured").glob("random*")}
+    assert measured
+    assert not (output / "study.md").exists()
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(folder.stat().st_mtime_ns == stamp for folder, stamp in measured.items())
+    return output
+
+
+def test_processes_end_when_the_one_that_started_them_is_killed():
+    code = (
+        "import multiprocessing, os, signal\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from benchmarks.evidence.running import _begin_process\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _begin_process)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL
+    worker = int(done.stdout)
+
+    def ended():
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return True
+        # a zombie whose new parent does not collect it has ended, too
+        return Path(f"/proc/{worker}/stat").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z"
+
+    wait_until(ended, 20)
+
+
+def test_every_figure_of_the_document_is_there_and_small(study):
+    text = (study / "study.md").read_text()
+    pictures = re.findall(r"\]\((study/[^)]+\.png)\)", text)
+    assert len(pictures) >= 5
+    assert set(pictures) == {f"study/{file.name}" for file in (study / "study").glob("*.png")}
+    assert all((study / picture).stat().st_size < 150_000 for picture in pictures)
+
+
+def test_every_verdict_of_the_document_is_a_row_of_the_table(study):
+    text, claims = (study / "study" / "rows.md").read_text(), pd.read_csv(study / "claims.csv")
+    assert len(claims) > 20
+    for row in claims.itertuples():
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {row.row} |")]
+        assert row.verdict in line
+        assert f"| {as_number(row.value)} |" in line
+
+
+def test_what_does_not_hold_is_listed_by_name(study):
+    text, summary = (study / "study.md").read_text(), pd.read_csv(study / "claim_summary.csv")
+    listed = text.split("**What does not hold")[1].split("## ")[0]
+    for row in summary.itertuples():
+        assert (f"- {row.claim}:" in listed) == (row.verdict != "holds")
+
+
+def test_the_value_of_a_claim_is_the_mean_of_its_rows(study):
+    claims, comparisons = (pd.read_csv(study / f"{name}.csv") for name in ("claims", "comparisons"))
+    claim = claims[claims.claim == "C3"].iloc[0]
+    rows = comparisons[
+        (comparisons.arm == "high") & (comparisons.control == "transfer") & (comparisons.kind == "trained")
+    ]
+    rows = rows[(rows.strength == 0.03) & (rows.endpoint == "kl_log10_ratio")]
+    assert len(rows) == claim.seeds == 2
+    assert claim.value == pytest.approx(rows.value.mean(), abs=1e-5)
+
+
+def test_all_tables_and_configurations_are_machine_readable(study):
+    networks = json.loads((study / "plan.json").read_text())["networks"]
+    assert [network["labels"] for network in networks] == ["real", "real", "shuffled", "real"]
+    tables = ("networks", "curves", "comparisons", "thresholds", "alarms", "gains", "contrasts", "agreement")
+    for name in tables:
+        table = pd.read_csv(study / f"{name}.csv")
+        assert {"task", "network", "kind", "seed"} <= set(table)
+        assert len(table)
+    quantities = pd.read_csv(study / "networks.csv").quantity
+    assert {"test_accuracy", "test_auc", "calibration_error", "temperature", "template_cosine"} <= set(quantities)
+
+
+def test_the_second_time_nothing_is_trained_or_measured_and_only_what_is_lost_is_made_again(study):
+    def stamps():
+        return {file: file.stat().st_mtime_ns for file in (study / "cache").rglob("*") if file.is_file()}
+
+    first, tables = stamps(), (study / "comparisons.csv").read_text()
+    arguments = ["--short", "--processes", "1", "--output", str(study)]
+    main(arguments)
+    assert stamps() == first
+    lost = next((study / "cache" / "measured").glob("*untrained*"))
+    lost.rename(lost.with_name(f".{lost.name}.unfinished"))  # as a killed run leaves it
+    main(arguments)
+    kept = {file: stamp for file, stamp in first.items() if lost not in file.parents}
+    assert kept.items() <= stamps().items()
+    assert lost.is_dir()
+    assert (study / "comparisons.csv").read_text() == tables  # and it comes out the same
+
+
+def test_a_list_runs_nothing(tmp_path, capsys):
+    main(["--list", "--data", str(tmp_path), "--output", str(tmp_path / "none")])
+    told = capsys.readouterr()
+    assert "random_field_2d_2classes-cnn-trained-seed0" in told.out
+    assert "medmnist.com" in told.err  # the clinical sets that are left out
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--short", "--full"], "exclude"),
+        (["--only", "mnist"], "There is no task 'mnist'"),
+        (["--only", "blood"], "cannot be run"),
+        (["--only", "lumpy_3d_2classes"], "--full"),
+        (["--processes", "0"], "1 or more"),
+        (["--file", "none.npz"], "no file 'none.npz'"),
+    ],
+)
+def test_a_wrong_option_is_told(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*options, "--data", str(tmp_path)])
+    assert message in capsys.readouterr().err

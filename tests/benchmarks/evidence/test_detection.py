@@ -1,0 +1,127 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import bootstrap, mannwhitneyu
+
+from benchmarks.evidence.detection import SCORES, detection_table
+from monai_ifim.intervals import auc_interval
+
+RESAMPLES = 500
+
+
+def scores(count: int = 80, seed: int = 0) -> pd.DataFrame:
+    """Scores of images, a third of them positive, with some ties."""
+    generator = np.random.default_rng(seed)
+    positive = np.arange(count) % 3 == 0
+    table = {name: generator.normal(size=count) for name in SCORES}
+    table["lambda_max"] = (table["lambda_max"] + 1.0 * positive).round(1)
+    table["max_probability"] = (0.7 * table["max_probability"] - 0.5 * positive).round(1)
+    return pd.DataFrame(table).assign(positive=positive)
+
+
+def area(positive: np.ndarray, negative: np.ndarray) -> float:
+    return mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative))
+
+
+def test_scores_that_separate_have_an_area_of_one_each_in_its_own_direction():
+    positive = np.arange(20) >= 12
+    rising = np.arange(20.0)
+    table = detection_table(
+        pd.DataFrame(
+            {"lambda_max": rising, "trace": 2 * rising, "max_probability": 1 / (1 + rising), "entropy": rising}
+        ).assign(positive=positive)
+    )
+    assert table.score.tolist() == list(SCORES)
+    assert table.positive_when.tolist() == ["greater", "greater", "smaller", "greater"]
+    assert table.auroc.tolist() == [1.0] * 4
+    assert table.positives.tolist() == [8] * 4
+    assert table.negatives.tolist() == [12] * 4
+    assert table.degenerate.all()
+    assert table.difference.dropna().tolist() == [0.0, 0.0]
+
+
+def test_the_areas_are_those_of_the_mann_whitney_statistic():
+    given = scores()
+    table = detection_table(given, resamples=RESAMPLES).set_index("score")
+    for name, end in SCORES.items():
+        values = given[name] if end == "greater" else -given[name]
+        assert table.auroc[name] == pytest.approx(area(values[given.positive], values[~given.positive]), rel=1e-12)
+        assert table.low[name] < table.auroc[name] < table.high[name]
+
+
+def test_the_intervals_are_those_of_the_package():
+    given = scores()
+    table = detection_table(given, resamples=RESAMPLES, seed=4).set_index("score")
+    expected = auc_interval(given[["positive"]], given[["trace"]], resamples=RESAMPLES, seed=4)
+    assert (table.low["trace"], table.high["trace"]) == (expected.low, expected.high)
+
+
+@pytest.mark.parametrize("name", ["lambda_max", "trace"])
+def test_differences_are_of_the_areas_with_the_interval_of_a_paired_bootstrap(name):
+    given = scores(200)
+    table = detection_table(given, resamples=4000).set_index("score")
+    assert table.difference[name] == pytest.approx(table.auroc[name] - table.auroc["max_probability"], abs=1e-12)
+    groups = [given[given.positive], given[~given.positive]]
+
+    def difference(positive: np.ndarray, negative: np.ndarray) -> float:
+        one, other = groups[0].iloc[positive.astype(int)], groups[1].iloc[negative.astype(int)]
+        return area(one[name], other[name]) - area(-one.max_probability, -other.max_probability)
+
+    rows = [np.arange(len(group)) for group in groups]
+    whole = bootstrap(rows, difference, vectorized=False, n_resamples=1000, rng=np.random.default_rng(1))
+    expected, found = whole.confidence_interval, (table.difference_low[name], table.difference_high[name])
+    width = expected.high - expected.low
+    np.testing.assert_allclose(found, expected, atol=0.1 * width)  # another thousand resamples
+
+
+def test_a_score_that_ranks_as_the_confidence_does_differs_from_it_by_exactly_nothing():
+    given = scores()
+    table = detection_table(given.assign(trace=-given.max_probability), resamples=RESAMPLES).set_index("score")
+    assert table.loc["trace", ["difference", "difference_low", "difference_high"]].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("positive", "counts"), [(True, (80, 0)), (False, (0, 80))])
+def test_with_one_kind_of_images_the_areas_are_nan_and_the_counts_stay(positive, counts):
+    table = detection_table(scores().assign(positive=positive), resamples=RESAMPLES)
+    assert table[["auroc", "low", "high", "difference", "difference_low", "difference_high"]].isna().all(axis=None)
+    assert table[["positives", "negatives"]].to_numpy().tolist() == [list(counts)] * 4
+
+
+def test_without_images_the_areas_are_nan_and_the_counts_zero():
+    table = detection_table(scores().iloc[:0], resamples=RESAMPLES)
+    assert table.auroc.isna().all()
+    assert table[["positives", "negatives"]].to_numpy().tolist() == [[0, 0]] * 4
+
+
+def test_images_without_one_score_are_left_out_of_all():
+    given = scores()
+    holed = given.astype({"positive": object}).copy()
+    holed.loc[0, "trace"], holed.loc[1, "entropy"], holed.loc[2, "positive"] = np.nan, np.nan, None
+    pd.testing.assert_frame_equal(
+        detection_table(holed, resamples=RESAMPLES), detection_table(given.iloc[3:], resamples=RESAMPLES)
+    )
+
+
+def test_the_order_of_the_images_changes_nothing():
+    given = scores()
+    shuffled = given.sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(
+        detection_table(shuffled, resamples=RESAMPLES), detection_table(given, resamples=RESAMPLES)
+    )
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(ValueError, match="lacks trace; it has lambda_max"):
+        detection_table(scores().drop(columns="trace"))

@@ -1,0 +1,39 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures are small enough to commit, whatever is in them."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from benchmarks.evidence.figures import draw_agreement, draw_lambda, save
+
+
+def test_a_picture_full_of_noise_is_made_smaller_than_150_kb(tmp_path):
+    figure = Figure(figsize=(20, 10))
+    figure.subplots().imshow(np.random.default_rng(0).normal(size=(1000, 2000)), cmap="viridis")
+    save(figure, tmp_path / "noise.png")
+    assert 10_000 < (tmp_path / "noise.png").stat().st_size < 150_000
+
+
+def test_the_matrix_of_agreement_has_every_pair_twice_and_no_diagonal():
+    table = pd.DataFrame({"first": ["a", "a", "b"], "second": ["b", "c", "c"], "cosine": [0.1, 0.2, 0.3]})
+    texts = [text.get_text() for text in draw_agreement(table).axes[0].texts]
+    assert texts == [".10", ".20", ".10", ".30", ".20", ".30"]
+
+
+def test_each_task_has_a_panel_with_all_of_its_networks():
+    rows = [(task, "cnn", "trained", seed, seed, seed - 1, seed + 1) for task in "abc" for seed in range(2)]
+    table = pd.DataFrame(rows, columns=["task", "network", "kind", "seed", "value", "low", "high"])
+    figure = draw_lambda(table.assign(quantity="log10_lambda_max"))
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title() for axis in panels] == ["a", "b", "c"]
+    assert all(len(axis.get_yticks()) == 2 for axis in panels)

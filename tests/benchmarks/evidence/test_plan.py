@@ -1,0 +1,58 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The plan: what is promised is in it, and the default fits into its time."""
+
+from benchmarks.evidence.plan import Cell, effort_of, estimated_minutes, planned_cells
+from benchmarks.evidence.tasks import CONTROLLED, Task
+
+CLINICAL = {
+    "pneumonia": Task("pneumonia", "", (28, 28), 1, 2),
+    "blood": Task("blood", "", (64, 64), 3, 8),
+    "adrenal": Task("adrenal", "", (28, 28, 28), 1, 2),
+}
+TASKS = {**CONTROLLED, **CLINICAL}
+MAIN = ("random_field_2d_2classes", *CLINICAL)
+
+
+def test_by_default_every_main_task_has_two_networks_three_seeds_and_both_controls():
+    cells = planned_cells(TASKS)
+    for task in MAIN:
+        for network in ("cnn", "small_resnet"):
+            seeds = {cell.seed for cell in cells if (cell.task, cell.network, cell.kind) == (task, network, "trained")}
+            assert seeds == {0, 1, 2}
+        kinds = {cell.kind for cell in cells if cell.task == task}
+        assert {"trained", "shuffled labels", "untrained"} <= kinds
+    assert {"resnet18", "densenet121", "vit"} <= {cell.network for cell in cells if cell.task == "pneumonia"}
+    assert sum(cell.train_size is not None for cell in cells) >= 2
+
+
+def test_the_default_ends_in_time_on_two_cores():
+    assert sum(estimated_minutes(planned_cells(TASKS), TASKS)) / 2 < 65
+
+
+def test_in_full_every_controlled_task_is_there_and_nothing_of_the_default_is_lost():
+    full, default = planned_cells(TASKS, full=True), planned_cells(TASKS)
+    assert {cell.task for cell in full} == set(TASKS)
+    assert set(default) < set(full)
+    assert len(set(full)) == len(full) == len({cell.name for cell in full})
+
+
+def test_a_file_of_the_user_is_run_as_the_clinical_sets_are():
+    tasks = {"own": Task("own", "", (28, 28), 1, 3)}
+    assert len(planned_cells(tasks)) == 10
+    assert {cell.task for cell in planned_cells(tasks)} == {"own"}
+
+
+def test_costly_networks_train_for_fewer_iterations():
+    task = CLINICAL["pneumonia"]
+    few, many = (effort_of(Cell("pneumonia", name), task, False) for name in ("densenet121", "cnn"))
+    assert few.iterations < many.iterations
+    assert few.measured < many.measured

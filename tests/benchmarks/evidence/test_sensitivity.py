@@ -1,0 +1,44 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Comparisons of arms: in pairs, with harm positive."""
+
+import pandas as pd
+import pytest
+
+from benchmarks.evidence.sensitivity import comparison_table
+
+
+def frame(values):
+    rows = [(image, arm, *numbers) for arm, numbers in values.items() for image in range(4)]
+    columns = ["image", "arm", "kl", "flipped", "confidence_drop", "correct"]
+    return pd.DataFrame(rows, columns=columns).assign(strength=0.1)
+
+
+IMAGES = pd.DataFrame({"image": range(4), "noise_floor": 0.0})
+VALUES = {"high": (1.0, 1.0, 0.3, 0.25), "low": (0.01, 0.0, 0.1, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "value"),
+    [("kl_log10_ratio", 2.0), ("flip_rate", 1.0), ("confidence_drop", 0.2), ("accuracy_drop", 0.75)],
+)
+def test_an_arm_that_harms_more_has_a_positive_value(endpoint, value):
+    table = comparison_table(IMAGES, frame(VALUES), 100).set_index("endpoint")
+    assert table.loc[endpoint, "value"] == pytest.approx(value)
+    assert table.loc[endpoint, "count"] == 4
+
+
+def test_maps_are_compared_with_noise_where_the_ifim_is_greatest():
+    values = {"high": (9.0, 0, 0, 1), "saliency": (1.0, 0, 0, 1), "top_ifim": (10.0, 0, 0, 1)}
+    table = comparison_table(IMAGES, frame(values), 100)
+    row = table[(table.arm == "top_ifim") & (table.endpoint == "kl_log10_ratio")]
+    assert row.control.to_list() == ["saliency"]
+    assert row.value.to_list() == pytest.approx([1.0])

@@ -1,0 +1,54 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The spectrum's table and the cosine with the template, on the ideal observer, where both are known."""
+
+import pytest
+import torch
+
+from benchmarks.evidence.spectra import spectrum_table, template_cosine, uncertainty_scores
+from monai_ifim import input_fisher
+from monai_ifim.data import IdealObserver, SignalDetectionTask
+
+
+def images_of(task, count=6):
+    generator = torch.Generator().manual_seed(0)
+    return torch.stack([task.sample(index % task.num_classes, generator) for index in range(count)]).double()
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_ideal_observer_has_a_cosine_of_one(classes):
+    task = SignalDetectionTask(num_classes=classes)
+    fisher = input_fisher(IdealObserver(task, torch.float64), images_of(task))
+    table = spectrum_table(fisher, task)
+    assert table.template_cosine.to_numpy() == pytest.approx(1.0, abs=1e-9)
+    assert ("second_to_first" in table) == (classes > 2)
+
+
+def test_a_mixture_of_template_and_something_orthogonal_has_the_cosine_of_the_mixture():
+    task = SignalDetectionTask()
+    template = task.template / task.template.norm()
+    other = torch.randn(40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other -= (other * template).sum() * template
+    vector = 0.6 * template + 0.8 * other / other.norm()
+    assert float(template_cosine(-vector[None, None], task)) == pytest.approx(0.6)
+
+
+def test_scores_of_two_classes_follow_from_the_logits_alone():
+    task = SignalDetectionTask()
+    images = images_of(task)
+    scores, logits = uncertainty_scores(IdealObserver(task, torch.float64), images)
+    p = logits.softmax(dim=1)
+    assert scores.max_probability.to_numpy() == pytest.approx(p.amax(dim=1).numpy())
+    assert scores.entropy.to_numpy() == pytest.approx(torch.distributions.Categorical(p).entropy().numpy())
+    # F = p (1 - p) w w^T
+    expected = p.prod(dim=1) * task.template.square().sum()
+    assert scores.lambda_max.to_numpy() == pytest.approx(expected.numpy())
+    assert scores.trace.to_numpy() == pytest.approx(expected.numpy())

@@ -1,0 +1,46 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is under its name is whole."""
+
+import pytest
+
+from benchmarks.evidence.storing import digest, new_folder, read_json, save_json
+
+
+def test_a_folder_that_fails_halfway_leaves_nothing(tmp_path):
+    def fail():
+        with new_folder(tmp_path / "results") as folder:
+            (folder / "half.csv").write_text("1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_has_its_name_only_when_all_is_written(tmp_path):
+    with new_folder(tmp_path / "results") as folder:
+        (folder / "whole.csv").write_text("1")
+        assert not (tmp_path / "results").exists()
+    assert (tmp_path / "results" / "whole.csv").read_text() == "1"
+    assert [file.name for file in tmp_path.iterdir()] == ["results"]
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    save_json([1, 2], tmp_path / "a.json")
+    with pytest.raises(TypeError):
+        save_json([1, object()], tmp_path / "a.json")
+    assert read_json(tmp_path / "a.json") == [1, 2]
+
+
+def test_the_digest_does_not_depend_on_the_order_of_the_keys_but_on_every_value():
+    assert digest({"a": 1, "b": {"c": 2}}) == digest({"b": {"c": 2}, "a": 1})
+    assert digest({"a": 1, "b": {"c": 2}}) != digest({"a": 1, "b": {"c": 3}})

@@ -1,0 +1,89 @@
+# Copyright (c) monai_ifim contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Trainings are kept, repeat, and go on after a kill as if nothing had happened."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.evidence.plan import Cell, Effort
+from benchmarks.evidence.tasks import CONTROLLED, smaller
+from benchmarks.evidence.training import trained_network
+from monai_ifim.data import SignalDetectionTask
+
+TASK = smaller(CONTROLLED["random_field_2d_2classes"], 96, 32, 32)
+CELL = Cell(TASK.name, "small_resnet")
+EFFORT = Effort(iterations=20, batch_size=16)
+
+
+def weights(network):
+    return torch.cat([value.double().flatten() for value in network.state_dict().values()])
+
+
+def test_a_killed_training_ends_with_the_same_network(tmp_path):
+    whole, history = trained_network(CELL, TASK, EFFORT, tmp_path / "whole")
+    for parts in (3, 7):
+        with pytest.raises(KeyboardInterrupt):
+            trained_network(CELL, TASK, EFFORT, tmp_path / "killed", stop_after=parts)
+    resumed, resumed_history = trained_network(CELL, TASK, EFFORT, tmp_path / "killed")
+    assert torch.equal(weights(whole), weights(resumed))
+    assert history == resumed_history
+    assert [entry["iteration"] for entry in history] == list(range(2, 21, 2))
+
+
+def test_what_is_on_file_is_not_trained_again(tmp_path):
+    first, history = trained_network(CELL, TASK, EFFORT, tmp_path)
+    (file,) = (tmp_path / "trained").iterdir()
+    stamp = file.stat().st_mtime_ns
+    again, same = trained_network(CELL, TASK, EFFORT, tmp_path)
+    assert torch.equal(weights(first), weights(again))
+    assert history == same
+    assert file.stat().st_mtime_ns == stamp
+
+
+def test_another_configuration_is_another_file(tmp_path):
+    trained_network(CELL, TASK, EFFORT, tmp_path)
+    trained_network(CELL, TASK, Effort(iterations=10, batch_size=16), tmp_path)
+    assert len(list((tmp_path / "trained").iterdir())) == 2
+
+
+def test_the_kept_network_is_the_first_with_the_highest_validation_area(tmp_path):
+    cell = Cell(TASK.name, "small_resnet", labels="shuffled")  # whose area goes up and down
+    better = []
+    for parts in range(1, 10):
+        with pytest.raises(KeyboardInterrupt):
+            trained_network(cell, TASK, EFFORT, tmp_path, stop_after=parts)
+        (file,) = (tmp_path / "trained").glob("*.halfway")
+        state = torch.load(file, weights_only=True)
+        areas = [entry["val_auc"] for entry in state["history"]]
+        better.append(parts == 1 or areas[-1] > max(areas[:-1]))
+        same = all(torch.equal(state["best"][name], value) for name, value in state["network"].items())
+        assert same == better[-1]
+    assert {True, False} == set(better[1:])
+
+
+def test_shuffled_labels_teach_nothing_that_real_ones_do(tmp_path):
+    easy = replace(CONTROLLED["random_field_2d_2classes"], detection=SignalDetectionTask(signal_amplitude=3.0))
+    task, effort = smaller(easy, 640, 200, 32), Effort(iterations=40, batch_size=32)
+    areas = []
+    for labels in ("real", "shuffled"):
+        _, history = trained_network(Cell(task.name, "cnn", labels=labels), task, effort, tmp_path)
+        areas.append(history[-1]["val_auc"])
+    assert areas[0] > 0.9
+    assert abs(areas[1] - 0.5) < 0.15
+
+
+def test_an_untrained_network_is_not_trained(tmp_path):
+    network, history = trained_network(Cell(TASK.name, "small_resnet", trained=False), TASK, EFFORT, tmp_path)
+    assert history == []
+    assert not network.training
+    assert not (tmp_path / "trained").exists()
