@@ -126,7 +126,7 @@ def handler_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Seconds of the epoch and of its parts, medians over rounds, in Markdown."""
     parts = list(dict.fromkeys(part for record in records for part in record["rounds"][0]["profile"]))
     header = ["size", "images looked at, of", "epoch without, s", "epoch with, s", *(f"{part}, s" for part in parts)]
-    header += ["rest, s", "perturbation / bare forward passes"]
+    header.append("perturbation / bare forward passes")
     rows = []
     for record in records:
         bare, whole = (statistics.median(found[key] for found in record["rounds"]) for key in ("bare_s", "with_s"))
@@ -134,7 +134,7 @@ def handler_table(records: Sequence[Mapping[str, Any]]) -> str:
             part: statistics.median(found["profile"].get(part, 0.0) for found in record["rounds"]) for part in parts
         }
         row = [record["cell"], f"{record['images']} of {record['data_set']}"]
-        row += [f"{value:.2f}" for value in (bare, whole, *seconds.values(), whole - bare - sum(seconds.values()))]
+        row += [f"{value:.2f}" for value in (bare, whole, *seconds.values())]
         perturbation = seconds.get("perturbation")
         row.append("" if perturbation is None else f"{perturbation / record['forward_s']:.2f}")
         rows.append(row)

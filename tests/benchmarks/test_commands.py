@@ -137,7 +137,7 @@ def test_the_handler_table_splits_what_an_epoch_takes_more():
     record = {"cell": CELL, "images": 2, "data_set": 4, "environment": environment, "rounds": rounds}
     table = handler_table([record | {"forwards": 10, "forward_s": 2.5}])
     values = [value.strip() for value in table.splitlines()[-1].split("|")[1:-1]]
-    assert values == [CELL, "2 of 4", "1.00", "8.00", "2.00", "3.00", "0.50", "1.50", "1.20"]
+    assert values == [CELL, "2 of 4", "1.00", "8.00", "2.00", "3.00", "0.50", "1.20"]
 
 
 def test_the_handler_command_has_the_profile_of_each_part(tmp_path):
