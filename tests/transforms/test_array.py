@@ -616,9 +616,20 @@ def test_whole_numbers_are_refused_as_by_the_split():
             transform((100 * image).long())
 
 
+class Named(nn.Module):
+    """Returns a dictionary."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return {"z": self.network(images)}
+
+
 def test_output_key_and_predictive_reach_the_network():
     network, image = truths.cnn(outputs=1), truths.images(1)[0]
-    found = perturb(lambda x: {"z": network(x)}, predictive="sigmoid", output_key="z")(image)
+    found = perturb(Named(network), predictive="sigmoid", output_key="z")(image)
     assert torch.equal(found.as_tensor(), perturb(network, predictive="sigmoid")(image).as_tensor())
 
 
