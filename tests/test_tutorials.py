@@ -10,15 +10,25 @@
 # limitations under the License.
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import nbformat
+import nibabel
+import numpy as np
 import pytest
+from monai.bundle import ConfigWorkflow
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from tutorials.execute import NOTEBOOKS, SHORT, executed, machine_paths, main
+from tutorials.model_card import HEADING, TUTORIAL, fill, with_section
 
+FROM_FILES = next(path for path in NOTEBOOKS if path.stem == "3_from_files_to_a_viewer")
+VOLUMES = "MONAI_IFIM_TUTORIAL_VOLUMES"
+HEADS = Path(__file__).parents[1].parent / "shared" / "data" / "mri_nifti_pyradiomics"
+BUNDLE = Path(__file__).parents[1] / "bundles" / "signal_detection"
 README = (Path(__file__).parents[1] / "tutorials" / "README.md").read_text()
 MOST_BYTES = 600_000
 
@@ -107,3 +117,64 @@ def test_what_belongs_to_a_machine_is_found(text: str):
 @pytest.mark.parametrize("text", ["eval/ifim/report.html", "https://monai.io/data/x", "</tmp/>", "1/2 d^T F d"])
 def test_relative_paths_and_addresses_of_the_web_belong_to_no_machine(text: str):
     assert machine_paths(notebook_of(text)) == []
+
+
+@pytest.mark.skipif(not HEADS.is_dir(), reason=f"the shared data are not beside the checkout: no {HEADS}")
+def test_tutorial_3_runs_on_real_volumes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(VOLUMES, str(HEADS))
+    cells = code_cells(executed(read(FROM_FILES), short=True))
+    described = cells[1].outputs[0].text
+    # both heads, not those that are made; the breast is too small
+    assert re.findall(r"head\d\.nii\.gz  (\(.*?\))", described) == ["(256, 256, 25)", "(256, 256, 23)"]
+
+
+@pytest.mark.parametrize("folder", ["of_one", "missing"])
+def test_tutorial_3_takes_no_made_volumes_where_a_folder_is_named(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "of_one").mkdir()
+    image = nibabel.Nifti1Image(np.zeros((10, 10, 10), np.int16), np.diag([10.0, 10.0, 10.0, 1.0]))
+    nibabel.save(image, tmp_path / "of_one" / "image.nii.gz")
+    monkeypatch.setenv(VOLUMES, str(tmp_path / folder))
+    first = code_cells(read(FROM_FILES))[0].source
+    with pytest.raises(CellExecutionError, match=f"{VOLUMES} is .*two or more are needed"):
+        executed(notebook_of(first), short=True)
+
+
+def frame(section: str) -> str:
+    """A section of the model card without what differs: the values of the table, other numbers, and what made it."""
+    section = section[section.index(HEADING) :].strip()
+    section = re.sub(r"(?m)^(\| [^|]+ \|) .* \|$", r"\1", section)
+    section = re.sub(r"(?s)(\*\*Made with\*\*).*?(The handlers:)", r"\1 \2", section)
+    return re.sub(r"\d[\d.]*", "0", " ".join(section.split()))
+
+
+def test_model_card_of_the_bundle_is_the_section_of_tutorial_5_filled_in():
+    cells = code_cells(read(TUTORIAL))
+    [filled] = [o.data["text/markdown"] for cell in cells for o in cell.outputs if "text/markdown" in o.get("data", {})]
+    card = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
+    section = card[card.index(HEADING) :].partition("\n## ")[0]
+    assert frame(section) == frame(filled)
+    assert "| AUC on all test images |" in frame(section)
+    assert "python -m tutorials.model_card bundles/signal_detection" in section  # where its numbers come from
+
+
+def test_model_card_is_filled_in_for_a_trained_bundle_and_can_be_again(tmp_path: Path):
+    bundle = Path(
+        shutil.copytree(BUNDLE, tmp_path / "signal_detection", ignore=shutil.ignore_patterns("eval", "models"))
+    )
+    with pytest.raises(FileNotFoundError, match="Train it first"):
+        fill(bundle)
+    small = {"bundle_root": str(bundle), "train_samples": 640, "num_epochs": 1, "val_samples": 64}
+    training = ConfigWorkflow(
+        str(bundle / "configs" / "train.yaml"), logging_file=False, workflow_type="train", **small
+    )
+    training.initialize()
+    training.run()
+    before = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    section = fill(bundle, test_samples=100, **{"ifim#max_images": 16})
+    after = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "on 16 of\n100 test images" in section
+    assert after != before
+    assert with_section(after, section) == after == with_section(before, section)
+    assert frame(after) == frame(before)
