@@ -22,16 +22,17 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from scipy.stats import beta
 from torch import Tensor
 
 from monai_ifim.intervals import DEFAULT_RESAMPLES, bootstrap_interval
 from monai_ifim.visualize.panels import _PLANES, _escaped, _heights, _limits, _rescaled, _slice
 
-__all__ = ["agreement_figure", "agreement_table", "principal_angles", "random_cosines"]
+__all__ = ["agreement_figure", "agreement_table", "principal_angles", "random_cosines", "random_quantile"]
 
 _RANDOM_SUBSPACES = 400
 _PANEL = 1.9  # inches
-_COLUMNS = ["first", "second", "count", "numbers", "rank", "cosine", "low", "high", "random_cosine"]
+_COLUMNS = ["first", "second", "count", "numbers", "rank", "cosine", "low", "high", "random_cosine", "random_quantile"]
 _COLUMNS += ["mean_cosine", "mean_low", "mean_high", "random_mean_cosine"]
 
 
@@ -90,13 +91,37 @@ def random_cosines(numbers: int, rank: int) -> tuple[float, float]:
     if rank == 1:
         cosine = math.exp(math.lgamma(numbers / 2) - math.lgamma((numbers + 1) / 2)) / math.sqrt(math.pi)
         return cosine, cosine
+    cosines = _drawn_cosines(numbers, rank)
+    return float(cosines[:, 0].mean()), float(cosines.mean())
+
+
+def random_quantile(numbers: int, rank: int, level: float = 0.975) -> float:
+    """What the cosine of the smallest angle between independent random subspaces exceeds by chance in ``1 - level``.
+
+    Exact for a single direction, whose squared cosine has the distribution ``Beta(1/2, (D-1)/2)``; otherwise of draws.
+
+    Args:
+        numbers: D, in an image.
+        rank: dimension of the subspaces.
+        level: of the quantile.
+
+    Example:
+        >>> round(random_quantile(3, 1), 12)  # uniform on the sphere
+        0.975
+    """
+    if rank == 1:
+        return math.sqrt(beta.ppf(level, 0.5, (numbers - 1) / 2)) if numbers > 1 else 1.0
+    return float(_drawn_cosines(numbers, rank)[:, 0].quantile(level))
+
+
+def _drawn_cosines(numbers: int, rank: int) -> Tensor:
+    """Cosines (draws, rank) of the principal angles between random subspaces."""
     generator = torch.Generator().manual_seed(0)
     drawn = []
     for _ in range(_RANDOM_SUBSPACES):
         basis = torch.linalg.qr(torch.randn(numbers, rank, generator=generator, dtype=torch.float64)).Q
         drawn.append(torch.linalg.svdvals(basis[:rank]))  # against the first axes: only the angle between them counts
-    cosines = torch.stack(drawn).clamp(max=1)
-    return float(cosines[:, 0].mean()), float(cosines.mean())
+    return torch.stack(drawn).clamp(max=1)
 
 
 def agreement_table(
@@ -113,7 +138,8 @@ def agreement_table(
         One row a pair: ``first, second``; ``count``, images on which both networks have all k eigenvectors;
         ``numbers``, in an image, and ``rank``, k; ``cosine``, of the smallest angle, a mean over images with its 95 %
         interval ``low`` to ``high``; ``mean_cosine`` with ``mean_low`` to ``mean_high`` the same of the mean over all k
-        angles; and ``random_cosine`` and ``random_mean_cosine``, what independent random subspaces give.
+        angles; ``random_cosine`` and ``random_mean_cosine``, what independent random subspaces give on average; and
+        ``random_quantile``, of :func:`random_quantile`, which a single image exceeds by chance in 2.5 %.
 
     Raises:
         ValueError: When there are fewer than two networks, or shapes differ.
@@ -128,15 +154,15 @@ def agreement_table(
     rows = []
     shape = next(iter(eigenvectors.values())).shape
     numbers, rank = math.prod(shape[2:]), shape[1]
-    expected = random_cosines(numbers, rank)
+    expected, quantile = random_cosines(numbers, rank), random_quantile(numbers, rank)
     for first, second in itertools.combinations(eigenvectors, 2):
         cosines = principal_angles(eigenvectors[first], eigenvectors[second]).cos().cpu()
         smallest, mean = (
             bootstrap_interval(values.numpy(), resamples=resamples, seed=seed)
             for values in (cosines[:, 0], cosines.mean(dim=1))
         )
-        row = [first, second, smallest.count, numbers, rank, smallest.value, smallest.low, smallest.high, expected[0]]
-        rows.append([*row, mean.value, mean.low, mean.high, expected[1]])
+        row = [first, second, smallest.count, numbers, rank, smallest.value, smallest.low, smallest.high]
+        rows.append([*row, expected[0], quantile, mean.value, mean.low, mean.high, expected[1]])
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 

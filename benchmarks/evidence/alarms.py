@@ -40,13 +40,14 @@ def measured_alarms(
 
     Returns:
         :func:`~benchmarks.evidence.detection.detection_table` of each, with ``target`` (``error`` or the name of a
-        corruption) and ``level`` (0 for errors).
+        corruption) and ``level`` (0 for errors). A corrupted image and its clean self are resampled together.
     """
-    clean = scores.head(shifted_images)
+    clean = scores.head(shifted_images).assign(pair=range(shifted_images))
     tables = [_placed(detection_table(scores.assign(positive=wrong), resamples=resamples), "error", 0)]
     for name in CORRUPTIONS:
         for level in LEVELS:
             shifted, _ = uncertainty_scores(network, corrupted(images[:shifted_images], name, level, seed=0))
+            shifted["pair"] = clean.pair.to_numpy()
             both = pd.concat([clean.assign(positive=False), shifted.assign(positive=True)], ignore_index=True)
             tables.append(_placed(detection_table(both, resamples=resamples), name, level))
     return pd.concat(tables, ignore_index=True)

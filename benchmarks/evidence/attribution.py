@@ -11,8 +11,9 @@
 """Attribution baselines as arms: noise inside the places that a map calls important, at the norm of all other arms.
 
 The maps ask what the network's predicted class depends on, with the usual defaults of captum and MONAI: the gradient of
-its logit, Integrated Gradients and occlusion from and with a black (zero) image, GradCAM on the last feature maps. Two
-more say what the masks are worth: the places where the leading eigenvector is largest, and places at random.
+its logit, Integrated Gradients and occlusion from and with an image of zeros (mid-grey, not black, where images are
+scaled to -1..1), GradCAM on the last feature maps. Two more say what the masks are worth: the places where the leading
+eigenvector is largest, and places at random.
 """
 
 from __future__ import annotations

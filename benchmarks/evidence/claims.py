@@ -13,17 +13,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.evidence.collecting import CELL, Results, seed_interval
 from benchmarks.evidence.sensitivity import ATTRIBUTIONS, IFIM_NOISE
+from monai_ifim.intervals import Interval
 
 __all__ = ["FAILS", "HOLDS", "UNDECIDED", "Statement", "claim_summary", "judged", "statements", "verdict"]
 
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
+# An area under the ROC curve of fewer images of a kind decides nothing, whatever its interval.
+_LEAST_COUNT = 10
+_CONTROLS = ("untrained", "shuffled labels")
+_KL = "log10 ratio of KL"
+_CONSTRUCTION = "True by construction to second order: a check of the arithmetic, and of how far it reaches."
+_EFFECTS = {
+    "flip_rate": "flips more decisions",
+    "accuracy_drop": "costs more accuracy",
+    "confidence_drop": "lowers the confidence more",
+}
+_EFFECT_UNITS = {"flip_rate": "difference of shares", "accuracy_drop": "difference of shares"}
+_EFFECT_UNITS |= {"confidence_drop": "probability"}
+_EFFECT_READING = "decisions depend on the margin, too. Mean over both signs."
+_TEMPLATE = (
+    "Controlled tasks only. The template is the ideal observer's where the background is a random field; where it is "
+    "lumpy, that of Hotelling's observer, the best linear one, which is not ideal. With four classes the cosine is to "
+    "the span of three templates."
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,9 @@ class Statement:
         kinds: of networks; None for all.
         threshold: which the value must exceed.
         unit: of the value.
+        also: further numbers of a row, ``name, name_low, name_high``, and what each must exceed for the statement to
+            hold; it fails where one of them fails.
+        counts: columns of a row, each of which must be 10 at least for a verdict.
     """
 
     number: str
@@ -51,6 +73,8 @@ class Statement:
     kinds: Sequence[str] | None = ("trained",)
     threshold: float = 0.0
     unit: str = ""
+    also: Mapping[str, float] = field(default_factory=dict)
+    counts: Sequence[str] = ()
 
 
 def verdict(lows: Sequence[float], highs: Sequence[float], threshold: float) -> str:
@@ -67,9 +91,10 @@ def verdict(lows: Sequence[float], highs: Sequence[float], threshold: float) -> 
     return UNDECIDED
 
 
-def _by_kl(number: str, text: str, reading: str, control: str, strength: float, **options: Any) -> Statement:
-    where = {"arm": "high", "control": control, "strength": strength, "endpoint": "kl_log10_ratio"}
-    return Statement(number, text, reading, "comparisons", where, unit="log10 ratio of KL", **options)
+def _by_kl(number: str, text: str, reading: str, control: str, strength: float | None, **options: Any) -> Statement:
+    where: dict[str, Any] = {"arm": "high", "control": control, "endpoint": "kl_log10_ratio"}
+    where |= {} if strength is None else {"strength": strength}
+    return Statement(number, text, reading, "comparisons", where, unit=_KL, **options)
 
 
 def statements(strengths: Sequence[float]) -> list[Statement]:
@@ -77,17 +102,63 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
 
     Args:
         strengths: in ascending order; statements on small changes are made at the one nearest to 0.03, those on
-            decisions at the greatest.
+            decisions at every one, or at the greatest.
     """
     small, great = min(strengths, key=lambda strength: abs(strength - 0.03)), max(strengths)
-    construction = "True by construction to second order: a check of the arithmetic, and of how far it reaches."
-    controls = ("untrained", "shuffled labels")
+    return [
+        *_component_statements(small),
+        *_control_statements(small),
+        *_template_statements(),
+        *_agreement_statements(),
+        *_map_statements(small, great),
+        *_alarm_statements(),
+    ]
+
+
+def _component_statements(small: float) -> list[Statement]:
+    found = []
+    for number, pair, words in (
+        ("C16", ("high", "low"), "a change along the leading eigenvector {} than noise outside the eigenspace (`low`)"),
+        (
+            "C17",
+            ("high_image", "low_image"),
+            "a change along the image's own component in the eigenspace (`high_image`) {} than an equally large one "
+            "along its component outside (`low_image`)",
+        ),
+    ):
+        where = {"arm": pair[0], "control": pair[1]}
+        found.append(
+            Statement(
+                f"{number}a",
+                f"At strength {small:g}, {words.format('moves the prediction more (KL)')}.",
+                _CONSTRUCTION,
+                "comparisons",
+                {**where, "strength": small, "endpoint": "kl_log10_ratio"},
+                unit=_KL,
+            )
+        )
+        for suffix, (endpoint, effect) in zip("bcd", _EFFECTS.items()):
+            found.append(
+                Statement(
+                    f"{number}{suffix}",
+                    f"At every strength, {words.format(effect)}.",
+                    "A row is a strength. Not by construction: " + _EFFECT_READING,
+                    "comparisons",
+                    {**where, "endpoint": endpoint},
+                    each=("strength",),
+                    unit=_EFFECT_UNITS[endpoint],
+                )
+            )
+    return found
+
+
+def _control_statements(small: float) -> list[Statement]:
     found = [
         _by_kl(
             "C1",
             f"At strength {small:g}, a change along the leading eigenvector moves the prediction more (KL) than one of "
             "the same power spectrum outside the eigenspace (`low_matched`).",
-            construction,
+            _CONSTRUCTION,
             "low_matched",
             small,
         ),
@@ -97,7 +168,7 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
             "Where it holds, C1 is no sign that anything was learned.",
             "low_matched",
             small,
-            kinds=controls,
+            kinds=_CONTROLS,
         ),
         _by_kl(
             "C3",
@@ -110,34 +181,49 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
         ),
         _by_kl(
             "C4",
-            f"At strength {great:g}, where decisions flip, the own leading eigenvector still moves the prediction more "
-            "than that of another image.",
-            "Not by construction: the local picture need not reach this far.",
+            "At every strength, the own leading eigenvector moves the prediction more than that of another image.",
+            "A row is a strength. By construction where the change is small, not where decisions flip: the local "
+            "picture need not reach that far.",
             "transfer",
-            great,
+            None,
+            each=("strength",),
         ),
     ]
-    for number, endpoint, words in (
-        ("C5", "flip_rate", "flips more decisions"),
-        ("C6", "accuracy_drop", "costs more accuracy"),
-        ("C7", "confidence_drop", "lowers the confidence more"),
-    ):
+    for number, (endpoint, effect) in zip(("C5", "C6", "C7"), _EFFECTS.items()):
+        options: dict[str, Any] = {"each": ("strength",), "unit": _EFFECT_UNITS[endpoint]}
+        where = {"arm": "high", "control": "low_matched", "endpoint": endpoint}
         found.append(
             Statement(
                 number,
-                f"At strength {great:g}, a change along the leading eigenvector {words} than `low_matched`.",
-                "Not by construction at this strength. Mean over both signs.",
+                f"At every strength, a change along the leading eigenvector {effect} than `low_matched`.",
+                "A row is a strength. Not by construction: " + _EFFECT_READING,
                 "comparisons",
-                {"arm": "high", "control": "low_matched", "strength": great, "endpoint": endpoint},
-                unit="difference of shares" if endpoint != "confidence_drop" else "probability",
+                where,
+                **options,
             )
         )
-    found += [
+        found.append(
+            Statement(
+                f"{number}b",
+                f"{number} holds of networks that were never trained, or trained on shuffled labels.",
+                f"Where it holds, {number} is no sign that anything was learned.",
+                "comparisons",
+                where,
+                kinds=_CONTROLS,
+                **options,
+            )
+        )
+    return found
+
+
+def _template_statements() -> list[Statement]:
+    one_control = "Paired image by image, with one control network a row: the interval says nothing of other controls."
+    return [
         Statement(
             "C8a",
-            "The leading eigenvector is nearer to the ideal observer's template than that of the same network "
-            "untrained, on shuffled labels, or trained on fewer images.",
-            "Controlled tasks only; paired image by image.",
+            "The leading eigenvector is nearer to the template of the best linear observer than that of the same "
+            "network untrained, on shuffled labels, or trained on fewer images.",
+            f"{one_control} {_TEMPLATE}",
             "contrasts",
             {"quantity": "template_cosine"},
             each=("control",),
@@ -147,8 +233,7 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
             "C8b",
             "`lambda_max` is greater than that of the same network untrained, on shuffled labels, or trained on fewer "
             "images.",
-            "Paired image by image. A network that is sure of its answer has a small one: it need not grow with "
-            "training.",
+            f"{one_control} A network that is sure of its answer has a small one: it need not grow with training.",
             "contrasts",
             {"quantity": "log10_lambda_max"},
             each=("control",),
@@ -156,29 +241,55 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
         ),
         Statement(
             "C9",
-            "The mean cosine between the leading eigenvector and the ideal observer's template is at least 0.90.",
-            "Controlled tasks only, where the answer is known in closed form.",
+            "The mean cosine between the leading eigenvector and the template of the best linear observer exceeds "
+            "0.90.",
+            _TEMPLATE,
             "networks",
             {"quantity": "template_cosine"},
             threshold=0.90,
             unit="cosine",
         ),
+    ]
+
+
+def _agreement_statements() -> list[Statement]:
+    return [
         Statement(
             "C10",
-            "Leading eigenspaces of networks trained from other seeds agree more than random directions.",
-            "Mean cosine of the smallest principal angle less what random directions of this size give.",
+            "Leading eigenspaces of networks trained from other seeds agree more than random ones.",
+            "Mean cosine of the smallest principal angle less the 97.5 % quantile that random subspaces of this size "
+            "give; intervals over images, of each pair. Pairs share networks and are not independent. Beyond chance is "
+            "little: untrained networks share an architecture, too (C10b).",
             "agreement",
             {"relation": "other seed"},
-            unit="cosine above chance",
+            unit="cosine above the quantile",
+        ),
+        Statement(
+            "C10b",
+            "Leading eigenspaces of networks trained from other seeds agree more than those of a trained network and "
+            "an untrained one, or one trained on shuffled labels, of the same architecture and another seed.",
+            "Mean over pairs, image by image; the interval is over images, for these networks. The pairs share "
+            "networks and are not independent, so that it says nothing of further seeds.",
+            "contrasts",
+            {"quantity": "seed_agreement"},
+            each=("control",),
+            unit="difference of cosines",
         ),
         Statement(
             "C11",
-            "Leading eigenspaces of other architectures agree more than random directions.",
+            "Leading eigenspaces of other architectures agree more than random ones.",
             "As C10.",
             "agreement",
             {"relation": "other architecture"},
-            unit="cosine above chance",
+            unit="cosine above the quantile",
         ),
+    ]
+
+
+def _map_statements(small: float, great: float) -> list[Statement]:
+    maps = "noise in the 5 % of voxels where the leading eigenvector is greatest {} than noise in the 5 % by each "
+    maps += "attribution."
+    found = [
         Statement(
             "C12",
             "At equal norm, a change along the leading eigenvector moves the prediction more than noise in the 5 % of "
@@ -187,35 +298,62 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
             "comparisons",
             {"arm": "high", "control": ATTRIBUTIONS, "strength": small, "endpoint": "kl_log10_ratio"},
             each=("control",),
-            unit="log10 ratio of KL",
+            unit=_KL,
         ),
         Statement(
             "C13",
-            "Noise in the 5 % of voxels where the leading eigenvector is greatest moves the prediction more than noise "
-            "in the 5 % by each attribution.",
-            f"At strength {small:g}, the fair comparison of maps: both are noise in as many voxels.",
+            f"At strength {small:g}, {maps.format('moves the prediction more (KL)')}",
+            "Both are noise in as many voxels. By construction to second order with two classes and one channel: no "
+            "other mask of this size has a greater mean of the squared change of the logit.",
             "comparisons",
             {"arm": IFIM_NOISE, "control": ATTRIBUTIONS, "strength": small, "endpoint": "kl_log10_ratio"},
             each=("control",),
-            unit="log10 ratio of KL",
+            unit=_KL,
         ),
     ]
+    for suffix, endpoint in (("b", "flip_rate"), ("c", "accuracy_drop")):
+        found.append(
+            Statement(
+                f"C13{suffix}",
+                f"At strength {great:g}, {maps.format(_EFFECTS[endpoint])}",
+                "The fair comparison of maps. Not by construction: " + _EFFECT_READING,
+                "comparisons",
+                {"arm": IFIM_NOISE, "control": ATTRIBUTIONS, "strength": great, "endpoint": endpoint},
+                each=("control",),
+                unit=_EFFECT_UNITS[endpoint],
+            )
+        )
+    return found
+
+
+def _alarm_statements() -> list[Statement]:
+    found = []
     for number, targets, words in (
         ("C14", "error", "finds wrong predictions"),
         ("C15", ["noise", "blur", "contrast"], "finds corrupted images"),
     ):
+        shifts = number == "C15"
         for suffix, score in (("a", "lambda_max"), ("b", "trace")):
             found.append(
                 Statement(
                     f"{number}{suffix}",
-                    f"`{score}` {words} better than the maximum softmax probability.",
-                    "Difference of the areas under the ROC curve on the same images."
-                    + (" Levels 1, 3 and 5 of five; all are in the table." if number == "C15" else "")
-                    + (" With two classes it is `lambda_max`, and is left out." if score == "trace" else ""),
+                    f"`{score}` {words}, and does so better than the maximum softmax probability and than the entropy.",
+                    "A row is a baseline. Difference of the areas under the ROC curve on the same images; the score's "
+                    f"own area must exceed 0.5 as well. Undecided with fewer than {_LEAST_COUNT} images of a kind."
+                    + (
+                        " A corrupted image and its clean self are resampled together. Levels 1, 3 and 5 of five; all "
+                        "are in the table."
+                        if shifts
+                        else ""
+                    )
+                    + " With two classes the entropy ranks as the probability does, and is left out"
+                    + (", and the trace is `lambda_max`." if score == "trace" else "."),
                     "gains",
-                    {"score": score, "target": targets} | ({"level": [1, 3, 5]} if number == "C15" else {}),
-                    each=("target", "level") if number == "C15" else ("target",),
+                    {"score": score, "target": targets} | ({"level": [1, 3, 5]} if shifts else {}),
+                    each=("target", "level", "baseline") if shifts else ("target", "baseline"),
                     unit="difference of AUROC",
+                    also={"auroc": 0.5},
+                    counts=("positives", "negatives"),
                 )
             )
     return found
@@ -225,14 +363,16 @@ def judged(results: Results, claims: Sequence[Statement]) -> pd.DataFrame:
     """Every statement, for every task and network that it is about.
 
     With several seeds a verdict needs the interval over images of every network, and the interval over seeds, on the
-    same side of the threshold. Pairs of networks stand for seeds where networks are compared with each other; they
-    are not independent, so that there is no interval over them.
+    same side of the threshold. Where a statement is about further numbers, it holds where all do, and fails where one
+    does; where there are too few images, it is undecided, and ``detail`` tells their number. Pairs of networks stand
+    for seeds where networks are compared with each other; they are not independent, so that there is no interval over
+    them.
 
     Returns:
         One row a statement, task, network, kind and further key: ``claim, row`` (by which the document refers to it),
         ``task, network, kind, detail``, ``verdict``, ``value`` (mean over seeds), ``seeds``, ``seeds_low`` and
         ``seeds_high`` (interval over seeds), ``least_low`` and ``greatest_high`` (of the intervals over images),
-        ``threshold, unit, table, where``.
+        ``threshold, unit, table, where``, and ``counts``, the least over seeds.
     """
     rows = []
     for claim in claims:
@@ -241,22 +381,29 @@ def judged(results: Results, claims: Sequence[Statement]) -> pd.DataFrame:
             table = table[table.kind.isin(claim.kinds)]
         keys = [*CELL[:3], *claim.each]
         for place, part in table.groupby(keys, sort=False):
-            part = part.dropna(subset=["value"])
+            # too few images to have a value are told, other rows without one were not measured
+            part = part if claim.counts else part.dropna(subset=["value"])
             if part.empty:
                 continue
-            lows, highs = part.low.to_list(), part.high.to_list()
-            seeds = seed_interval(part.value.to_list() if claim.table != "agreement" else [])
-            if seeds.count > 1:
-                lows, highs = [*lows, seeds.low], [*highs, seeds.high]
+            seeds = _over_seeds(part.value, claim)
+            found = [_verdict_of(part, claim, ("value", "low", "high"), claim.threshold)]
+            found += [
+                _verdict_of(part, claim, (name, f"{name}_low", f"{name}_high"), least)
+                for name, least in claim.also.items()
+            ]
+            counts = {name: int(part[name].min()) for name in claim.counts}
+            too_few = any(count < _LEAST_COUNT for count in counts.values())
+            told_counts = ", ".join(f"{count} {name}" for name, count in counts.items())
             named = dict(zip(keys, place))
             where = {**claim.where, **named}
+            detail = [str(named[name]) for name in claim.each] + ([told_counts] if too_few else [])
             rows.append(
                 {
                     "claim": claim.number,
                     "row": "",
                     **{name: named[name] for name in CELL[:3]},
-                    "detail": ", ".join(str(named[name]) for name in claim.each),
-                    "verdict": verdict(lows, highs, claim.threshold),
+                    "detail": ", ".join(detail),
+                    "verdict": UNDECIDED if too_few else _together(found),
                     "value": float(part.value.mean()),
                     "seeds": len(part),
                     "seeds_low": seeds.low,
@@ -267,12 +414,33 @@ def judged(results: Results, claims: Sequence[Statement]) -> pd.DataFrame:
                     "unit": claim.unit,
                     "table": f"{claim.table}.csv",
                     "where": "; ".join(f"{name}={value}" for name, value in where.items()),
+                    "counts": told_counts,
                 }
             )
     table = pd.DataFrame(rows)
     if len(table):
         table["row"] = table.claim + "." + (table.groupby("claim").cumcount() + 1).astype(str)
     return table
+
+
+def _over_seeds(values: pd.Series, claim: Statement) -> Interval:
+    # pairs of networks are no seeds
+    return seed_interval(values.to_list() if claim.table != "agreement" else [])
+
+
+def _verdict_of(part: pd.DataFrame, claim: Statement, names: tuple[str, str, str], threshold: float) -> str:
+    """What the intervals of one number, over images and over seeds, say together."""
+    lows, highs = part[names[1]].to_list(), part[names[2]].to_list()
+    seeds = _over_seeds(part[names[0]], claim)
+    if seeds.count > 1:
+        lows, highs = [*lows, seeds.low], [*highs, seeds.high]
+    return verdict(lows, highs, threshold)
+
+
+def _together(verdicts: Sequence[str]) -> str:
+    if FAILS in verdicts:
+        return FAILS
+    return HOLDS if all(found == HOLDS for found in verdicts) else UNDECIDED
 
 
 def claim_summary(claims: Sequence[Statement], verdicts: pd.DataFrame) -> pd.DataFrame:

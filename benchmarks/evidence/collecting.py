@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from benchmarks.evidence.agreement import agreement_table
+from benchmarks.evidence.agreement import agreement_table, principal_angles
 from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.storing import read_json
 from monai_ifim.intervals import Interval, bootstrap_interval
@@ -50,11 +51,15 @@ class Results:
         thresholds: of :func:`monai_ifim.statistics.thresholds`.
         left_out: how many images an arm left out, by cause.
         alarms: areas under the ROC curve of errors and of shifted images.
-        gains: how much greater than that of the maximum softmax probability the area of a score of the iFIM is.
+        gains: how much greater than that of a ``baseline`` (the maximum softmax probability, or the entropy) the area
+            of a score of the iFIM is, with this area itself as ``auroc, auroc_low, auroc_high``.
         contrasts: how much more than that of a ``control`` (another kind of the same network) a ``quantity`` is, the
-            same image by image.
-        agreement: pairs of networks on the same images: ``relation``, ``first, second, cosine, chance`` and their
-            difference as ``value, low, high``; ``network`` is the pair of architectures.
+            same image by image. The ``seed_agreement`` is the mean cosine of pairs of trained networks of different
+            seeds, set against that of pairs of a trained network and the control of different seeds; ``seed`` names
+            all that are in it, and the interval is over images, for these networks.
+        agreement: pairs of networks on the same images: ``relation``, ``first, second, cosine``, ``chance``, the 97.5 %
+            quantile of random subspaces, and ``cosine`` less ``chance`` as ``value, low, high``; ``network`` is the
+            pair of architectures.
     """
 
     networks: pd.DataFrame
@@ -131,7 +136,10 @@ def collected(cells: Sequence[Cell], folders: Sequence[Path]) -> Results:
             tables.setdefault(name, []).append(_placed(table, cell))
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     joined["gains"] = _gains(joined["alarms"])
-    return Results(**joined, contrasts=_contrasts(images), agreement=_agreement(dict(zip(cells, folders))))
+    by_cell = dict(zip(cells, folders))
+    parts = [part for part in (_contrasts(images), _seed_agreement(by_cell)) if len(part)]
+    contrasts = pd.concat(parts, ignore_index=True) if parts else _contrasts({})
+    return Results(**joined, contrasts=contrasts, agreement=_agreement(by_cell))
 
 
 def _placed(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
@@ -144,13 +152,20 @@ def _numbers(summary: Mapping[str, float], name: str) -> dict[str, float]:
 
 
 def _gains(alarms: pd.DataFrame) -> pd.DataFrame:
-    names = {"difference": "value", "difference_low": "low", "difference_high": "high"}
-    table = alarms.drop(columns=["auroc", "low", "high", "degenerate"]).rename(columns=names)
-    table = table[table.score.isin(["lambda_max", "trace"])]
-    # of two classes the trace is lambda_max itself
-    place, numbers = [*CELL, "target", "level"], list(names.values())
-    repeated = (table.score == "trace") & table.duplicated([*place, *numbers])
-    return table[~repeated]
+    names = ["difference", "difference_low", "difference_high"]
+    areas = {"low": "auroc_low", "high": "auroc_high"}
+    table = alarms[alarms.score.isin(["lambda_max", "trace"])].drop(columns="degenerate").rename(columns=areas)
+    to_entropy = [f"entropy_{name}" for name in names]
+    parts = [
+        table.drop(columns=others).rename(columns=dict(zip(own, _NUMBERS))).assign(baseline=baseline)
+        for baseline, own, others in (("max_probability", names, to_entropy), ("entropy", to_entropy, names))
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    # of two classes the trace is lambda_max itself, and the entropy ranks as the probability does
+    place = [*CELL, "target", "level", *_NUMBERS]
+    repeated = (table.score == "trace") & table.duplicated([*place, "baseline", "auroc"])
+    repeated |= (table.baseline == "entropy") & table.duplicated([*place, "score"])
+    return table[~repeated].reset_index(drop=True)
 
 
 def _contrasts(images: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
@@ -173,6 +188,37 @@ def _contrasts(images: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*CELL, "quantity", "control", *_NUMBERS, "count"])
 
 
+def _seed_agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
+    """How much more alike trained networks of different seeds are than a trained one and a control of another seed."""
+    rows = []
+    for task, network in dict.fromkeys((cell.task, cell.network) for cell in folders):
+        of_network = [cell for cell in folders if (cell.task, cell.network) == (task, network) and not cell.train_size]
+        trained = [cell for cell in of_network if cell.kind == "trained"]
+        for kind in dict.fromkeys(cell.kind for cell in of_network if cell.kind != "trained"):
+            controls = [cell for cell in of_network if cell.kind == kind]
+            # of another seed, as the trained pairs are: a network shares its first weights with those of its own seed
+            pairs = {
+                "trained": list(itertools.combinations(trained, 2)),
+                "control": [(one, other) for one in trained for other in controls if one.seed != other.seed],
+            }
+            if not (pairs["trained"] and pairs["control"]):
+                continue
+            vectors = {cell: _eigenvectors(folders[cell]) for cell in [*trained, *controls]}
+            common = min(len(values) for values in vectors.values())
+            trained_cosine, control_cosine = (
+                torch.stack(
+                    [principal_angles(vectors[a][:common], vectors[b][:common])[:, 0].cos() for a, b in pairs[name]]
+                ).mean(dim=0)
+                for name in ("trained", "control")
+            )
+            found = bootstrap_interval((trained_cosine - control_cosine).cpu().numpy())
+            seeds = "/".join(str(cell.seed) for cell in trained)
+            place = {"task": task, "network": network, "kind": "trained", "seed": seeds}
+            numbers = {"value": found.value, "low": found.low, "high": found.high, "count": found.count}
+            rows.append({**place, "quantity": "seed_agreement", "control": kind, **numbers})
+    return pd.DataFrame(rows)
+
+
 def _agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
     columns = [*CELL, "relation", "first", "second", "cosine", "chance", *_NUMBERS]
     tables = []
@@ -191,7 +237,7 @@ def _agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
         table["kind"] = ["trained" if all(c.kind == "trained" for c in pair) else "control" for pair in pairs]
         table["seed"] = ["/".join(str(cell.seed) for cell in pair) for pair in pairs]
         table["task"] = task
-        table["chance"] = table.random_cosine
+        table["chance"] = table.random_quantile
         table["value"] = table.cosine - table.chance
         table["low"], table["high"] = table.low - table.chance, table.high - table.chance
         tables.append(table[columns])

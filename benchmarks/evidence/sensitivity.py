@@ -99,8 +99,9 @@ def comparison_table(images: pd.DataFrame, frame: pd.DataFrame, resamples: int) 
     Returns:
         One row a pair of arms, strength and endpoint, with ``value, low, high, count``: ``kl_log10_ratio``, the median
         of the images' log10 ratios of KL divergences; ``flip_rate``, ``confidence_drop`` and ``accuracy_drop``, the
-        mean of how much greater the first arm's is. ``high`` stands against every other arm, and noise where
-        the iFIM is greatest against noise where attributions are.
+        mean of how much greater the first arm's is. ``high`` stands against every other arm, the image's own
+        component in the eigenspace against that in the complement, and noise where the iFIM is greatest against noise
+        where attributions are.
 
     Example:
         >>> rows = [(0, "high", 1.0, 1.0), (1, "high", 1.0, 0.5), (0, "low", 0.1, 0.0), (1, "low", 0.1, 0.0)]
@@ -114,6 +115,8 @@ def comparison_table(images: pd.DataFrame, frame: pd.DataFrame, resamples: int) 
     """
     arms = list(dict.fromkeys(frame.arm))
     pairs = [("high", arm) for arm in arms if arm != "high"]
+    if {"high_image", "low_image"} <= set(arms):
+        pairs.append(("high_image", "low_image"))
     if IFIM_NOISE in arms:
         pairs += [(IFIM_NOISE, arm) for arm in arms if arm in (*ATTRIBUTIONS, "random_mask")]
     rows = []

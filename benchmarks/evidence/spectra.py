@@ -32,7 +32,8 @@ def template_cosine(eigenvectors: Tensor, task: SignalDetectionTask) -> Tensor:
     """Cosine (B,), float64, of the angle between a leading eigenvector and the ideal observer.
 
     With two classes the observer's template, with more the space that their templates span: the iFIM of the ideal
-    observer has its eigenvectors there.
+    observer has its eigenvectors there. With a lumpy background the templates are those of Hotelling's observer, the
+    best linear one, which is not ideal.
 
     Args:
         eigenvectors: (B, 1, *spatial), of unit length; zero where an image has none, which gives NaN.
@@ -73,7 +74,11 @@ def spectrum_table(fisher: InputFisher, detection: SignalDetectionTask | None = 
 
 
 def uncertainty_scores(network: Callable, images: Tensor) -> tuple[pd.DataFrame, Tensor]:
-    """What can raise an alarm for an image: ``lambda_max, trace, max_probability, entropy`` (nats), and the logits.
+    """What can raise an alarm for an image, and the logits.
+
+    The table has ``lambda_max, trace, max_probability, log_doubt, entropy`` (nats). ``log_doubt`` is the logarithm of
+    what the other classes have together, ``log(1 - max_probability)``, in float64 from the logits: it tells images
+    apart whose greatest probability rounds to one.
 
     Args:
         network: in evaluation mode.
@@ -83,11 +88,12 @@ def uncertainty_scores(network: Callable, images: Tensor) -> tuple[pd.DataFrame,
         input_fisher(network, batch, rank=1, keep_factor=False).without_factor() for batch in images.split(64)
     ]  # in parts, so that the eigenvectors of the first are gone when the next come
     logits = torch.cat([part.logits for part in parts])
-    log_p = Categorical().log_probabilities(logits)[:, 0]
+    log_p = Categorical().log_probabilities(logits.double())[:, 0]
     scores = {
         "lambda_max": torch.cat([part.eigenvalues[:, 0] for part in parts]),
         "trace": torch.cat([part.trace for part in parts]),
         "max_probability": log_p.exp().amax(dim=1),
+        "log_doubt": log_p.sort(dim=1).values[:, :-1].logsumexp(dim=1),
         "entropy": -(log_p.exp() * log_p).sum(dim=1),
     }
     return pd.DataFrame(scores), logits

@@ -18,7 +18,13 @@ import torch
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from benchmarks.evidence.agreement import agreement_figure, agreement_table, principal_angles, random_cosines
+from benchmarks.evidence.agreement import (
+    agreement_figure,
+    agreement_table,
+    principal_angles,
+    random_cosines,
+    random_quantile,
+)
 
 
 def bases(*shape: int, seed: int = 0) -> Tensor:
@@ -113,6 +119,23 @@ def test_the_cosines_of_random_subspaces_are_those_between_pairs_of_them(numbers
         assert found == pytest.approx(float(expected.mean()), abs=4 * error)
 
 
+@pytest.mark.parametrize("numbers", [1, 2, 3, 10, 784])
+def test_one_random_direction_in_forty_is_nearer_than_the_quantile(numbers):
+    directions = torch.randn(20000, numbers, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cosines = (directions[:, 0] / torch.linalg.vector_norm(directions, dim=1)).abs()
+    exceeding = float((cosines > random_quantile(numbers, 1) * (1 + 1e-12)).double().mean())
+    error = (0.025 * 0.975 / 20000) ** 0.5
+    assert exceeding == pytest.approx(0.025 if numbers > 1 else 0.0, abs=4 * error)
+
+
+def test_the_quantile_of_subspaces_is_exceeded_by_one_pair_in_forty():
+    cosines = principal_angles(bases(2000, 2, 1, 20), bases(2000, 2, 1, 20, seed=1)).cos()[:, 0]
+    exceeding = float((cosines > random_quantile(20, 2)).double().mean())
+    error = (0.025 * 0.975 / 400) ** 0.5  # of the quantile, of fewer draws
+    assert exceeding == pytest.approx(0.025, abs=4 * error)
+    assert random_quantile(20, 2) > random_cosines(20, 2)[0]
+
+
 def test_random_planes_in_three_dimensions_share_a_line():
     smallest, mean = random_cosines(3, 2)
     assert smallest == pytest.approx(1.0, rel=1e-12)
@@ -131,6 +154,7 @@ def test_each_pair_of_networks_has_a_row_with_the_mean_cosines_over_images():
     assert table.cosine.tolist() == pytest.approx([smallest, 1.0, smallest], rel=1e-12)
     assert table.mean_cosine.tolist() == pytest.approx([mean, 1.0, mean], rel=1e-12)
     assert table.random_cosine.tolist() == [random_cosines(25, 2)[0]] * 3
+    assert table.random_quantile.tolist() == [random_quantile(25, 2)] * 3
     assert table.random_mean_cosine.tolist() == [random_cosines(25, 2)[1]] * 3
 
 

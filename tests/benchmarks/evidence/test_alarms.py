@@ -11,8 +11,10 @@
 """Alarms are measured on errors and on every corruption and level."""
 
 import numpy as np
+import pandas as pd
 import torch
 
+from benchmarks.evidence import alarms as module
 from benchmarks.evidence.alarms import measured_alarms
 from benchmarks.evidence.corruption import CORRUPTIONS, LEVELS
 from benchmarks.evidence.spectra import uncertainty_scores
@@ -50,3 +52,17 @@ def test_errors_that_go_with_the_uncertainty_are_found_by_every_score():
 def test_less_contrast_makes_the_ideal_observer_less_sure_so_that_stronger_corruption_is_seen_better():
     contrast = alarms().query("target == 'contrast' and score == 'entropy'").sort_values("level")
     assert contrast.auroc.iloc[-1] > contrast.auroc.iloc[0]
+
+
+def test_a_corrupted_image_is_paired_with_its_clean_self_and_errors_are_not(monkeypatch):
+    given = []
+
+    def seen(scores, **options):
+        given.append(scores)
+        return pd.DataFrame({"score": ["entropy"]})
+
+    monkeypatch.setattr(module, "detection_table", seen)
+    alarms()
+    assert "pair" not in given[0]
+    for table in given[1:]:
+        assert table.pair[table.positive].to_list() == table.pair[~table.positive].to_list() == list(range(10))

@@ -18,6 +18,7 @@ import torch
 from monai.networks.nets import DenseNet121, SEResNet50, ViT, resnet10, resnet18
 from torch import Tensor, nn
 
+from benchmarks.evidence import attribution as attribution_module
 from benchmarks.evidence.attribution import (
     METHODS,
     attribution_arms,
@@ -329,3 +330,13 @@ def test_what_is_out_of_range_is_refused(change, message):
     given = {"images": torch.randn(2, 1, 8, 8), "predicted": torch.tensor([0, 1]), "methods": ["random_mask"]} | change
     with pytest.raises(ValueError, match=message):
         attribution_arms(detectors(), **given)
+
+
+@needs_captum
+@pytest.mark.parametrize("method", ["integrated_gradients", "occlusion"])
+def test_the_maps_that_need_a_reference_take_zeros_which_are_mid_grey_of_images_from_minus_one_to_one(method):
+    network, _ = linear(1, 8, 8)
+    grey, black = torch.zeros(1, 1, 8, 8), -torch.ones(1, 1, 8, 8)
+    assert attribution_maps(network, grey, torch.tensor([0]), method).max() == 0
+    assert attribution_maps(network, black, torch.tensor([0]), method).max() > 0
+    assert "mid-grey, not black" in attribution_module.__doc__

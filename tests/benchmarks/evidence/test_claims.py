@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.evidence.claims import Statement, claim_summary, judged, statements
+from benchmarks.evidence.collecting import CELL
 
 CLAIM = Statement("C1", "a is above b", "", "comparisons", {"arm": "high", "strength": 0.03})
 
@@ -72,3 +73,105 @@ def test_statements_are_made_at_strengths_that_were_tested():
         assert max(strengths) in used
     numbers = [claim.number for claim in statements([0.03])]
     assert len(set(numbers)) == len(numbers)
+
+
+def gains(areas, difference=0.05, images=(50, 550), width=0.01):
+    """One row a seed of how much greater the area of a score is than that of the confidence."""
+    rows = [("t", "cnn", "trained", seed, area, area - width, area + width) for seed, area in enumerate(areas)]
+    table = pd.DataFrame(rows, columns=[*CELL, "auroc", "auroc_low", "auroc_high"])
+    table = table.assign(score="lambda_max", target="error", level=0, baseline="max_probability")
+    table = table.assign(value=difference, low=difference - width, high=difference + width)
+    return SimpleNamespace(gains=table.assign(positives=images[0], negatives=images[1]))
+
+
+ERRORS = next(claim for claim in statements([0.03]) if claim.number == "C14a")
+
+
+@pytest.mark.parametrize(
+    ("areas", "difference", "expected"),
+    [
+        ([0.8], 0.05, "holds"),
+        ([0.33], 0.05, "fails"),  # better than a confidence that is worse still
+        ([0.505], 0.05, "undecided"),  # the interval reaches a coin
+        ([0.8], -0.05, "fails"),
+        ([0.8], 0.005, "undecided"),
+        ([0.505], -0.05, "fails"),
+        ([0.8, 0.81, 0.79], 0.05, "holds"),
+        ([0.8, 0.81, 0.505], 0.05, "undecided"),
+        ([0.6, 0.98, 0.52], 0.05, "undecided"),  # the interval over seeds reaches a coin
+    ],
+)
+def test_an_alarm_that_finds_nothing_is_no_better_alarm(areas, difference, expected):
+    assert judged(gains(areas, difference), [ERRORS]).verdict.to_list() == [expected]
+
+
+@pytest.mark.parametrize(("images", "told"), [((9, 550), "9 positives, 550 negatives"), ((550, 9), "550 positives, 9")])
+def test_fewer_than_ten_images_of_a_kind_decide_nothing_and_are_told(images, told):
+    (row,) = judged(gains([0.9], images=images), [ERRORS]).itertuples()
+    assert row.verdict == "undecided"
+    assert told in row.detail
+    assert told in row.counts
+
+
+def test_ten_images_of_a_kind_are_enough_and_their_number_is_in_the_table():
+    (row,) = judged(gains([0.9], images=(10, 590)), [ERRORS]).itertuples()
+    assert (row.verdict, row.counts, row.detail) == ("holds", "10 positives, 590 negatives", "error, max_probability")
+
+
+def test_without_any_error_the_row_stays_and_is_undecided():
+    found = gains([float("nan")], float("nan"), images=(0, 600))
+    assert judged(found, [ERRORS]).verdict.to_list() == ["undecided"]
+
+
+def claims_by_number(strengths=(0.01, 0.03, 0.3)):
+    return {claim.number: claim for claim in statements(strengths)}
+
+
+@pytest.mark.parametrize("number", ["C4", "C5", "C6", "C7", "C5b", "C16b", "C16c", "C16d", "C17b", "C17c", "C17d"])
+def test_statements_on_decisions_are_judged_at_every_strength_that_was_tested(number):
+    claim = claims_by_number()[number]
+    parts = [
+        results([1.0 if strength > 0.1 else -1.0]).comparisons.assign(strength=strength, **claim.where)
+        for strength in (0.01, 0.03, 0.3)
+    ]
+    kind = claim.kinds[0]
+    table = judged(SimpleNamespace(comparisons=pd.concat(parts).assign(kind=kind)), [claim])
+    assert table.detail.to_list() == ["0.01", "0.03", "0.3"]
+    assert table.verdict.to_list() == ["fails", "fails", "holds"]
+
+
+@pytest.mark.parametrize(("number", "control"), [("C1", "C2"), ("C5", "C5b"), ("C6", "C6b"), ("C7", "C7b")])
+def test_what_is_said_of_trained_networks_is_asked_of_untrained_and_shuffled_ones(number, control):
+    claims = claims_by_number()
+    assert claims[number].where == claims[control].where
+    assert claims[number].each == claims[control].each
+    assert claims[number].kinds == ("trained",)
+    assert set(claims[control].kinds) == {"untrained", "shuffled labels"}
+
+
+def test_components_are_set_against_their_complements_in_every_effect():
+    found = {(c.where["arm"], c.where["control"], c.where["endpoint"]) for c in statements([0.03]) if "arm" in c.where}
+    endpoints = ("kl_log10_ratio", "flip_rate", "confidence_drop", "accuracy_drop")
+    for pair in (("high", "low"), ("high_image", "low_image")):
+        assert {(*pair, endpoint) for endpoint in endpoints} <= found
+
+
+def test_maps_are_compared_by_decisions_at_the_greatest_strength_and_kl_is_said_to_be_by_construction():
+    claims = claims_by_number()
+    assert "By construction to second order" in claims["C13"].reading
+    for number, endpoint in (("C13b", "flip_rate"), ("C13c", "accuracy_drop")):
+        assert claims[number].where == {**claims["C13"].where, "strength": 0.3, "endpoint": endpoint}
+        assert "Not by construction" in claims[number].reading
+
+
+def test_the_readings_name_what_the_numbers_rest_on():
+    claims = claims_by_number()
+    for number in ("C8a", "C9"):
+        assert "Hotelling" in claims[number].reading
+        assert "span" in claims[number].reading
+        assert "ideal" not in claims[number].text
+    for number in ("C8a", "C8b"):
+        assert "one control network a row" in claims[number].reading
+    for number in ("C10", "C10b"):
+        assert "not independent" in claims[number].reading
+    assert "over images" in claims["C10b"].reading

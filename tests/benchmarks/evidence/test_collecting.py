@@ -13,9 +13,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import ttest_1samp
 
-from benchmarks.evidence.collecting import over_seeds, seed_interval
+from benchmarks.evidence.agreement import random_quantile
+from benchmarks.evidence.collecting import _agreement, _gains, _seed_agreement, over_seeds, seed_interval
+from benchmarks.evidence.plan import Cell
 
 
 def test_the_interval_over_seeds_is_that_of_the_t_test():
@@ -39,3 +42,81 @@ def test_seeds_are_joined_within_task_network_kind_and_key_only():
     found = over_seeds(pd.concat([table, table.assign(kind="untrained", value=-1.0)]), ["key"])
     assert found.value.to_list() == [11.0, 21.0, -1.0, -1.0]
     assert found.seeds.to_list() == [3, 3, 3, 3]
+
+
+def alarms():
+    place = {"task": "t", "network": "cnn", "kind": "trained", "seed": 0, "target": "error", "level": 0}
+    rows = []
+    for score, area in (("lambda_max", 0.7), ("trace", 0.8), ("max_probability", 0.6), ("entropy", 0.5)):
+        row = {**place, "score": score, "auroc": area, "low": area - 0.1, "high": area + 0.1, "degenerate": False}
+        for name, baseline in (("difference", 0.6), ("entropy_difference", 0.5)):
+            numbers = [area - baseline, area - baseline - 0.1, area - baseline + 0.1]
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), numbers))
+        rows.append({**row, "positives": 12, "negatives": 88})
+    return pd.DataFrame(rows)
+
+
+def test_gains_are_over_both_baselines_and_carry_the_own_area_and_the_counts():
+    table = _gains(alarms()).set_index(["score", "baseline"])
+    assert len(table) == 4
+    for (score, baseline), area, difference in (
+        (("lambda_max", "max_probability"), 0.7, 0.1),
+        (("lambda_max", "entropy"), 0.7, 0.2),
+        (("trace", "entropy"), 0.8, 0.3),
+    ):
+        row = table.loc[(score, baseline)]
+        assert row[["value", "low", "high"]].to_list() == pytest.approx(
+            [difference, difference - 0.1, difference + 0.1]
+        )
+        assert row[["auroc", "auroc_low", "auroc_high"]].to_list() == pytest.approx([area, area - 0.1, area + 0.1])
+        assert (row.positives, row.negatives) == (12, 88)
+
+
+def test_what_two_classes_make_the_same_is_judged_once():
+    table = alarms()
+    for end in ("", "_low", "_high"):
+        table[f"entropy_difference{end}"] = table[f"difference{end}"]
+    numbers = [name for name in table if name not in ("score", "degenerate")]
+    table.loc[table.score == "trace", numbers] = table.loc[table.score == "lambda_max", numbers].to_numpy()
+    found = _gains(table)
+    assert found[["score", "baseline"]].to_numpy().tolist() == [["lambda_max", "max_probability"]]
+
+
+def saved(folder, vectors):
+    folder.mkdir()
+    torch.save({"eigenvectors": vectors}, folder / "eigenvectors.pt")
+    return folder
+
+
+def directions(*angles):
+    """Directions (B, 1, 1, 2, 2) in the plane of the first two pixels."""
+    radians = torch.tensor(angles).deg2rad()
+    flat = torch.zeros(len(angles), 4)
+    flat[:, 0], flat[:, 1] = radians.cos(), radians.sin()
+    return flat.view(-1, 1, 1, 2, 2)
+
+
+def networks(tmp_path):
+    vectors = {
+        Cell("t", "cnn", 0): directions(0, 0, 0),
+        Cell("t", "cnn", 1): directions(0, 60, 60),
+        Cell("t", "cnn", 0, trained=False): directions(90, 0, 60),
+        Cell("t", "vit", 0): directions(0, 0, 0),
+    }
+    return {cell: saved(tmp_path / cell.name, values) for cell, values in vectors.items()}
+
+
+def test_the_agreement_of_seeds_is_set_against_that_with_a_control_of_another_seed_image_by_image(tmp_path):
+    (row,) = _seed_agreement(networks(tmp_path)).itertuples()
+    assert (row.network, row.kind, row.seed, row.control) == ("cnn", "trained", "0/1", "untrained")
+    # trained: 1, 1/2, 1/2; the second with the untrained of the first seed: 0, 1/2, 1
+    assert row.value == pytest.approx((1.0 + 0.0 - 0.5) / 3, abs=1e-6)
+    assert row.count == 3
+    assert row.low < row.value < row.high
+
+
+def test_chance_is_what_random_directions_seldom_exceed_and_not_their_mean(tmp_path):
+    table = _agreement(networks(tmp_path))
+    row = table[table.relation == "other seed"].iloc[0]
+    assert row.chance == pytest.approx(random_quantile(4, 1))
+    assert row.value == pytest.approx(row.cosine - row.chance)

@@ -42,3 +42,11 @@ def test_maps_are_compared_with_noise_where_the_ifim_is_greatest():
     row = table[(table.arm == "top_ifim") & (table.endpoint == "kl_log10_ratio")]
     assert row.control.to_list() == ["saliency"]
     assert row.value.to_list() == pytest.approx([1.0])
+
+
+def test_the_images_own_components_are_compared_with_each_other():
+    values = {"high": (9.0, 0, 0, 1), "high_image": (5.0, 1.0, 0.2, 0.5), "low_image": (0.05, 0.25, 0.1, 1.0)}
+    table = comparison_table(IMAGES, frame(values), 100)
+    found = table[(table.arm == "high_image") & (table.control == "low_image")].set_index("endpoint").value
+    expected = {"kl_log10_ratio": 2.0, "flip_rate": 0.75, "confidence_drop": 0.1, "accuracy_drop": 0.5}
+    assert found.to_dict() == pytest.approx(expected)

@@ -52,3 +52,14 @@ def test_scores_of_two_classes_follow_from_the_logits_alone():
     expected = p.prod(dim=1) * task.template.square().sum()
     assert scores.lambda_max.to_numpy() == pytest.approx(expected.numpy())
     assert scores.trace.to_numpy() == pytest.approx(expected.numpy())
+
+
+def test_images_that_the_network_is_sure_of_do_not_tie():
+    logits = torch.tensor([[200.0, 0.0, 1.0], [210.0, 0.0, 1.0], [220.0, 0.0, 1.0], [0.5, 0.0, 1.0]])
+    images = logits.view(4, 1, 1, 3)
+    scores, _ = uncertainty_scores(torch.nn.Flatten(), images)
+    assert (scores.max_probability[:3] == 1.0).all()
+    doubt = scores.log_doubt.to_numpy()
+    exact = torch.tensor([0.0, 1.0], dtype=torch.float64).logsumexp(dim=0) - logits[:3, 0].double()
+    assert doubt[:3] == pytest.approx(exact.numpy(), rel=1e-12)
+    assert doubt[3] == pytest.approx(float((1 - logits[3].double().softmax(dim=0).max()).log()), rel=1e-12)
