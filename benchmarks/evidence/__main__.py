@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"(default: {_DOCUMENT}; with another --output, --short or --only OUTPUT/study.md)",
     )
     add("--short", action="store_true", help="a first look: tiny trainings of one controlled task, seconds")
-    add("--full", action="store_true", help="every task, architecture and control: many hours")
+    add("--full", action="store_true", help="every task, architecture and control: days")
     add("--only", action="append", metavar="TASK", help="this task; may be repeated")
     add(
         "--processes",
@@ -131,12 +131,13 @@ def _write(
     results.write(options.output)
     verdicts.to_csv(options.output / "claims.csv", index=False, float_format="%.8g")
     claim_summary(claims, verdicts).to_csv(options.output / "claim_summary.csv", index=False)
-    # the time of all runs that it took, whether or not this one was interrupted
-    spent = sum(read_json(folder / "time.json")["seconds"] for folder in folders)
+    times = pd.DataFrame([read_json(folder / "time.json") for folder in folders], dtype=float)
     settings = {
         "command": " ".join(["python -m benchmarks.evidence", *_shown(options)]),
-        "minutes": seconds / 60,
-        "minutes_of_one_thread": spent / 60,
+        "minutes_of_this_run": seconds / 60,
+        "minutes_of_trainings": times.training_seconds.sum() / 60,
+        "minutes_of_measurements": times.measuring_seconds.sum() / 60,
+        "trainings_of_unknown_time": int(times.training_seconds.isna().sum()),
         "processes": options.processes,
         "strengths": strengths,
         "environment": describe_environment("cpu", 1),

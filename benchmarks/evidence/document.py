@@ -57,8 +57,20 @@ _LIMITS = """
   calibrated it is.
 - Flipping, corrupting and attributing are done on the same test images; errors are few where accuracy is high, and
   the intervals are as wide as that.
-- Patients are not known in these files: images are taken as independent.
+- **Clinical images are taken as independent, which they need not be.** Such files name no patients: several images of
+  one patient (radiographs of a child, the two adrenal glands, cells of one smear) count as several, so that intervals
+  over images may be too narrow; and a set that is split by image may have a patient in training and test images alike.
+  Identical images within a split, or in two, are not looked for: in a PneumoniaMNIST file that was rebuilt
+  from public parts, some training images repeat others, and some are validation images, too.
+- The validation images choose both the network (the best of ten validations) and the temperature, so that accuracy and
+  calibration on them are too good; numbers here are of test images.
+- Networks with shuffled labels have their temperature fitted on the real labels of the validation images: it is that
+  of a network that knows nothing of these, and not of one that fits its own labels.
 """
+
+
+_INTERVALS = "95 % intervals over seeds where there are several, else over the images of the one network."
+_GROWING = {"test_auc": "test AUC", "template_cosine": "template cosine", "log10_lambda_max": "log10 lambda_max"}
 
 
 def write_study(
@@ -84,7 +96,7 @@ def write_study(
         left_out_tasks: those that were not, with the reason.
         cells: the networks.
         folders: of their results.
-        settings: the command, versions and times: ``command, minutes, environment, strengths``.
+        settings: what ``plan.json`` holds beside the networks.
         results_folder: of the tables as CSV.
     """
     pictures = file.with_suffix("")
@@ -96,7 +108,9 @@ def write_study(
     parts = ["# The evidence: what holds, and what does not", _INTRODUCTION.strip()]
     parts += _setting(tasks, left_out_tasks, cells, folders, settings, tables)
     parts += _claims(claims, verdicts, tables, pictures.name)
+    parts += _left_out(results)
     parts += _performance(results)
+    parts += _train_sizes(results, tasks)
     parts += _curves(results, tasks, strengths, pictures, file)
     parts += _spectra(results, cells, folders, tasks, pictures, file)
     parts += _agreement(results, tasks, cells, folders, pictures, file)
@@ -118,27 +132,38 @@ def _setting(
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     used = [task for name, task in tasks.items() if name in {cell.task for cell in cells}]
     rows = [
-        [task.name, task.title, " x ".join(map(str, task.spatial_size)), str(task.channels), str(task.classes)]
+        [task.name, task.title, task.source, " x ".join(map(str, task.spatial_size)), task.channels, task.classes]
         for task in used
     ]
+    summaries = [read_json(folder / "summary.json") for folder in folders]
+    machines = {"{processor}, {cores} cores".format(**summary["environment"]) for summary in summaries}
+    unknown = settings["trainings_of_unknown_time"]
     names = list(dict.fromkeys(cell.network for cell in cells))
     networks = "; ".join(f"`{name}` is {NETWORKS[name].title}" for name in names)
     without = {
         f"`{name}` of {cell.network}, since {reason}"
-        for cell, folder in zip(cells, folders)
-        for name, reason in read_json(folder / "summary.json")["attributions_left_out"].items()
+        for cell, summary in zip(cells, summaries)
+        for name, reason in summary["attributions_left_out"].items()
     }
     told = [f"Left out: {text}." for text in sorted(without)]
     told += [f"Left out: `{name}`, since it {reason}" for name, reason in left_out.items()]
+    if any(task.file is not None for task in used):
+        told.append(
+            "The clinical numbers are of these very files. A file of the same data set that holds other images, or the "
+            "same in another order (rebuilt, or a subset, where the official one is not at hand), gives other numbers: "
+            "compare the sum before comparing them."
+        )
     strengths = ", ".join(f"{strength:g}" for strength in settings["strengths"])
     return [
         "## Setting",
-        f"Made by `{settings['command']}` in {as_number(settings['minutes'])} minutes (the networks took "
-        f"{as_number(settings['minutes_of_one_thread'])} minutes of one thread, {settings['processes']} at a time) on "
-        f"{environment['processor']}, {environment['cores']} cores, {environment['date']}; {versions}. All tables, "
-        "with the numbers that are "
-        f"rounded here, are in [`{tables}`]({tables}); `plan.json` there holds every configuration.",
-        _table(["task", "what it is", "pixels", "channels", "classes"], rows, 2),
+        f"Made by `{settings['command']}`, {environment['date']}, with {settings['processes']} process(es), on "
+        f"{' and on '.join(sorted(machines))}; {versions}. All runs together, the trainings took "
+        f"{as_number(settings['minutes_of_trainings'])} minutes of one thread"
+        + (f" (without {unknown} whose time is not known)" if unknown else "")
+        + f", and the measurements {as_number(settings['minutes_of_measurements'])}; of a killed training the time up "
+        "to its last validation counts, of a killed measurement none. All tables, with the numbers that are rounded "
+        f"here, are in [`{tables}`]({tables}); `plan.json` there holds every configuration.",
+        _table(["task", "what it is", "images", "pixels", "channels", "classes"], rows, 3),
         f"{len(cells)} networks: {networks}. Adam, cosine schedule, cross-entropy, no augmentation; of ten validations "
         "the one with the highest AUC is kept. *Shuffled labels*: trained and validated on labels in random order. "
         "*Untrained*: random weights. Every change is tried with both signs at the strengths "
@@ -188,32 +213,55 @@ def _which(verdicts: pd.DataFrame, claim: str) -> str:
     return f". Fails for {', '.join(named[:6])}{more}."
 
 
+def _left_out(results: Results) -> list[str]:
+    keys = CELL[:3]
+    if not len(results.left_out):
+        return ["No image was left out of any arm."]
+    measured = results.networks[results.networks.quantity == "measured_images"].groupby(keys).value.sum()
+    lost = results.left_out.groupby([*keys, "arm", "cause"], sort=False).images.sum().reset_index()
+    rows = []
+    for place, part in lost.groupby([*keys, "cause", "images"], sort=False):
+        arms = ", ".join(f"`{arm}`" for arm in part.arm)
+        rows.append([*place[:3], arms, place[3], f"{place[4]} of {int(measured[place[:3]])}"])
+    return [
+        "Images that an arm lost, all seeds of a network together; every other arm and network kept all:",
+        _table([*keys, "arms", "why", "images lost, each arm"], rows, 5),
+    ]
+
+
 def _performance(results: Results) -> list[str]:
     quantities = ["test_accuracy", "test_auc", "calibration_error", "temperature", "log10_lambda_max"]
-    quantities += ["effective_rank", "template_cosine", "ideal_auc"]
-    found = results.networks[results.networks.quantity.isin(quantities)]
-    spread = over_seeds(found, ["quantity"])
-    rows = []
-    for place, part in spread.groupby(CELL[:3], sort=False):
-        by_quantity = part.set_index("quantity")
-        single = found[(found[CELL[:3]] == list(place)).all(axis=1)].set_index("quantity")
-        row = [*map(str, place), str(int(part.seeds.max()))]
-        for quantity in quantities:
-            if quantity not in by_quantity.index:
-                row.append("")
-                continue
-            numbers = by_quantity.loc[quantity] if part.seeds.max() > 1 else single.loc[quantity]
-            has_interval = not (pd.isna(numbers.low) or numbers.low == numbers.high)
-            value = as_interval(numbers.value, numbers.low, numbers.high) if has_interval else as_number(numbers.value)
-            row.append(value)
-        rows.append(row)
+    quantities += ["effective_rank", "second_to_first", "template_cosine", "ideal_auc"]
+    spread = _spread(results.networks[results.networks.quantity.isin(quantities)], ["quantity"])
     return [
         "## The networks",
         "Accuracy and one-vs-rest AUC on test images; expected calibration error (15 bins); the temperature that fits "
-        "the validation images; median of log10 `lambda_max`; mean effective rank; mean cosine of the leading "
-        "eigenvector with the ideal template; the AUC of the ideal observer. Intervals over seeds where there are "
-        "several, else over images.",
-        _table(["task", "network", "kind", "seeds", *(name.replace("_", " ") for name in quantities)], rows, 3),
+        "the validation images; median of log10 `lambda_max`; mean effective rank; mean ratio of the second eigenvalue "
+        "to the first, where there are more than two classes; mean cosine of the leading eigenvector with the ideal "
+        f"template; the AUC of the ideal observer. {_INTERVALS}",
+        _number_table(spread, CELL[:3], "quantity", {name: name.replace("_", " ") for name in quantities}),
+    ]
+
+
+def _train_sizes(results: Results, tasks: Mapping[str, Task]) -> list[str]:
+    """What grows with the number of training images, of networks that were trained with fewer, too."""
+    table = results.networks
+    fewer = table.kind.str.extract(r"^(\d+) images$", expand=False).astype(float)
+    rows = []
+    for task, network in dict.fromkeys(zip(table.task[fewer.notna()], table.network[fewer.notna()])):
+        here = (table.task == task) & (table.network == network) & (table.seed == 0)
+        kinds = [f"{int(size)} images" for size in sorted(fewer[here].dropna().unique())]
+        for kind in [*kinds, "trained"]:
+            numbers = table[here & (table.kind == kind)].set_index("quantity")
+            known = [name for name in _GROWING if name in numbers.index]
+            values = {name: _over(*numbers.loc[name, ["value", "low", "high"]]) for name in known}
+            size = kind.removesuffix(" images") if kind != "trained" else f"all, at most {tasks[task].train}"
+            rows.append([task, network, size, *(values.get(name, "") for name in _GROWING)])
+    if not rows:
+        return []
+    return [
+        "Fewer training images, seed 0, intervals over images:",
+        _table(["task", "network", "training images", *_GROWING.values()], rows, 3),
     ]
 
 
@@ -232,18 +280,13 @@ def _curves(
         np.isclose(trained.strength, great) | (trained.arm == "unperturbed")
     )
     arms = ["unperturbed", "high", "transfer", "low_matched", "low", "random"]
-    spread = over_seeds(trained[wanted & trained.arm.isin(arms)], ["arm", "endpoint"])
-    rows = []
-    for (task, network, arm), part in spread.groupby(["task", "network", "arm"], sort=False):
-        numbers = part.set_index("endpoint")
-        row = [task, network, arm]
-        for endpoint in ("kl", "confidence_drop", "flip_rate", "accuracy"):
-            known = endpoint in numbers.index
-            values = numbers.loc[endpoint] if known else None
-            row.append("" if values is None else _over(values.value, values.low, values.high))
-        rows.append(row)
-    header = ["task", "network", "arm", "KL (nats)", "drop of confidence", "share flipped", "accuracy"]
-    parts += [f"At strength {great:g}, means over images, intervals over seeds.", _table(header, rows, 3)]
+    spread = _spread(trained[wanted & trained.arm.isin(arms)], ["arm", "endpoint"])
+    columns = {"kl": "KL (nats)", "confidence_drop": "drop of confidence", "flip_rate": "share flipped"}
+    columns["accuracy"] = "accuracy"
+    parts += [
+        f"At strength {great:g}, means over images. {_INTERVALS}",
+        _number_table(spread, ["task", "network", "arm"], "endpoint", columns),
+    ]
     parts += _thresholds(results, strengths)
     for task in dict.fromkeys(trained.task):
         of_task = trained[(trained.task == task) & (trained.seed == 0)]
@@ -301,15 +344,7 @@ def _spectra(
         for row in _records(results.contrasts)
     ]
     if rows:
-        header = [
-            "task",
-            "network",
-            "seed",
-            "quantity",
-            "control",
-            "trained less control (median or mean, over images)",
-        ]
-        header[-1] = "mean of trained less control, image by image"
+        header = ["task", "network", "seed", "quantity", "control", "mean of trained less control, image by image"]
         parts.append(_table(header, rows, 5))
     return parts
 
@@ -365,35 +400,43 @@ def _agreement(
 
 def _alarms(results: Results) -> list[str]:
     trained = results.alarms[results.alarms.kind == "trained"].rename(columns={"auroc": "value"})
-    spread = over_seeds(trained[trained.target == "error"], ["score"])
-    shifted = over_seeds(
+    spread = _spread(trained[trained.target == "error"], ["score"])
+    shifted = _spread(
         trained[(trained.target != "error") & trained.level.isin([1, 3, 5])], ["target", "level", "score"]
     )
-    scores = ["lambda_max", "trace", "max_probability", "entropy"]
-    parts = [
+    scores = {name: name.replace("_", " ") for name in ("lambda_max", "trace", "max_probability", "entropy")}
+    return [
         "## Wrong predictions and shifted images",
-        "Areas under the ROC curve, 0.5 is a coin; intervals over seeds where there are several. Errors among the test "
-        "images:",
-        _score_table(spread, ["task", "network"], scores),
+        "Areas under the ROC curve, 0.5 is a coin. " + _INTERVALS + " Errors among the test images:",
+        _number_table(spread, ["task", "network"], "score", scores),
         "Corrupted against clean images (all five levels are in `alarms.csv`):",
-        _score_table(shifted, ["task", "network", "target", "level"], scores),
+        _number_table(shifted, ["task", "network", "target", "level"], "score", scores),
     ]
-    return parts
 
 
-def _score_table(table: pd.DataFrame, keys: list[str], scores: list[str]) -> str:
+def _spread(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Intervals over seeds, and those over images where one network is all there is."""
+    place = [*CELL[:3], *keys]
+    spread = over_seeds(table, keys)
+    alone = table[~table.duplicated(place, keep=False)].set_index(place)[["low", "high"]]
+    images = spread[place].join(alone, on=place)[["low", "high"]]
+    return spread.fillna({"low": images.low, "high": images.high})
+
+
+def _number_table(spread: pd.DataFrame, keys: Sequence[str], column: str, titles: Mapping[str, str]) -> str:
+    """A row for each of the keys, with the numbers of one column side by side, and what their intervals are over."""
     rows = []
-    for place, part in table.groupby(keys, sort=False):
-        numbers = part.set_index("score")
-        row = [str(value) for value in place]
-        for score in scores:
-            row.append(_over(*numbers.loc[score, ["value", "low", "high"]]) if score in numbers.index else "")
+    for place, part in spread.groupby(list(keys), sort=False):
+        numbers, seeds = part.set_index(column), int(part.seeds.max())
+        row = [*place, f"{seeds} seeds" if seeds > 1 else "images"]
+        for name in titles:
+            row.append(_over(*numbers.loc[name, ["value", "low", "high"]]) if name in numbers.index else "")
         rows.append(row)
-    return _table([*keys, *(score.replace("_", " ") for score in scores)], rows, len(keys))
+    return _table([*keys, "intervals over", *titles.values()], rows, len(keys) + 1)
 
 
 def _over(value: float, low: float, high: float) -> str:
-    """With the interval over seeds where there is one."""
+    """With the interval where there is one."""
     return as_number(value) if pd.isna(low) or low == high else as_interval(value, low, high)
 
 

@@ -12,13 +12,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+import monai_ifim
+from benchmarks.environment import describe_environment
 from benchmarks.evidence.alarms import measured_alarms
 from benchmarks.evidence.attribution import attribution_arms, missing_methods
 from benchmarks.evidence.networks import build_network
@@ -34,9 +39,30 @@ from monai_ifim.intervals import bootstrap_interval
 
 __all__ = ["measured_cell"]
 
-# Changes with what is measured, so that results of another version are not taken for those of this one.
-_VERSION = 1
+# Code that only reads what was measured: a new word in the document measures nothing anew.
+_READERS = ("__main__", "agreement", "claims", "collecting", "document", "figures", "running")
 _EXAMPLES = 3
+
+
+@lru_cache
+def _source() -> str:
+    """Changes with any line of the package, and of the study up to the measurement."""
+    package, study = Path(monai_ifim.__file__).parent, Path(__file__).parent
+    files = [file for file in sorted(study.glob("*.py")) if file.stem not in _READERS]
+    found = hashlib.sha256()
+    for folder, file in [
+        *((study, file) for file in files),
+        *((package, file) for file in sorted(package.rglob("*.py"))),
+    ]:
+        found.update(f"{file.relative_to(folder).as_posix()}\n".encode() + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _weights(network: nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        found.update(name.encode() + value.numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
@@ -49,14 +75,19 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
         cache: folder for trained networks and results.
 
     Returns:
-        The folder: ``summary.json``; ``images.csv``, ``curves.csv``, ``comparisons.csv``, ``thresholds.csv``,
+        The folder, whose name changes with configuration, weights, code, and versions of torch and MONAI:
+        ``summary.json``; ``images.csv``, ``curves.csv``, ``comparisons.csv``, ``thresholds.csv``,
         ``left_out.csv``, ``alarms.csv``, ``eigenvalues.csv``; ``history.json``; ``time.json``; and ``eigenvectors.pt``
         (float16, of the measured images, with the first of these).
     """
     without = missing_methods(build_network(cell.network, task, cell.seed))
     attributions = [name for name in ATTRIBUTIONS if name not in without]
+    network, history, training_seconds = trained_network(cell, task, effort, cache)
+    environment = describe_environment("cpu", torch.get_num_threads())
     configuration = {
-        "version": _VERSION,
+        "weights": _weights(network),
+        "source": _source(),
+        "versions": {name: environment["versions"][name] for name in ("torch", "monai")},
         "cell": asdict(cell),
         "task": task.configuration(),
         "effort": effort.configuration(),
@@ -67,7 +98,6 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
         return folder
     begun = time.monotonic()
     torch.manual_seed(0)
-    network, history = trained_network(cell, task, effort, cache)
     val, test = task.load("val"), task.load("test")
     measured = test.first(effort.measured)
     val_logits = logits_of(network, val.images)
@@ -87,6 +117,7 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
     used = spectra[spectra.skipped == ""]
     summary = {
         **configuration,
+        "environment": environment,
         "kind": cell.kind,
         "attributions_left_out": without,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -113,7 +144,8 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
         }.items():
             table.to_csv(place / f"{name}.csv", index=False)
         save_json(history, place / "history.json")
-        save_json({"seconds": time.monotonic() - begun}, place / "time.json")
+        measuring = time.monotonic() - begun
+        save_json({"training_seconds": training_seconds, "measuring_seconds": measuring}, place / "time.json")
         np.savetxt(place / "eigenvalues.csv", fisher.eigenvalues.numpy(), delimiter=",")
         vectors = fisher.leading_eigenvectors(rank=most).half()
         shown = {"images": measured.images[:_EXAMPLES], "labels": measured.labels[:_EXAMPLES]}

@@ -51,10 +51,15 @@ def run_cells(cells: Sequence[Cell], tasks: Mapping[str, Task], short: bool, cac
     if processes == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a process of its own, so that the numbers are the same
-        for cell in cells:
-            folders[cell] = _run(cell, tasks[cell.task], short, cache)
-            progress.update()
-        torch.set_num_threads(threads)
+        try:
+            for cell in cells:
+                try:
+                    folders[cell] = _run(cell, tasks[cell.task], short, cache)
+                except Exception as error:
+                    failed.append(_told(cell, error))
+                progress.update()
+        finally:
+            torch.set_num_threads(threads)
     else:
         # spawned, since a fork of a process that has used torch's threads may hang
         context = multiprocessing.get_context("spawn")
@@ -62,8 +67,8 @@ def run_cells(cells: Sequence[Cell], tasks: Mapping[str, Task], short: bool, cac
             jobs = {pool.submit(_run, cell, tasks[cell.task], short, cache): cell for cell in cells}
             for job in as_completed(jobs):
                 cell = jobs[job]
-                if error := job.exception():
-                    failed.append(f"{cell.name}: {type(error).__name__}: {error}")
+                if problem := job.exception():
+                    failed.append(_told(cell, problem))
                 else:
                     folders[cell] = job.result()
                 progress.set_postfix_str(cell.name)
@@ -75,6 +80,10 @@ def run_cells(cells: Sequence[Cell], tasks: Mapping[str, Task], short: bool, cac
             "is put right:\n" + "\n".join(failed)
         )
     return [folders[cell] for cell in cells]
+
+
+def _told(cell: Cell, error: BaseException) -> str:
+    return f"{cell.name}: {type(error).__name__}: {error}"
 
 
 def _run(cell: Cell, task: Task, short: bool, cache: Path) -> Path:

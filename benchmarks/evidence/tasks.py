@@ -95,6 +95,11 @@ class Task:
         values = {**vars(self), "detection": str(self.detection), "file": None}
         return values if self.file is None else values | {"file": _sha256(self.file)}
 
+    @property
+    def source(self) -> str:
+        """Name of the file and the beginning of its SHA-256; of a controlled task that it is simulated."""
+        return "simulated" if self.file is None else f"`{self.file.name}`, sha256 {_sha256(self.file)[:12]}"
+
     def load(self, split: str, count: int | None = None) -> Images:
         """A fixed choice of images in a fixed order: the first ``count`` of more are the same images.
 

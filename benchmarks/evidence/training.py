@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +48,7 @@ def logits_of(network: nn.Module, images: Tensor) -> Tensor:
 
 def trained_network(
     cell: Cell, task: Task, effort: Effort, cache: Path, stop_after: int | None = None
-) -> tuple[nn.Module, list[dict[str, float]]]:
+) -> tuple[nn.Module, list[dict[str, float]], float | None]:
     """The network of a cell in evaluation mode, from file where it is there already.
 
     Adam with a cosine schedule, cross-entropy, and every image as it is; of ten validations the network with the
@@ -62,12 +63,14 @@ def trained_network(
         stop_after: end after this many parts of ten, as if killed.
 
     Returns:
-        The network, and one entry a validation: ``iteration, loss`` (of training, nats), ``val_auc, val_accuracy``.
+        The network; one entry a validation: ``iteration, loss`` (of training, nats), ``val_auc, val_accuracy``; and the
+        seconds of all runs that the training took, each counted up to its last validation, or None where the file does
+        not say.
     """
     network = build_network(cell.network, task, cell.seed)
     if not cell.trained:
         calibrate_batch_norm(network, task.load("train", 256).images)
-        return network.eval(), []
+        return network.eval(), [], 0.0
     configuration = {
         "cell": asdict(cell),
         "network": str(network),
@@ -82,7 +85,7 @@ def trained_network(
     else:
         kept = _train(network, cell, task, effort, file, stop_after)
     network.load_state_dict(kept["best"])
-    return network.eval(), kept["history"]
+    return network.eval(), kept["history"], kept.get("seconds")
 
 
 def _labels(cell: Cell, images: Images) -> Tensor:
@@ -99,7 +102,7 @@ def _train(
     optimizer = torch.optim.Adam(network.parameters(), lr=NETWORKS[cell.network].learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=effort.iterations)
     halfway = file.with_suffix(".halfway")
-    state: dict[str, Any] = {"part": 0, "history": [], "best": None}
+    state: dict[str, Any] = {"part": 0, "history": [], "best": None, "seconds": 0.0}
     if halfway.exists():
         state = torch.load(halfway, weights_only=True)
         network.load_state_dict(state["network"])
@@ -107,6 +110,7 @@ def _train(
         scheduler.load_state_dict(state["scheduler"])
     ends = [round((part + 1) * effort.iterations / _PARTS) for part in range(_PARTS)]
     start = ends[state["part"] - 1] if state["part"] else 0
+    begun, earlier = time.monotonic(), state.get("seconds")
     # on a terminal, and not where several processes would write over each other
     hidden = None if multiprocessing.parent_process() is None else True
     progress = tqdm(total=effort.iterations, initial=start, desc=cell.name, unit="step", leave=False, disable=hidden)
@@ -126,13 +130,14 @@ def _train(
         entry = {"iteration": start, "loss": float(np.mean(losses)) if losses else math.nan, **_validated(network, val)}
         if state["best"] is None or entry["val_auc"] > max(past["val_auc"] for past in state["history"]):
             state["best"] = {name: value.clone() for name, value in network.state_dict().items()}
-        state = {"part": part + 1, "history": [*state["history"], entry], "best": state["best"]}
+        seconds = None if earlier is None else earlier + time.monotonic() - begun
+        state = {"part": part + 1, "history": [*state["history"], entry], "best": state["best"], "seconds": seconds}
         parts = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
         save_torch({**state, **parts, "scheduler": scheduler.state_dict()}, halfway)
         if stop_after == part + 1:
             raise KeyboardInterrupt
     progress.close()
-    kept = {"best": state["best"], "history": state["history"]}
+    kept = {name: state.get(name) for name in ("best", "history", "seconds")}
     save_torch(kept, file)
     halfway.unlink()
     return kept

@@ -90,6 +90,17 @@ def test_every_figure_of_the_document_is_there_and_small(study):
     assert all((study / picture).stat().st_size < 150_000 for picture in pictures)
 
 
+def test_the_setting_tells_the_times_of_all_runs_and_where_images_come_from(study):
+    text, plan = (study / "study.md").read_text(), json.loads((study / "plan.json").read_text())
+    times = [json.loads(file.read_text()) for file in (study / "cache" / "measured").glob("random*/time.json")]
+    for key, name in (("training_seconds", "minutes_of_trainings"), ("measuring_seconds", "minutes_of_measurements")):
+        assert plan[name] == pytest.approx(sum(time[key] for time in times) / 60)
+        assert as_number(plan[name]) in text
+    assert plan["trainings_of_unknown_time"] == 0
+    assert "| simulated |" in text
+    assert "left out of any arm" in text or "Images that an arm lost" in text
+
+
 def test_every_verdict_of_the_document_is_a_row_of_the_table(study):
     text, claims = (study / "study" / "rows.md").read_text(), pd.read_csv(study / "claims.csv")
     assert len(claims) > 20

@@ -10,6 +10,7 @@
 # limitations under the License.
 """The plan: what is promised is in it, and the default fits into its time."""
 
+from benchmarks.evidence.networks import NETWORKS
 from benchmarks.evidence.plan import Cell, effort_of, estimated_minutes, planned_cells
 from benchmarks.evidence.tasks import CONTROLLED, Task
 
@@ -43,6 +44,18 @@ def test_in_full_every_controlled_task_is_there_and_nothing_of_the_default_is_lo
     assert {cell.task for cell in full} == set(TASKS)
     assert set(default) < set(full)
     assert len(set(full)) == len(full) == len({cell.name for cell in full})
+
+
+def test_in_full_every_network_meets_every_task_with_all_seeds_and_both_controls_but_for_one_in_3d():
+    cells = set(planned_cells(TASKS, full=True))
+    for name, task in TASKS.items():
+        for network in NETWORKS:
+            wanted = {Cell(name, network, seed) for seed in (0, 1, 2)}
+            wanted |= {Cell(name, network, labels="shuffled"), Cell(name, network, trained=False)}
+            if network == "efficientnet_b0" and len(task.spatial_size) == 3:
+                assert not wanted & cells
+            else:
+                assert wanted <= cells
 
 
 def test_a_file_of_the_user_is_run_as_the_clinical_sets_are():

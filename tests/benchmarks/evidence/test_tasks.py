@@ -10,6 +10,8 @@
 # limitations under the License.
 """Tasks: the same images every time, and a plain word where a file is missing."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,12 @@ def test_a_clinical_file_is_found_at_any_depth(tmp_path):
     tasks, missing = available_tasks(tmp_path)
     assert tasks["adrenal"].spatial_size == (8, 8, 8)
     assert "adrenal" not in missing
+
+
+def test_the_source_names_the_file_and_the_beginning_of_its_sum(tmp_path):
+    file = write_file(tmp_path / "own.npz")
+    assert task_of_file(file).source == f"`own.npz`, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+    assert CONTROLLED["lumpy_2d_4classes"].source == "simulated"
 
 
 def test_a_folder_that_is_not_there_and_a_name_twice_are_refused(tmp_path):

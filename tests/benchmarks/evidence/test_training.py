@@ -10,11 +10,14 @@
 # limitations under the License.
 """Trainings are kept, repeat, and go on after a kill as if nothing had happened."""
 
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.evidence import training
 from benchmarks.evidence.plan import Cell, Effort
 from benchmarks.evidence.tasks import CONTROLLED, smaller
 from benchmarks.evidence.training import trained_network
@@ -30,23 +33,45 @@ def weights(network):
 
 
 def test_a_killed_training_ends_with_the_same_network(tmp_path):
-    whole, history = trained_network(CELL, TASK, EFFORT, tmp_path / "whole")
+    whole, history, _ = trained_network(CELL, TASK, EFFORT, tmp_path / "whole")
     for parts in (3, 7):
         with pytest.raises(KeyboardInterrupt):
             trained_network(CELL, TASK, EFFORT, tmp_path / "killed", stop_after=parts)
-    resumed, resumed_history = trained_network(CELL, TASK, EFFORT, tmp_path / "killed")
+    resumed, resumed_history, _ = trained_network(CELL, TASK, EFFORT, tmp_path / "killed")
     assert torch.equal(weights(whole), weights(resumed))
     assert history == resumed_history
     assert [entry["iteration"] for entry in history] == list(range(2, 21, 2))
 
 
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_seconds_are_those_of_all_runs_or_unknown_where_a_file_of_before_lacks_them(timed, tmp_path, monkeypatch):
+    ticks = itertools.count()  # a second passes from one validation to the next
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    for parts in (3, 7):
+        with pytest.raises(KeyboardInterrupt):
+            trained_network(CELL, TASK, EFFORT, tmp_path, stop_after=parts)
+    (file,) = (tmp_path / "trained").iterdir()
+    state = torch.load(file, weights_only=True)
+    if not timed:
+        del state["seconds"]
+    torch.save(state, file)
+    expected = 10 if timed else None
+    assert trained_network(CELL, TASK, EFFORT, tmp_path)[2] == expected
+    (file,) = (tmp_path / "trained").iterdir()
+    kept = torch.load(file, weights_only=True)
+    assert kept.pop("seconds") == expected
+    torch.save(kept, file)
+    assert trained_network(CELL, TASK, EFFORT, tmp_path)[2] is None
+
+
 def test_what_is_on_file_is_not_trained_again(tmp_path):
-    first, history = trained_network(CELL, TASK, EFFORT, tmp_path)
+    first, history, seconds = trained_network(CELL, TASK, EFFORT, tmp_path)
     (file,) = (tmp_path / "trained").iterdir()
     stamp = file.stat().st_mtime_ns
-    again, same = trained_network(CELL, TASK, EFFORT, tmp_path)
+    again, same, same_seconds = trained_network(CELL, TASK, EFFORT, tmp_path)
     assert torch.equal(weights(first), weights(again))
     assert history == same
+    assert seconds == same_seconds > 0
     assert file.stat().st_mtime_ns == stamp
 
 
@@ -76,14 +101,15 @@ def test_shuffled_labels_teach_nothing_that_real_ones_do(tmp_path):
     task, effort = smaller(easy, 640, 200, 32), Effort(iterations=40, batch_size=32)
     areas = []
     for labels in ("real", "shuffled"):
-        _, history = trained_network(Cell(task.name, "cnn", labels=labels), task, effort, tmp_path)
+        _, history, _ = trained_network(Cell(task.name, "cnn", labels=labels), task, effort, tmp_path)
         areas.append(history[-1]["val_auc"])
     assert areas[0] > 0.9
     assert abs(areas[1] - 0.5) < 0.15
 
 
 def test_an_untrained_network_is_not_trained(tmp_path):
-    network, history = trained_network(Cell(TASK.name, "small_resnet", trained=False), TASK, EFFORT, tmp_path)
+    network, history, seconds = trained_network(Cell(TASK.name, "small_resnet", trained=False), TASK, EFFORT, tmp_path)
     assert history == []
+    assert seconds == 0
     assert not network.training
     assert not (tmp_path / "trained").exists()
