@@ -88,7 +88,7 @@ def uncertainty_scores(network: Callable, images: Tensor) -> tuple[pd.DataFrame,
         input_fisher(network, batch, rank=1, keep_factor=False).without_factor() for batch in images.split(64)
     ]  # in parts, so that the eigenvectors of the first are gone when the next come
     logits = torch.cat([part.logits for part in parts])
-    log_p = Categorical().log_probabilities(logits.double())[:, 0]
+    log_p = Categorical().log_probabilities(logits)[:, 0]
     scores = {
         "lambda_max": torch.cat([part.eigenvalues[:, 0] for part in parts]),
         "trace": torch.cat([part.trace for part in parts]),
