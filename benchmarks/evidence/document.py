@@ -359,9 +359,9 @@ def _agreement(
 ) -> list[str]:
     parts = [
         "## Do networks share their directions?",
-        "Mean cosine of the smallest principal angle between leading eigenspaces of the same images, and what 97.5 % of "
-        "random directions stay below. Range over the pairs of networks. An untrained network and the trained one of the same "
-        "seed began from the same weights.",
+        "Mean cosine of the smallest principal angle between leading eigenspaces of the same images, and what 97.5 % "
+        "of random directions stay below. Range over the pairs of networks. An untrained network and the trained one "
+        "of the same seed began from the same weights.",
     ]
     rows = []
     for (task, relation, network), part in results.agreement.groupby(["task", "relation", "network"], sort=False):
@@ -369,7 +369,9 @@ def _agreement(
         rows.append(
             [task, relation, network, str(len(part)), " to ".join(dict.fromkeys(span)), as_number(part.chance.iloc[0])]
         )
-    parts.append(_table(["task", "networks", "architectures", "pairs", "mean cosine", "97.5 % of random ones"], rows, 3))
+    parts.append(
+        _table(["task", "networks", "architectures", "pairs", "mean cosine", "97.5 % of random ones"], rows, 3)
+    )
     for task in dict.fromkeys(cell.task for cell in cells):
         chosen = [
             (cell, folder) for cell, folder in zip(cells, folders) if cell.task == task and cell.train_size is None
