@@ -21,6 +21,8 @@ import torch
 from monai.networks.nets import DenseNet121, ViT, resnet10, resnet18
 from torch import Tensor, nn
 
+from monai_ifim.data import FirstOutput
+
 if TYPE_CHECKING:
     from benchmarks.cells import Cell
 
@@ -48,17 +50,6 @@ class Architecture:
     convolutional: bool = True
 
 
-class _FirstOutput(nn.Module):
-    """MONAI's ViT returns logits and hidden states."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
-
-
 def _vit(pixels: int, classes: int) -> nn.Module:
     network = ViT(
         in_channels=3,
@@ -73,7 +64,7 @@ def _vit(pixels: int, classes: int) -> nn.Module:
         spatial_dims=2,
         post_activation="",
     )
-    return _FirstOutput(network)
+    return FirstOutput(network)
 
 
 def _cnn(pixels: int, classes: int) -> nn.Module:

@@ -43,10 +43,9 @@ class Substitutes:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = [] if any(isinstance(module, _WHOLE) for module in modules) else list(modules)
-        self._reordered = sum(
-            weight.numel() for _, _, weight in _convolution_weights(self._modules) if math.prod(weight.shape[2:]) > 1
-        )
-        self._channels_last = True
+        weights = [weight for _, _, weight in _convolution_weights(self._modules)]
+        self._reordered = sum(weight.numel() for weight in weights if math.prod(weight.shape[2:]) > 1)
+        self._channels_last = bool(weights)
         self._weights: list[_Exchange] | None = None
         self._layers: list[tuple[nn.Module, _ScaleAndShift]] | None = None
 
@@ -54,7 +53,7 @@ class Substitutes:
         """Whether :meth:`channels_last_weights` are faster for images (B, C_in, H, W): not for 3D, nor for few."""
         if not self._channels_last or images.ndim != 4 or images.device.type != "cpu":
             return False
-        return any(_convolution_weights(self._modules)) and (images.numel() >= self._reordered * _CHANNELS_LAST_SHARE)
+        return images.numel() >= self._reordered * _CHANNELS_LAST_SHARE
 
     def refuse_channels_last(self) -> None:
         """From now on: the network cannot do with it."""
