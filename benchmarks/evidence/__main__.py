@@ -26,6 +26,7 @@ from benchmarks.environment import describe_environment
 from benchmarks.evidence.claims import claim_summary, judged, statements
 from benchmarks.evidence.collecting import collected
 from benchmarks.evidence.document import write_study
+from benchmarks.evidence.networks import NETWORKS
 from benchmarks.evidence.plan import Cell, effort_of, estimated_minutes, planned_cells
 from benchmarks.evidence.running import run_cells
 from benchmarks.evidence.storing import read_json, save_json
@@ -47,11 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--document",
         type=Path,
-        help=f"(default: {_DOCUMENT}; with another --output, --short or --only OUTPUT/study.md)",
+        help=f"(default: {_DOCUMENT}; with another --output, --short, --only or --network OUTPUT/study.md)",
     )
     add("--short", action="store_true", help="a first look: tiny trainings of one controlled task, seconds")
     add("--full", action="store_true", help="every task, architecture and control: days")
     add("--only", action="append", metavar="TASK", help="this task; may be repeated")
+    add("--network", action="append", choices=list(NETWORKS), help="this architecture; may be repeated")
     add(
         "--processes",
         type=int,
@@ -86,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, reason in missing.items():
         print(f"Left out: '{name}', since it {reason}", file=sys.stderr)
     cells = planned_cells(tasks, options.full, options.short)
+    if options.network:
+        cells = [cell for cell in cells if cell.network in options.network]
     if not cells:
-        parser.error(
-            "None of these tasks is in the default plan. Give --full with --only for the other controlled ones."
-        )
+        parser.error("The default plan has none of these. Give --full for every task and architecture.")
     minutes = estimated_minutes(cells, tasks, options.short)
     if options.list:
         for cell, estimate in zip(cells, minutes):
@@ -123,7 +125,7 @@ def _write(
     folders: Sequence[Path],
     seconds: float,
 ) -> Path:
-    results = collected(cells, folders)
+    results = collected(cells, folders, tasks)
     efforts = {cell: effort_of(cell, tasks[cell.task], options.short) for cell in cells}
     strengths = sorted({strength for effort in efforts.values() for strength in effort.strengths})
     claims = statements(strengths)
@@ -149,7 +151,8 @@ def _write(
     save_json({**settings, "networks": plan}, options.output / "plan.json")
     chosen = options.document
     if chosen is None:
-        usual = options.output == _OUTPUT and not (options.short or options.full or options.only or options.file)
+        chosen_parts = options.short or options.full or options.only or options.network or options.file
+        usual = options.output == _OUTPUT and not chosen_parts
         chosen = _DOCUMENT if usual else options.output / "study.md"
     chosen.parent.mkdir(parents=True, exist_ok=True)
     write_study(chosen, results, claims, verdicts, tasks, missing, cells, folders, settings, options.output)
@@ -162,6 +165,7 @@ def _shown(options: argparse.Namespace) -> list[str]:
     return [
         *flags,
         *(f"--only {task}" for task in options.only or []),
+        *(f"--network {network}" for network in options.network or []),
         *(f"--file {file.name}" for file in options.file),
     ]
 

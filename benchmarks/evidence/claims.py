@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -149,7 +149,19 @@ def _component_statements(small: float) -> list[Statement]:
                     unit=_EFFECT_UNITS[endpoint],
                 )
             )
+        found += [_of_controls(statement, f"{statement.number}-control") for statement in found[-3:]]
     return found
+
+
+def _of_controls(statement: Statement, number: str) -> Statement:
+    """The same asked of networks that learned nothing."""
+    return replace(
+        statement,
+        number=number,
+        text=f"{statement.number} holds of networks that were never trained, or trained on shuffled labels.",
+        reading=f"Where it holds, {statement.number} is no sign that anything was learned.",
+        kinds=_CONTROLS,
+    )
 
 
 def _control_statements(small: float) -> list[Statement]:
@@ -190,29 +202,18 @@ def _control_statements(small: float) -> list[Statement]:
         ),
     ]
     for number, (endpoint, effect) in zip(("C5", "C6", "C7"), _EFFECTS.items()):
-        options: dict[str, Any] = {"each": ("strength",), "unit": _EFFECT_UNITS[endpoint]}
-        where = {"arm": "high", "control": "low_matched", "endpoint": endpoint}
         found.append(
             Statement(
                 number,
                 f"At every strength, a change along the leading eigenvector {effect} than `low_matched`.",
                 "A row is a strength. Not by construction: " + _EFFECT_READING,
                 "comparisons",
-                where,
-                **options,
+                {"arm": "high", "control": "low_matched", "endpoint": endpoint},
+                each=("strength",),
+                unit=_EFFECT_UNITS[endpoint],
             )
         )
-        found.append(
-            Statement(
-                f"{number}b",
-                f"{number} holds of networks that were never trained, or trained on shuffled labels.",
-                f"Where it holds, {number} is no sign that anything was learned.",
-                "comparisons",
-                where,
-                kinds=_CONTROLS,
-                **options,
-            )
-        )
+        found.append(_of_controls(found[-1], f"{number}-control"))
     return found
 
 

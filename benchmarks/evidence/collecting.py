@@ -25,7 +25,11 @@ from torch import Tensor
 
 from benchmarks.evidence.agreement import agreement_table, principal_angles
 from benchmarks.evidence.plan import Cell
+from benchmarks.evidence.spectra import spectrum_table
 from benchmarks.evidence.storing import read_json
+from benchmarks.evidence.tasks import Task
+from monai_ifim import input_fisher
+from monai_ifim.data import IdealObserver
 from monai_ifim.intervals import Interval, bootstrap_interval
 
 __all__ = ["CELL", "Results", "collected", "over_seeds", "seed_interval"]
@@ -45,7 +49,10 @@ class Results:
     """The study's tables; each begins with ``task, network, kind, seed`` (see :class:`benchmarks.evidence.plan.Cell`).
 
     Attributes:
-        networks: one row a network and ``quantity``, with ``value, low, high`` over images.
+        networks: one row a network and ``quantity``, with ``value, low, high`` over images. In the random field the
+            ideal observer's iFIM of the same images is known: ``log10_lambda_max_to_ideal`` is the median ratio of a
+            network's ``lambda_max`` to it, ``ideal_second_to_first`` what the ratio of the first two eigenvalues
+            should be.
         curves: of :func:`monai_ifim.statistics.curve_table`.
         comparisons: of :func:`benchmarks.evidence.sensitivity.comparison_table`.
         thresholds: of :func:`monai_ifim.statistics.thresholds`.
@@ -115,15 +122,17 @@ def over_seeds(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*CELL[:3], *keys, *_NUMBERS, "seeds"])
 
 
-def collected(cells: Sequence[Cell], folders: Sequence[Path]) -> Results:
+def collected(cells: Sequence[Cell], folders: Sequence[Path], tasks: Mapping[str, Task]) -> Results:
     """The tables of networks that were measured.
 
     Args:
         cells: the networks.
         folders: of their results, from :func:`benchmarks.evidence.running.run_cells`.
+        tasks: their data.
     """
     tables: dict[str, list[pd.DataFrame]] = {}
     images: dict[Cell, pd.DataFrame] = {}
+    ideal: dict[tuple[str, int], pd.DataFrame] = {}
     for cell, folder in zip(cells, folders):
         summary = read_json(folder / "summary.json")
         rows = [{"quantity": name, **_numbers(summary, name)} for name in _WITH_INTERVAL if name in summary]
@@ -132,6 +141,12 @@ def collected(cells: Sequence[Cell], folders: Sequence[Path]) -> Results:
         for name in ("curves", "comparisons", "thresholds", "left_out", "alarms"):
             found[name] = pd.read_csv(folder / f"{name}.csv")
         images[cell] = pd.read_csv(folder / "images.csv")
+        count = summary["measured_images"]
+        if (task := tasks[cell.task]).detection is not None and task.detection.background == "gaussian":
+            if (cell.task, count) not in ideal:
+                ideal[cell.task, count] = _ideal_spectra(task, count)
+            against = _against_ideal(images[cell], ideal[cell.task, count])
+            found["networks"] = pd.concat([found["networks"], against], ignore_index=True)
         for name, table in found.items():
             tables.setdefault(name, []).append(_placed(table, cell))
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
@@ -140,6 +155,23 @@ def collected(cells: Sequence[Cell], folders: Sequence[Path]) -> Results:
     parts = [part for part in (_contrasts(images), _seed_agreement(by_cell)) if len(part)]
     contrasts = pd.concat(parts, ignore_index=True) if parts else _contrasts({})
     return Results(**joined, contrasts=contrasts, agreement=_agreement(by_cell))
+
+
+def _ideal_spectra(task: Task, count: int) -> pd.DataFrame:
+    """Spectra of the ideal observer's iFIM of the images that the networks of a task are measured with."""
+    observer = IdealObserver(task.detection, torch.float64)
+    return spectrum_table(input_fisher(observer, task.load("test", count).images.double(), rank=1))
+
+
+def _against_ideal(spectra: pd.DataFrame, ideal: pd.DataFrame) -> pd.DataFrame:
+    pairs = spectra.merge(ideal, on="image", suffixes=("", "_ideal"))
+    pairs = pairs[pairs.lambda_max > 0]
+    ratio = np.log10(pairs.lambda_max / pairs.lambda_max_ideal)
+    found = {"log10_lambda_max_to_ideal": bootstrap_interval(ratio, "median")}
+    if "second_to_first" in ideal:
+        found["ideal_second_to_first"] = bootstrap_interval(ideal.second_to_first)
+    rows = [{"quantity": name, "value": one.value, "low": one.low, "high": one.high} for name, one in found.items()]
+    return pd.DataFrame(rows)
 
 
 def _placed(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:

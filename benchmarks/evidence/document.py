@@ -71,6 +71,7 @@ _LIMITS = """
 
 _INTERVALS = "95 % intervals over seeds where there are several, else over the images of the one network."
 _GROWING = {"test_auc": "test AUC", "template_cosine": "template cosine", "log10_lambda_max": "log10 lambda_max"}
+_GROWING |= {"log10_lambda_max_to_ideal": "the same over the ideal observer's"}
 
 
 def write_study(
@@ -231,16 +232,33 @@ def _left_out(results: Results) -> list[str]:
 
 def _performance(results: Results) -> list[str]:
     quantities = ["test_accuracy", "test_auc", "calibration_error", "temperature", "log10_lambda_max"]
-    quantities += ["effective_rank", "second_to_first", "template_cosine", "ideal_auc"]
-    spread = _spread(results.networks[results.networks.quantity.isin(quantities)], ["quantity"])
-    return [
+    quantities += ["effective_rank", "second_to_first"]
+    exact = ["test_auc", "ideal_auc", "template_cosine", "log10_lambda_max_to_ideal", "second_to_first"]
+    exact += ["ideal_second_to_first"]
+    of_detection = results.networks[results.networks.quantity == "template_cosine"].task.unique()
+    controlled = results.networks[results.networks.task.isin(of_detection)]
+    spread, answers = (
+        _spread(table[table.quantity.isin(names)], ["quantity"])
+        for table, names in ((results.networks, quantities), (controlled, exact))
+    )
+    parts = [
         "## The networks",
         "Accuracy and one-vs-rest AUC on test images; expected calibration error (15 bins); the temperature that fits "
         "the validation images; median of log10 `lambda_max`; mean effective rank; mean ratio of the second eigenvalue "
-        "to the first, where there are more than two classes; mean cosine of the leading eigenvector with the ideal "
-        f"template; the AUC of the ideal observer. {_INTERVALS}",
+        f"to the first, where there are more than two classes. {_INTERVALS}",
         _number_table(spread, CELL[:3], "quantity", {name: name.replace("_", " ") for name in quantities}),
     ]
+    if len(answers):
+        parts += [
+            "Controlled tasks have answers. Beside the AUC that of the ideal observer (two classes, random field); "
+            "mean cosine of the leading eigenvector with the template of the best linear observer, or with the span "
+            "of the templates; median of log10 of `lambda_max` over that of the ideal observer's iFIM of the same "
+            "image (0 is exact; where the background is lumpy the ideal observer is not known); the ratio of the "
+            "second eigenvalue to the first, and that of the ideal observer. A network that is surer than the ideal "
+            "observer has a smaller `lambda_max` where both are sure.",
+            _number_table(answers, CELL[:3], "quantity", {name: name.replace("_", " ") for name in exact}),
+        ]
+    return parts
 
 
 def _train_sizes(results: Results, tasks: Mapping[str, Task]) -> list[str]:
@@ -345,6 +363,11 @@ def _spectra(
     ]
     if rows:
         header = ["task", "network", "seed", "quantity", "control", "mean of trained less control, image by image"]
+        parts.append(
+            "What training changes. `template_cosine`, `log10_lambda_max`: the trained network less its control of "
+            "the same seed. `seed_agreement`: the cosine between leading eigenspaces of two trained networks less that "
+            "of a trained network and the control, of different seeds. Intervals over images:"
+        )
         parts.append(_table(header, rows, 5))
     return parts
 
@@ -392,8 +415,9 @@ def _agreement(
         }
         if (detection := tasks[task].detection) is not None and tasks[task].classes == 2:
             shape = next(iter(few.values())).shape
-            few = {"ideal template": detection.template.float().expand(len(titles), 1, *shape[2:]), **few}
-            few["ideal template"] = few["ideal template"] / detection.template.norm().float()
+            template = detection.template.float() / detection.template.norm().float()
+            observer = "ideal observer" if detection.background == "gaussian" else "best linear observer"
+            few = {f"template of the {observer}": template.expand(len(titles), 1, *shape[2:]), **few}
         text = f"images and their leading eigenvector in each network, {task}"
         picture = _picture(agreement_figure(kept["images"], few, titles), f"examples_{task}", text, pictures, file)
         parts += [f"{tasks[task].title}: {text}", picture]
@@ -409,7 +433,10 @@ def _alarms(results: Results) -> list[str]:
     scores = {name: name.replace("_", " ") for name in ("lambda_max", "trace", "max_probability", "entropy")}
     return [
         "## Wrong predictions and shifted images",
-        "Areas under the ROC curve, 0.5 is a coin. " + _INTERVALS + " Errors among the test images:",
+        "Areas under the ROC curve, 0.5 is a coin. "
+        + _INTERVALS
+        + " Whether a score is better than another is not read off two intervals: the statements C14 and C15 judge the "
+        "difference, on images that are resampled together. Errors among the test images:",
         _number_table(spread, ["task", "network"], "score", scores),
         "Corrupted against clean images (all five levels are in `alarms.csv`):",
         _number_table(shifted, ["task", "network", "target", "level"], "score", scores),

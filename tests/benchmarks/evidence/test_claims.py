@@ -123,11 +123,14 @@ def test_without_any_error_the_row_stays_and_is_undecided():
     assert judged(found, [ERRORS]).verdict.to_list() == ["undecided"]
 
 
+DECISIONS = ["C5", "C6", "C7", "C16b", "C16c", "C16d", "C17b", "C17c", "C17d"]
+
+
 def claims_by_number(strengths=(0.01, 0.03, 0.3)):
     return {claim.number: claim for claim in statements(strengths)}
 
 
-@pytest.mark.parametrize("number", ["C4", "C5", "C6", "C7", "C5b", "C16b", "C16c", "C16d", "C17b", "C17c", "C17d"])
+@pytest.mark.parametrize("number", [*DECISIONS, "C4", "C5-control", "C16b-control"])
 def test_statements_on_decisions_are_judged_at_every_strength_that_was_tested(number):
     claim = claims_by_number()[number]
     parts = [
@@ -140,7 +143,9 @@ def test_statements_on_decisions_are_judged_at_every_strength_that_was_tested(nu
     assert table.verdict.to_list() == ["fails", "fails", "holds"]
 
 
-@pytest.mark.parametrize(("number", "control"), [("C1", "C2"), ("C5", "C5b"), ("C6", "C6b"), ("C7", "C7b")])
+@pytest.mark.parametrize(
+    ("number", "control"), [("C1", "C2"), *((number, f"{number}-control") for number in DECISIONS)]
+)
 def test_what_is_said_of_trained_networks_is_asked_of_untrained_and_shuffled_ones(number, control):
     claims = claims_by_number()
     assert claims[number].where == claims[control].where

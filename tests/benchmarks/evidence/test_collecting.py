@@ -17,8 +17,18 @@ import torch
 from scipy.stats import ttest_1samp
 
 from benchmarks.evidence.agreement import random_quantile
-from benchmarks.evidence.collecting import _agreement, _gains, _seed_agreement, over_seeds, seed_interval
+from benchmarks.evidence.collecting import (
+    _against_ideal,
+    _agreement,
+    _gains,
+    _ideal_spectra,
+    _seed_agreement,
+    over_seeds,
+    seed_interval,
+)
 from benchmarks.evidence.plan import Cell
+from benchmarks.evidence.tasks import CONTROLLED
+from monai_ifim.data import IdealObserver
 
 
 def test_the_interval_over_seeds_is_that_of_the_t_test():
@@ -120,3 +130,26 @@ def test_chance_is_what_random_directions_seldom_exceed_and_not_their_mean(tmp_p
     row = table[table.relation == "other seed"].iloc[0]
     assert row.chance == pytest.approx(random_quantile(4, 1))
     assert row.value == pytest.approx(row.cosine - row.chance)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_ideal_observer_is_told_from_one_that_is_unsure_by_the_exact_ratio(classes):
+    task = CONTROLLED[f"random_field_2d_{classes}classes"]
+    ideal = _ideal_spectra(task, 8)
+    exact = ideal.assign(lambda_max=ideal.lambda_max / 100, second_to_first=0.5)
+    found = _against_ideal(exact, ideal).set_index("quantity")
+    assert found.value.log10_lambda_max_to_ideal == pytest.approx(-2)
+    assert ("ideal_second_to_first" in found.index) == (classes == 4)
+    if classes == 2:
+        # F = p (1 - p) w w^T
+        images = task.load("test", 8).images.double()
+        doubt = IdealObserver(task.detection, torch.float64)(images).softmax(dim=1).prod(dim=1)
+        assert ideal.lambda_max.to_numpy() == pytest.approx((doubt * task.detection.template.square().sum()).numpy())
+    else:
+        assert found.value.ideal_second_to_first == pytest.approx(ideal.second_to_first.mean())
+
+
+def test_an_image_without_sensitivity_has_no_ratio_to_the_ideal():
+    ideal = _ideal_spectra(CONTROLLED["random_field_2d_2classes"], 6)
+    some = ideal.assign(lambda_max=[0.0, *ideal.lambda_max[1:]])
+    assert _against_ideal(some, ideal).value[0] == pytest.approx(0)

@@ -165,6 +165,14 @@ def test_a_list_runs_nothing(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_one_architecture_can_be_chosen(tmp_path, capsys):
+    chosen = ["--full", "--only", "random_field_2d_2classes", "--network", "resnet18"]
+    main([*chosen, "--list", "--data", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert told.count("random_field_2d_2classes-resnet18-") == 5
+    assert "5 networks" in told
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -172,6 +180,8 @@ def test_a_list_runs_nothing(tmp_path, capsys):
         (["--only", "mnist"], "There is no task 'mnist'"),
         (["--only", "blood"], "cannot be run"),
         (["--only", "lumpy_3d_2classes"], "--full"),
+        (["--network", "efficientnet_b0"], "--full"),
+        (["--network", "resnet"], "resnet18"),
         (["--processes", "0"], "1 or more"),
         (["--file", "none.npz"], "no file 'none.npz'"),
     ],

@@ -89,6 +89,18 @@ def test_the_ratio_of_eigenvalues_is_in_the_table_of_networks():
     assert "0.28" in line
 
 
+def test_answers_stand_beside_what_networks_of_controlled_tasks_reach_and_nowhere_else():
+    rows = [(TASK, "cnn", "trained", 0, "template_cosine", 0.96, 0.95, 0.97)]
+    rows += [(TASK, "cnn", "trained", 0, "log10_lambda_max_to_ideal", -0.123, -0.2, -0.1)]
+    rows += [("pneumonia", "cnn", "trained", 0, "test_auc", 0.9, 0.8, 0.95)]
+    *_, answers = _performance(SimpleNamespace(networks=networks(rows)))
+    (line,) = lines_of([answers], "| random")
+    assert "0.96" in line
+    assert "0.12" in line
+    assert "pneumonia" not in answers
+    assert len(_performance(SimpleNamespace(networks=networks(rows[2:])))) == 3
+
+
 def test_networks_of_fewer_training_images_stand_beside_the_one_of_all_in_order():
     quantities = ("test_auc", "template_cosine", "log10_lambda_max")
     kinds = {"4000 images": 0.75, "trained": 0.8, "500 images": 0.7, "untrained": 0.5}
