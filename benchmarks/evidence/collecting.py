@@ -32,10 +32,12 @@ from monai_ifim import input_fisher
 from monai_ifim.data import IdealObserver
 from monai_ifim.intervals import Interval, bootstrap_interval
 
-__all__ = ["CELL", "Results", "collected", "over_seeds", "seed_interval"]
+__all__ = ["CELL", "CURVE", "Results", "collected", "over_seeds", "seed_interval"]
 
 # What tells networks apart, in every table.
 CELL = ["task", "network", "kind", "seed"]
+# What tells the points of a network's curves apart.
+CURVE = ["arm", "strength", "endpoint"]
 _NUMBERS = ["value", "low", "high"]
 # Of the summaries: with an interval over images, and without.
 _WITH_INTERVAL = ["test_accuracy", "test_auc", "log10_lambda_max", "effective_rank", "second_to_first"]
@@ -80,9 +82,9 @@ class Results:
     agreement: pd.DataFrame
 
     def write(self, folder: Path) -> None:
-        """One CSV a table."""
+        """One CSV a table, and ``curves_over_seeds.csv``."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, table in vars(self).items():
+        for name, table in {**vars(self), "curves_over_seeds": over_seeds(self.curves, CURVE)}.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
 
 

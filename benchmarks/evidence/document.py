@@ -24,7 +24,7 @@ import torch
 from benchmarks.evidence import figures
 from benchmarks.evidence.agreement import agreement_figure
 from benchmarks.evidence.claims import FAILS, UNDECIDED, Statement, claim_summary
-from benchmarks.evidence.collecting import CELL, Results, over_seeds, task_eigenvectors
+from benchmarks.evidence.collecting import CELL, CURVE, Results, over_seeds, task_eigenvectors
 from benchmarks.evidence.networks import NETWORKS
 from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.storing import read_json
@@ -70,6 +70,7 @@ _LIMITS = """
 
 
 _INTERVALS = "95 % intervals over seeds where there are several, else over the images of the one network."
+_ONE_SEED = "seed 0 (bands: 95 % over images)"
 _GROWING = {"test_auc": "test AUC", "template_cosine": "template cosine", "log10_lambda_max": "log10 lambda_max"}
 _GROWING |= {"log10_lambda_max_to_ideal": "the same over the ideal observer's"}
 
@@ -309,11 +310,21 @@ def _curves(
     for task in dict.fromkeys(trained.task):
         of_task = trained[(trained.task == task) & (trained.seed == 0)]
         parts.append(f"### {tasks[task].title}")
-        for network in ("cnn", "small_resnet"):
-            rows_of = of_task[of_task.network == network]
-            if len(rows_of):
-                figure = figures.draw_curves(rows_of, f"{task}, {network}, seed 0 (bands: 95 % over images)")
-                parts.append(_picture(figure, f"curves_{task}_{network}", f"curves, {task}, {network}", pictures, file))
+        networks = set(of_task.network)
+        # of the many networks of a task the two that every task has; where they are not run, all
+        for network in [name for name in ("cnn", "small_resnet") if name in networks] or sorted(networks):
+            of_network = trained[(trained.task == task) & (trained.network == network)]
+            last, over = first, told = of_network[of_network.seed == 0], f"{task}, {network}, {_ONE_SEED}"
+            drawn = {"curves": figures.draw_curves(first, told)}
+            if (seeds := of_network.seed.nunique()) > 1:
+                last = over_seeds(of_network, CURVE).rename(columns={"seeds": "count"})
+                over = f"{task}, {network}, mean of {seeds} seeds (bands: 95 % over seeds)"
+                drawn["seeds"] = figures.draw_curves(last, over)
+            drawn["masks"] = figures.draw_masks(last, f"noise in 5 % of the voxels: {over}")
+            parts += [
+                _picture(figure, f"{kind}_{task}_{network}", f"{kind}, {task}, {network}", pictures, file)
+                for kind, figure in drawn.items()
+            ]
         middle = strengths[len(strengths) // 2]
         figure = figures.draw_attributions(of_task, middle)
         parts.append(_picture(figure, f"arms_{task}", f"all arms at one strength, {task}", pictures, file))

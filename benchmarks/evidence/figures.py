@@ -22,10 +22,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.evidence.sensitivity import ARMS, ATTRIBUTIONS, IFIM_NOISE
+from monai_ifim.perturbation import DEFAULT_ARMS
 from monai_ifim.visualize import plot_curves, plot_spectrum
 from monai_ifim.visualize.style import NEUTRAL, arm_styles
 
-__all__ = ["draw_agreement", "draw_attributions", "draw_curves", "draw_lambda", "draw_spectrum", "save"]
+__all__ = ["draw_agreement", "draw_attributions", "draw_curves", "draw_lambda", "draw_masks", "draw_spectrum", "save"]
 
 _MASKED = (IFIM_NOISE, *ATTRIBUTIONS, "random_mask")
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
@@ -62,10 +63,27 @@ def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figu
 
 
 def draw_curves(curves: pd.DataFrame, title: str) -> Figure:
-    """The package's curves of its own arms, of one network."""
-    shown = ["high", "transfer", "low_matched", "random", "unperturbed"]
+    """The package's curves of its own arms: of one network, or of the mean over networks."""
     endpoints = ["kl", "kl_ratio", "confidence_drop", "flip_rate", "accuracy"]
-    return plot_curves(curves[curves.arm.isin(shown) & curves.endpoint.isin(endpoints)], title)
+    return plot_curves(curves[curves.arm.isin([*DEFAULT_ARMS, "unperturbed"]) & curves.endpoint.isin(endpoints)], title)
+
+
+def draw_masks(curves: pd.DataFrame, title: str) -> Figure:
+    """Effects of noise inside the masks of the iFIM, of attributions and of chance, beside the leading eigenvector."""
+    arms = [arm for arm in ("high", *_MASKED) if arm in set(curves.arm)]
+    panels = {"kl": "KL divergence (nats)", "flip_rate": "share of decisions flipped", "accuracy": "accuracy"}
+    figure, axes = _panels(len(panels), len(panels), 3.6, 3.4)
+    for axis, (endpoint, label) in zip(axes, panels.items()):
+        for place, arm in enumerate(arms):
+            rows = curves[(curves.arm == arm) & (curves.endpoint == endpoint)].sort_values("strength")
+            axis.fill_between(rows.strength, rows.low, rows.high, color=_COLOURS[place], alpha=0.1, linewidth=0)
+            axis.plot(rows.strength, rows.value, color=_COLOURS[place], marker=_MARKERS[place], label=arm, markersize=5)
+        axis.set(xscale="log", xlabel="strength: RMS of the change / contrast", ylabel=label)
+        axis.grid(alpha=0.25)
+    axes[0].set_yscale("log", nonpositive="clip")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure
 
 
 def draw_attributions(curves: pd.DataFrame, strength: float) -> Figure:

@@ -18,6 +18,7 @@ from scipy.stats import ttest_1samp
 
 from benchmarks.evidence.agreement import random_quantile
 from benchmarks.evidence.collecting import (
+    CURVE,
     _against_ideal,
     _agreement,
     _gains,
@@ -52,6 +53,13 @@ def test_seeds_are_joined_within_task_network_kind_and_key_only():
     found = over_seeds(pd.concat([table, table.assign(kind="untrained", value=-1.0)]), ["key"])
     assert found.value.to_list() == [11.0, 21.0, -1.0, -1.0]
     assert found.seeds.to_list() == [3, 3, 3, 3]
+
+
+def test_points_of_curves_are_joined_over_seeds_and_that_without_a_change_too():
+    rows = [("high", 0.1, "kl", 1.0), ("unperturbed", 0.0, "accuracy", 0.5)]
+    table = pd.DataFrame(rows, columns=[*CURVE, "value"]).assign(task="t", network="cnn", kind="trained", seed=0)
+    found = over_seeds(pd.concat([table, table.assign(seed=1, value=table.value + 1)]), CURVE)
+    assert found[["arm", "value", "seeds"]].to_numpy().tolist() == [["high", 1.5, 2], ["unperturbed", 1.0, 2]]
 
 
 def alarms():

@@ -70,7 +70,7 @@ def test_an_alarm_of_one_seed_shows_its_interval_over_images_and_of_more_that_ov
 
 def test_a_curve_of_one_seed_shows_its_interval_over_images(tmp_path):
     row = {"task": TASK, "network": "vit", "kind": "trained", "seed": 0, "arm": "high", "strength": 0.3}
-    row |= {"endpoint": "kl", "value": 0.5, "low": 0.41, "high": 0.63}
+    row |= {"endpoint": "kl", "value": 0.5, "low": 0.41, "high": 0.63, "count": 9}
     none = pd.DataFrame(columns=["task", "network", "kind", "arm", "half_flip_strength", "quadratic_strength"])
     results = SimpleNamespace(curves=pd.DataFrame([row]), thresholds=none)
     parts = _curves(results, {TASK: CONTROLLED[TASK]}, [0.1, 0.3], tmp_path, tmp_path / "study.md")
