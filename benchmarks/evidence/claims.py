@@ -22,9 +22,19 @@ from benchmarks.evidence.collecting import CELL, Results, seed_interval
 from benchmarks.evidence.sensitivity import ATTRIBUTIONS, IFIM_NOISE
 from monai_ifim.intervals import Interval
 
-__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Statement", "claim_summary", "judged", "statements", "verdict"]
+__all__ = [
+    "FAILS",
+    "HOLDS",
+    "NOT_TESTED",
+    "UNDECIDED",
+    "Statement",
+    "claim_summary",
+    "judged",
+    "statements",
+    "verdict",
+]
 
-HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
+HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "fails", "undecided", "not tested"
 # An area under the ROC curve of fewer images of a kind decides nothing, whatever its interval.
 _LEAST_COUNT = 10
 _CONTROLS = ("untrained", "shuffled labels")
@@ -62,6 +72,8 @@ class Statement:
         also: further numbers of a row, ``name, name_low, name_high``, and what each must exceed for the statement to
             hold; it fails where one of them fails.
         counts: columns of a row, each of which must be 10 at least for a verdict.
+        control_of: the statement that this one asks of networks that learned nothing: where it holds, it speaks
+            against reading anything learned out of that one.
     """
 
     number: str
@@ -75,6 +87,7 @@ class Statement:
     unit: str = ""
     also: Mapping[str, float] = field(default_factory=dict)
     counts: Sequence[str] = ()
+    control_of: str = ""
 
 
 def verdict(lows: Sequence[float], highs: Sequence[float], threshold: float) -> str:
@@ -161,6 +174,7 @@ def _of_controls(statement: Statement, number: str) -> Statement:
         text=f"{statement.number} holds of networks that were never trained, or trained on shuffled labels.",
         reading=f"Where it holds, {statement.number} is no sign that anything was learned.",
         kinds=_CONTROLS,
+        control_of=statement.number,
     )
 
 
@@ -181,6 +195,7 @@ def _control_statements(small: float) -> list[Statement]:
             "low_matched",
             small,
             kinds=_CONTROLS,
+            control_of="C1",
         ),
         _by_kl(
             "C3",
@@ -454,7 +469,7 @@ def claim_summary(claims: Sequence[Statement], verdicts: pd.DataFrame) -> pd.Dat
         found = verdicts[verdicts.claim == claim.number] if len(verdicts) else verdicts
         counts = {name: int((found.verdict == name).sum()) if len(found) else 0 for name in (HOLDS, FAILS, UNDECIDED)}
         reached = [name for name, count in counts.items() if count]
-        together = "not tested" if not reached else reached[0] if len(reached) == 1 else "mixed"
+        together = NOT_TESTED if not reached else reached[0] if len(reached) == 1 else "mixed"
         rows.append({"claim": claim.number, "statement": claim.text, "verdict": together, **counts})
     return pd.DataFrame(rows)
 

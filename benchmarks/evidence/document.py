@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.evidence import figures
 from benchmarks.evidence.agreement import agreement_figure
-from benchmarks.evidence.claims import FAILS, UNDECIDED, Statement, claim_summary
+from benchmarks.evidence.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED, Statement, claim_summary
 from benchmarks.evidence.collecting import CELL, CURVE, Results, over_seeds, task_eigenvectors
 from benchmarks.evidence.networks import NETWORKS
 from benchmarks.evidence.plan import Cell
@@ -109,6 +109,7 @@ def write_study(
     tables = Path(os.path.relpath(results_folder.resolve(), file.resolve().parent)).as_posix()
     parts = ["# The evidence: what holds, and what does not", _INTRODUCTION.strip()]
     parts += _setting(tasks, left_out_tasks, cells, folders, settings, tables)
+    parts += _answer(results, strengths)
     parts += _claims(claims, verdicts, tables, pictures.name)
     parts += _left_out(results)
     parts += _performance(results)
@@ -175,6 +176,24 @@ def _setting(
     ]
 
 
+def _answer(results: Results, strengths: Sequence[float]) -> list[str]:
+    """The components against their complements at one strength, of trained networks and of those that are not."""
+    middle = strengths[len(strengths) // 2]
+    columns = {"kl_log10_ratio": "log10 ratio of KL", "confidence_drop": "drop of confidence"}
+    columns |= {"flip_rate": "share flipped", "accuracy_drop": "drop of accuracy"}
+    table = results.comparisons
+    table = table[(table.arm == "high") & (table.control == "low") & np.isclose(table.strength, middle)]
+    table = table[~table.kind.str.endswith("images")]
+    return [
+        "## The sensitive component against its complement",
+        f"How much more a change along the leading eigenvector (`high`) does than noise of the same size outside the "
+        f"eigenspace (`low`), at strength {middle:g}: median of the ratio of KL divergences, means of the differences "
+        f"of the others. The ratio is large by construction, and so it is in networks that never learned anything; "
+        f"the other columns are not. {_INTERVALS}",
+        _number_table(_spread(table, ["endpoint"]), CELL[:3], "endpoint", columns),
+    ]
+
+
 def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str, pictures: str) -> list[str]:
     summary = claim_summary(claims, verdicts)
     header = ["", "statement", "verdict", "holds", "fails", "undecided", "value over rows"]
@@ -184,16 +203,23 @@ def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str, pi
         span = (
             f"{as_number(found.value.min())} to {as_number(found.value.max())} {claim.unit}" if len(found) else "none"
         )
-        marked = row.verdict if row.verdict == "holds" else f"**{row.verdict}**"
+        speaks_for = row.verdict == HOLDS if not claim.control_of else not row.holds and row.verdict != NOT_TESTED
+        marked = row.verdict if speaks_for else f"**{row.verdict}**"
         counts = [str(row[name]) for name in ("holds", "fails", "undecided")]
         link = f"[{row.claim}]({pictures}/rows.md#{row.claim.lower()})"
         rows.append([link, f"{claim.text} *{claim.reading}*", marked, *counts, span])
-    negative = [row for _, row in summary.iterrows() if row.verdict != "holds"]
-    bad = [
-        f"- {row.claim}: {row.statement} **{row.verdict}** ({row.holds} hold, {row.fails} fail, {row.undecided} "
-        "undecided)" + _which(verdicts, row.claim)
-        for row in negative
-    ]
+    controls = {claim.number for claim in claims if claim.control_of}
+    bad, against = (
+        [
+            f"- {row.claim}: {row.statement} **{row.verdict}** ({row.holds} hold, {row.fails} fail, {row.undecided} "
+            "undecided)" + _which(verdicts, row.claim, told)
+            for row in found
+        ]
+        for found, told in (
+            ([row for row in _records(summary) if row.claim not in controls and row.verdict != HOLDS], FAILS),
+            ([row for row in _records(summary) if row.claim in controls and row.holds], HOLDS),
+        )
+    )
     return [
         "## What holds, and what does not",
         "A row is a task and a network. It *holds* where every 95 % interval (over images, of each seed; and over "
@@ -203,16 +229,21 @@ def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str, pi
         _table(header, rows, 3),
         "**What does not hold, or not everywhere:**",
         "\n".join(bad) or "Nothing that was tested.",
+        "**Controls that speak against reading something learned out of it**, since the same holds of networks that "
+        "learned nothing (how large it is there, beside trained ones, is in the first table):",
+        "\n".join(against) or "None that was tested.",
     ]
 
 
-def _which(verdicts: pd.DataFrame, claim: str) -> str:
-    found = verdicts[(verdicts.claim == claim) & (verdicts.verdict == FAILS)] if len(verdicts) else verdicts
+def _which(verdicts: pd.DataFrame, claim: str, told: str) -> str:
+    """The rows of a statement that have a verdict, each task and network once."""
+    found = verdicts[(verdicts.claim == claim) & (verdicts.verdict == told)] if len(verdicts) else verdicts
     if not len(found):
         return "."
-    named = [f"{row.task} {row.network}{f' ({row.detail})' if row.detail else ''}" for row in _records(found)]
-    more = f" and {len(named) - 6} more" if len(named) > 6 else ""
-    return f". Fails for {', '.join(named[:6])}{more}."
+    kinds = found.kind.where(found.kind.isin(["untrained", "shuffled labels"]), "")
+    named = (found.task + " " + found.network + " " + kinds).str.strip()
+    rows = [f"{name} ({', '.join(filter(None, part.detail))})" for name, part in found.groupby(named, sort=False)]
+    return f". {told.capitalize()} for {'; '.join(rows).replace(' ()', '')}."
 
 
 def _left_out(results: Results) -> list[str]:
@@ -438,9 +469,8 @@ def _agreement(
 def _alarms(results: Results) -> list[str]:
     trained = results.alarms[results.alarms.kind == "trained"].rename(columns={"auroc": "value"})
     spread = _spread(trained[trained.target == "error"], ["score"])
-    shifted = _spread(
-        trained[(trained.target != "error") & trained.level.isin([1, 3, 5])], ["target", "level", "score"]
-    )
+    middle = 3
+    shifted = _spread(trained[(trained.target != "error") & (trained.level == middle)], ["target", "score"])
     scores = {name: name.replace("_", " ") for name in ("lambda_max", "trace", "max_probability", "entropy")}
     return [
         "## Wrong predictions and shifted images",
@@ -449,8 +479,9 @@ def _alarms(results: Results) -> list[str]:
         + " Whether a score is better than another is not read off two intervals: the statements C14 and C15 judge the "
         "difference, on images that are resampled together. Errors among the test images:",
         _number_table(spread, ["task", "network"], "score", scores),
-        "Corrupted against clean images (all five levels are in `alarms.csv`):",
-        _number_table(shifted, ["task", "network", "target", "level"], "score", scores),
+        f"Corrupted against clean images, level {middle} of five (all are in `alarms.csv`). Below 0.5 the score falls "
+        "where images are corrupted, as where a network is surer of them:",
+        _number_table(shifted, ["task", "network", "target"], "score", scores),
     ]
 
 

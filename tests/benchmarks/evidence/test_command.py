@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.evidence.__main__ import main
+from benchmarks.evidence.claims import statements
 from monai_ifim.visualize.wording import as_number
 
 ROOT = Path(__file__).parents[3]
@@ -112,9 +113,12 @@ def test_every_verdict_of_the_document_is_a_row_of_the_table(study):
 
 def test_what_does_not_hold_is_listed_by_name(study):
     text, summary = (study / "study.md").read_text(), pd.read_csv(study / "claim_summary.csv")
-    listed = text.split("**What does not hold")[1].split("## ")[0]
+    listed, against = text.split("**What does not hold")[1].split("## ")[0].split("**Controls")
+    controls = {claim.number for claim in statements([0.03]) if claim.control_of}
+    assert len(controls & set(summary.claim)) > 5
     for row in summary.itertuples():
-        assert (f"- {row.claim}:" in listed) == (row.verdict != "holds")
+        assert (f"- {row.claim}:" in listed) == (row.claim not in controls and row.verdict != "holds")
+        assert (f"- {row.claim}:" in against) == (row.claim in controls and row.holds > 0)
 
 
 def test_the_value_of_a_claim_is_the_mean_of_its_rows(study):

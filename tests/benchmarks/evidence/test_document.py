@@ -13,8 +13,19 @@
 from types import SimpleNamespace
 
 import pandas as pd
+import pytest
 
-from benchmarks.evidence.document import _alarms, _curves, _left_out, _performance, _setting, _train_sizes
+from benchmarks.evidence.claims import Statement
+from benchmarks.evidence.document import (
+    _alarms,
+    _answer,
+    _claims,
+    _curves,
+    _left_out,
+    _performance,
+    _setting,
+    _train_sizes,
+)
 from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.storing import save_json
 from benchmarks.evidence.tasks import CONTROLLED, task_of_file
@@ -54,7 +65,7 @@ def test_trainings_whose_time_is_not_known_are_counted(tmp_path):
 def test_an_alarm_of_one_seed_shows_its_interval_over_images_and_of_more_that_over_seeds():
     columns = ["task", "network", "kind", "seed", "target", "level", "score", "auroc", "low", "high"]
     place = (TASK, "cnn", "trained")
-    rows = [(*place, 0, "error", 0, "entropy", 0.7, 0.61, 0.79), (*place, 0, "noise", 1, "entropy", 0.6, 0.52, 0.68)]
+    rows = [(*place, 0, "error", 0, "entropy", 0.7, 0.61, 0.79), (*place, 0, "noise", 3, "entropy", 0.6, 0.52, 0.68)]
     rows += [(TASK, "vit", "trained", seed, "error", 0, "entropy", 0.7 + 0.1 * seed, 0.1, 0.9) for seed in (0, 1, 2)]
     parts = _alarms(SimpleNamespace(alarms=pd.DataFrame(rows, columns=columns)))
     alone, shifted = lines_of(parts, f"| {TASK} | cnn")
@@ -66,6 +77,54 @@ def test_an_alarm_of_one_seed_shows_its_interval_over_images_and_of_more_that_ov
     assert "| 3 seeds |" in several
     assert "0.55" in several  # 0.8 less the half width 0.248 of the t interval
     assert "0.9 " not in several
+
+
+CLAIMS = [
+    Statement("C5", "It flips.", "", "comparisons", {}),
+    Statement("C5-control", "C5 holds of others.", "", "comparisons", {}, control_of="C5"),
+]
+
+
+def told(verdict, control):
+    """What the document says where a statement has a verdict, and its control another one."""
+    place = {"task": TASK, "network": "cnn", "value": 0.1, "unit": "", "detail": "0.3"}
+    rows = [{**place, "claim": "C5", "kind": "trained", "verdict": verdict}]
+    rows += [{**place, "claim": "C5-control", "kind": "untrained", "verdict": control}]
+    return "\n".join(_claims(CLAIMS, pd.DataFrame(rows), "tables", "study"))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "control", "bad", "against"),
+    [
+        ("holds", "fails", [], []),
+        ("fails", "holds", ["C5"], ["C5-control"]),
+        ("undecided", "undecided", ["C5"], []),
+    ],
+)
+def test_a_control_that_speaks_against_the_claim_is_as_loud_as_a_claim_that_fails(verdict, control, bad, against):
+    text = told(verdict, control)
+    listed, controls = text.split("**What does not hold")[1].split("**Controls")
+    assert [line[2:].split(":")[0] for line in listed.splitlines() if line.startswith("- ")] == bad
+    assert [line[2:].split(":")[0] for line in controls.splitlines() if line.startswith("- ")] == against
+    assert ("Holds for random_field_2d_2classes cnn untrained (0.3)" in controls) == bool(against)
+    for number, verdict_of, loud in (("C5", verdict, bad), ("C5-control", control, against)):
+        (row,) = lines_of([text], f"| [{number}]")
+        assert f"| **{verdict_of}** |" in row if loud else f"| {verdict_of} |" in row
+
+
+def test_the_answer_has_trained_networks_and_those_that_learned_nothing_at_the_middle_strength():
+    place = [(TASK, "cnn", kind, 0) for kind in ("trained", "untrained", "500 images")]
+    rows = [
+        (*cell, arm, control, strength, "flip_rate", strength + 0.01, 0.0, 0.9)
+        for cell in place
+        for arm, control in (("high", "low"), ("high", "transfer"))
+        for strength in (0.1, 0.3, 0.5)
+    ]
+    columns = ["task", "network", "kind", "seed", "arm", "control", "strength", "endpoint", "value", "low", "high"]
+    results = SimpleNamespace(comparisons=pd.DataFrame(rows, columns=columns))
+    lines = lines_of(_answer(results, [0.1, 0.3, 0.5]), f"| {TASK}")
+    assert [line.split(" | ")[2] for line in lines] == ["trained", "untrained"]
+    assert all("0.31" in line for line in lines)
 
 
 def test_a_curve_of_one_seed_shows_its_interval_over_images(tmp_path):
