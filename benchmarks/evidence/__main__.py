@@ -131,7 +131,7 @@ def _write(
     claims = statements(strengths)
     verdicts = judged(results, claims)
     results.write(options.output)
-    verdicts.to_csv(options.output / "claims.csv", index=False, float_format="%.8g")
+    verdicts.to_csv(options.output / "claims.csv", index=False, float_format="%.6g")
     claim_summary(claims, verdicts).to_csv(options.output / "claim_summary.csv", index=False)
     times = pd.DataFrame([read_json(folder / "time.json") for folder in folders], dtype=float)
     settings = {

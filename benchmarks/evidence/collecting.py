@@ -85,7 +85,7 @@ class Results:
         """One CSV a table, and ``curves_over_seeds.csv``."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in {**vars(self), "curves_over_seeds": over_seeds(self.curves, CURVE)}.items():
-            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:
