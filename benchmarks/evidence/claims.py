@@ -23,6 +23,7 @@ from benchmarks.evidence.sensitivity import ATTRIBUTIONS, IFIM_NOISE
 from monai_ifim.intervals import Interval
 
 __all__ = [
+    "CONTROL_KINDS",
     "FAILS",
     "HOLDS",
     "NOT_TESTED",
@@ -37,7 +38,7 @@ __all__ = [
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "fails", "undecided", "not tested"
 # An area under the ROC curve of fewer images of a kind decides nothing, whatever its interval.
 _LEAST_COUNT = 10
-_CONTROLS = ("untrained", "shuffled labels")
+CONTROL_KINDS = ("shuffled labels", "untrained")
 _KL = "log10 ratio of KL"
 _CONSTRUCTION = "True by construction to second order: a check of the arithmetic, and of how far it reaches."
 _EFFECTS = {
@@ -173,7 +174,7 @@ def _of_controls(statement: Statement, number: str) -> Statement:
         number=number,
         text=f"{statement.number} holds of networks that were never trained, or trained on shuffled labels.",
         reading=f"Where it holds, {statement.number} is no sign that anything was learned.",
-        kinds=_CONTROLS,
+        kinds=CONTROL_KINDS,
         control_of=statement.number,
     )
 
@@ -194,7 +195,7 @@ def _control_statements(small: float) -> list[Statement]:
             "Where it holds, C1 is no sign that anything was learned.",
             "low_matched",
             small,
-            kinds=_CONTROLS,
+            kinds=CONTROL_KINDS,
             control_of="C1",
         ),
         _by_kl(

@@ -29,7 +29,7 @@ from benchmarks.evidence.spectra import spectrum_table
 from benchmarks.evidence.storing import read_json
 from benchmarks.evidence.tasks import Task
 from monai_ifim import input_fisher
-from monai_ifim.data import IdealObserver
+from monai_ifim.data import IdealObserver, SignalDetectionTask
 from monai_ifim.intervals import Interval, bootstrap_interval
 
 __all__ = ["CELL", "CURVE", "Results", "collected", "over_seeds", "seed_interval"]
@@ -42,7 +42,7 @@ _NUMBERS = ["value", "low", "high"]
 # Of the summaries: with an interval over images, and without.
 _WITH_INTERVAL = ["test_accuracy", "test_auc", "log10_lambda_max", "effective_rank", "second_to_first"]
 _WITH_INTERVAL += ["template_cosine"]
-_PLAIN = ["calibration_error", "temperature", "calibration_error_at_temperature", "cross_entropy", "ideal_auc"]
+_PLAIN = ["calibration_error", "temperature", "calibration_error_at_temperature", "cross_entropy"]
 _PLAIN += ["test_images", "measured_images", "zero_spectra", "parameters"]
 
 
@@ -144,10 +144,13 @@ def collected(cells: Sequence[Cell], folders: Sequence[Path], tasks: Mapping[str
             found[name] = pd.read_csv(folder / f"{name}.csv")
         images[cell] = pd.read_csv(folder / "images.csv")
         count = summary["measured_images"]
-        if (task := tasks[cell.task]).detection is not None and task.detection.background == "gaussian":
+        task, detection = tasks[cell.task], tasks[cell.task].detection
+        if detection is not None and detection.background == "gaussian":
             if (cell.task, count) not in ideal:
-                ideal[cell.task, count] = _ideal_spectra(task, count)
+                ideal[cell.task, count] = _ideal_spectra(task, detection, count)
             against = _against_ideal(images[cell], ideal[cell.task, count])
+            if task.classes == 2:
+                against.loc[len(against)] = {"quantity": "ideal_auc", "value": detection.ideal_auc}
             found["networks"] = pd.concat([found["networks"], against], ignore_index=True)
         for name, table in found.items():
             tables.setdefault(name, []).append(_placed(table, cell))
@@ -159,9 +162,9 @@ def collected(cells: Sequence[Cell], folders: Sequence[Path], tasks: Mapping[str
     return Results(**joined, contrasts=contrasts, agreement=_agreement(by_cell))
 
 
-def _ideal_spectra(task: Task, count: int) -> pd.DataFrame:
+def _ideal_spectra(task: Task, detection: SignalDetectionTask, count: int) -> pd.DataFrame:
     """Spectra of the ideal observer's iFIM of the images that the networks of a task are measured with."""
-    observer = IdealObserver(task.detection, torch.float64)
+    observer = IdealObserver(detection, torch.float64)
     return spectrum_table(input_fisher(observer, task.load("test", count).images.double(), rank=1))
 
 

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.evidence import figures
 from benchmarks.evidence.agreement import agreement_figure
-from benchmarks.evidence.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED, Statement, claim_summary
+from benchmarks.evidence.claims import CONTROL_KINDS, FAILS, HOLDS, NOT_TESTED, UNDECIDED, Statement, claim_summary
 from benchmarks.evidence.collecting import CELL, CURVE, Results, over_seeds, task_eigenvectors
 from benchmarks.evidence.networks import NETWORKS
 from benchmarks.evidence.plan import Cell
@@ -49,7 +49,7 @@ _LIMITS = """
   task allows.
 - **Intervals over images** are of one trained network; **intervals over seeds** (t intervals of the mean over
   trainings) rest on the few seeds named, and on the supposition that the number is about normal from seed to seed.
-  With three seeds they are wide.
+  With three seeds they are wide, and of a share they may reach below zero or above one.
 - **Many statements are judged at once**, without correction for their number: read the counts, not the best row.
 - Where a task has more than two classes, `high` is the *first* eigenvector, and `low` and `low_matched` lie outside
   it, not outside the whole eigenspace.
@@ -240,10 +240,13 @@ def _which(verdicts: pd.DataFrame, claim: str, told: str) -> str:
     found = verdicts[(verdicts.claim == claim) & (verdicts.verdict == told)] if len(verdicts) else verdicts
     if not len(found):
         return "."
-    kinds = found.kind.where(found.kind.isin(["untrained", "shuffled labels"]), "")
-    named = (found.task + " " + found.network + " " + kinds).str.strip()
-    rows = [f"{name} ({', '.join(filter(None, part.detail))})" for name, part in found.groupby(named, sort=False)]
-    return f". {told.capitalize()} for {'; '.join(rows).replace(' ()', '')}."
+    place, names = CELL[:3], []
+    tested = verdicts[verdicts.claim == claim].groupby(place).size()
+    for key, part in found.groupby(place, sort=False):
+        details = "; ".join(part.detail) if len(part) <= 2 else f"{len(part)} of {tested[key]} rows"
+        kind = key[2] if key[2] in CONTROL_KINDS else ""
+        names.append(" ".join(filter(None, [*key[:2], kind, f"({details})" if details else ""])))
+    return f". {told.capitalize()} for {', '.join(names)}."
 
 
 def _left_out(results: Results) -> list[str]:
@@ -486,8 +489,12 @@ def _alarms(results: Results) -> list[str]:
 
 
 def _spread(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Intervals over seeds, and those over images where one network is all there is."""
+    """Intervals over seeds, and those over images where one network is all there is; tasks and kinds in order."""
     place = [*CELL[:3], *keys]
+    tasks, kinds = list(table.task.unique()), ["trained", *CONTROL_KINDS]
+    ranks = {"task": {name: rank for rank, name in enumerate(tasks)}, "kind": {n: r for r, n in enumerate(kinds)}}
+    order = table[["task", "kind"]].apply(lambda column: column.map(ranks[column.name]))
+    table = table.loc[order.sort_values(["task", "kind"], kind="stable").index]
     spread = over_seeds(table, keys)
     alone = table[~table.duplicated(place, keep=False)].set_index(place)[["low", "high"]]
     images = spread[place].join(alone, on=place)[["low", "high"]]
@@ -508,7 +515,7 @@ def _number_table(spread: pd.DataFrame, keys: Sequence[str], column: str, titles
 
 def _over(value: float, low: float, high: float) -> str:
     """With the interval where there is one."""
-    return as_number(value) if pd.isna(low) or low == high else as_interval(value, low, high)
+    return as_number(value) if pd.isna(low) or np.isclose(low, high, atol=0) else as_interval(value, low, high)
 
 
 def _rows(claims: Sequence[Statement], verdicts: pd.DataFrame) -> str:

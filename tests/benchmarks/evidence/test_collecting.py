@@ -143,7 +143,7 @@ def test_chance_is_what_random_directions_seldom_exceed_and_not_their_mean(tmp_p
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_ideal_observer_is_told_from_one_that_is_unsure_by_the_exact_ratio(classes):
     task = CONTROLLED[f"random_field_2d_{classes}classes"]
-    ideal = _ideal_spectra(task, 8)
+    ideal = _ideal_spectra(task, task.detection, 8)
     exact = ideal.assign(lambda_max=ideal.lambda_max / 100, second_to_first=0.5)
     found = _against_ideal(exact, ideal).set_index("quantity")
     assert found.value.log10_lambda_max_to_ideal == pytest.approx(-2)
@@ -158,6 +158,7 @@ def test_the_ideal_observer_is_told_from_one_that_is_unsure_by_the_exact_ratio(c
 
 
 def test_an_image_without_sensitivity_has_no_ratio_to_the_ideal():
-    ideal = _ideal_spectra(CONTROLLED["random_field_2d_2classes"], 6)
+    task = CONTROLLED["random_field_2d_2classes"]
+    ideal = _ideal_spectra(task, task.detection, 6)
     some = ideal.assign(lambda_max=[0.0, *ideal.lambda_max[1:]])
     assert _against_ideal(some, ideal).value[0] == pytest.approx(0)
