@@ -107,12 +107,11 @@ def draw_attributions(curves: pd.DataFrame, strength: float) -> Figure:
 def draw_lambda(networks: pd.DataFrame) -> Figure:
     """Median log10 lambda_max of every network, with its interval over images, a panel a task."""
     table = networks[networks.quantity == "log10_lambda_max"]
-    tasks = list(dict.fromkeys(table.task))
+    tasks, kinds = list(dict.fromkeys(table.task)), list(dict.fromkeys(["trained", *table.kind]))
     most = max((table.task == task).sum() for task in tasks)
     figure, axes = _panels(len(tasks), 2, 6.5, 1.2 + 0.2 * most)
     for axis, task in zip(axes, tasks):
         rows = table[table.task == task].sort_values(["kind", "network", "seed"], ascending=False)
-        kinds = sorted(set(table.kind), key=lambda kind: kind != "trained")
         for place, (_, row) in enumerate(rows.iterrows()):
             number = kinds.index(row.kind) % len(_COLOURS)
             _dot(axis, row, place, _COLOURS[number], _MARKERS[number])
