@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.evidence.collecting import CELL, Results, seed_interval
+from benchmarks.evidence.plan import MANY_IMAGES
 from benchmarks.evidence.sensitivity import ATTRIBUTIONS, IFIM_NOISE
 from monai_ifim.intervals import Interval
 
@@ -263,6 +264,7 @@ def _template_statements() -> list[Statement]:
             _TEMPLATE,
             "networks",
             {"quantity": "template_cosine"},
+            kinds=("trained", f"{MANY_IMAGES} images"),
             threshold=0.90,
             unit="cosine",
         ),

@@ -24,7 +24,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from benchmarks.evidence.agreement import agreement_table, principal_angles
-from benchmarks.evidence.plan import Cell
+from benchmarks.evidence.plan import Cell, Effort
 from benchmarks.evidence.spectra import spectrum_table
 from benchmarks.evidence.storing import read_json
 from benchmarks.evidence.tasks import Task
@@ -211,6 +211,8 @@ def _contrasts(images: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
         for other, control in images.items():
             same = (cell.task, cell.network, cell.seed) == (other.task, other.network, other.seed)
             if not (same and cell.kind == "trained" and other.kind != "trained"):
+                continue
+            if (other.train_size or 0) > Effort.train:  # no control
                 continue
             pairs = table.merge(control, on="image", suffixes=("", "_control"))
             pairs = pairs[(pairs.lambda_max > 0) & (pairs.lambda_max_control > 0)]

@@ -26,7 +26,7 @@ from benchmarks.evidence.agreement import agreement_figure
 from benchmarks.evidence.claims import CONTROL_KINDS, FAILS, HOLDS, NOT_TESTED, UNDECIDED, Statement, claim_summary
 from benchmarks.evidence.collecting import CELL, CURVE, Results, over_seeds, task_eigenvectors
 from benchmarks.evidence.networks import NETWORKS
-from benchmarks.evidence.plan import Cell
+from benchmarks.evidence.plan import Cell, Effort
 from benchmarks.evidence.storing import read_json
 from benchmarks.evidence.tasks import Task
 from benchmarks.table import markdown_table
@@ -244,8 +244,8 @@ def _which(verdicts: pd.DataFrame, claim: str, told: str) -> str:
     tested = verdicts[verdicts.claim == claim].groupby(place).size()
     for key, part in found.groupby(place, sort=False):
         details = "; ".join(part.detail) if len(part) <= 2 else f"{len(part)} of {tested[key]} rows"
-        kind = key[2] if key[2] in CONTROL_KINDS else ""
-        names.append(" ".join(filter(None, [*key[:2], kind, f"({details})" if details else ""])))
+        kind = "" if key[2] == "trained" else str(key[2])
+        names.append(" ".join(filter(None, [*map(str, key[:2]), kind, f"({details})" if details else ""])))
     return f". {told.capitalize()} for {', '.join(names)}."
 
 
@@ -297,23 +297,23 @@ def _performance(results: Results) -> list[str]:
 
 
 def _train_sizes(results: Results, tasks: Mapping[str, Task]) -> list[str]:
-    """What grows with the number of training images, of networks that were trained with fewer, too."""
+    """What grows with the number of training images, of networks that were trained with other numbers, too."""
     table = results.networks
-    fewer = table.kind.str.extract(r"^(\d+) images$", expand=False).astype(float)
+    chosen = table.kind.str.extract(r"^(\d+) images$", expand=False).astype(float)
     rows = []
-    for task, network in dict.fromkeys(zip(table.task[fewer.notna()], table.network[fewer.notna()])):
+    for task, network in dict.fromkeys(zip(table.task[chosen.notna()], table.network[chosen.notna()])):
         here = (table.task == task) & (table.network == network) & (table.seed == 0)
-        kinds = [f"{int(size)} images" for size in sorted(fewer[here].dropna().unique())]
-        for kind in [*kinds, "trained"]:
+        sizes = {int(size): f"{int(size)} images" for size in chosen[here].dropna().unique()}
+        for number, kind in sorted({**sizes, min(tasks[task].train, Effort.train): "trained"}.items()):
             numbers = table[here & (table.kind == kind)].set_index("quantity")
             known = [name for name in _GROWING if name in numbers.index]
             values = {name: _over(*numbers.loc[name, ["value", "low", "high"]]) for name in known}
-            size = kind.removesuffix(" images") if kind != "trained" else f"all, at most {tasks[task].train}"
-            rows.append([task, network, size, *(values.get(name, "") for name in _GROWING)])
+            rows.append([task, network, number, *(values.get(name, "") for name in _GROWING)])
     if not rows:
         return []
     return [
-        "Fewer training images, seed 0, intervals over images:",
+        "What more training images bring (each is seen once, or, where they are few, as often as makes as many "
+        "iterations); seed 0, intervals over images:",
         _table(["task", "network", "training images", *_GROWING.values()], rows, 3),
     ]
 

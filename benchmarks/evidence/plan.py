@@ -19,12 +19,23 @@ from typing import Any
 from benchmarks.evidence.networks import NETWORKS
 from benchmarks.evidence.tasks import CONTROLLED, Task, smaller
 
-__all__ = ["MAIN_CONTROLLED", "Cell", "Effort", "effort_of", "estimated_minutes", "planned_cells", "sized"]
+__all__ = [
+    "MAIN_CONTROLLED",
+    "MANY_IMAGES",
+    "Cell",
+    "Effort",
+    "effort_of",
+    "estimated_minutes",
+    "planned_cells",
+    "sized",
+]
 
 MAIN_CONTROLLED = "random_field_2d_2classes"
 _MAIN_NETWORKS = ("cnn", "small_resnet")
 _SEEDS = (0, 1, 2)
 _TRAIN_SIZES = (500, 4000)
+# Simulated images have no end: what a deep network needs to find the template.
+MANY_IMAGES = 256_000
 # Other controlled tasks of the default, one seed each.
 _MORE_CONTROLLED = ("lumpy_2d_2classes", "random_field_2d_4classes")
 # Measured: seconds of one thread that one image takes to pass the small CNN (forward), by task.
@@ -53,7 +64,7 @@ class Cell:
 
     @property
     def kind(self) -> str:
-        """``trained``, ``shuffled labels``, ``untrained``, or the number of training images where these are fewer.
+        """``trained``, ``shuffled labels``, ``untrained``, or the number of training images where it was chosen.
 
         Example:
             >>> Cell("pneumonia", "cnn", labels="shuffled").kind, Cell("pneumonia", "cnn", train_size=1000).kind
@@ -110,6 +121,9 @@ def effort_of(cell: Cell, task: Task, short: bool) -> Effort:
     """The effort for a network: the costly ones train for fewer iterations, and are measured with fewer images."""
     if short:
         return _SHORT
+    many = cell.train_size or 0
+    if many > Effort.train:  # every image once, as with the usual number
+        return Effort(iterations=many // Effort.batch_size, train=many)
     if task.detection is not None:
         return Effort(iterations=1000 if len(task.spatial_size) == 2 else 500)
     if NETWORKS[cell.network].cost > 2:
@@ -136,7 +150,7 @@ def planned_cells(tasks: Mapping[str, Task], full: bool = False, short: bool = F
 
     Example:
         >>> len(planned_cells(CONTROLLED, short=True)), len(planned_cells(CONTROLLED))
-        (4, 16)
+        (4, 19)
     """
     if short:
         return _short_cells(tasks)
@@ -146,12 +160,15 @@ def planned_cells(tasks: Mapping[str, Task], full: bool = False, short: bool = F
     cells += [Cell(task, network, labels="shuffled") for task in named for network in _MAIN_NETWORKS]
     cells += [Cell(task, network, trained=False) for task in named for network in _MAIN_NETWORKS]
     if MAIN_CONTROLLED in tasks:
-        cells += [Cell(MAIN_CONTROLLED, "cnn", train_size=size) for size in _TRAIN_SIZES]
+        for network, sizes in (("cnn", _TRAIN_SIZES), ("small_resnet", (*_TRAIN_SIZES, MANY_IMAGES))):
+            cells += [Cell(MAIN_CONTROLLED, network, train_size=size) for size in sizes]
     others = ["resnet18", "densenet121", "seresnet50", "vit"]
     if "pneumonia" in tasks:
         cells += [Cell("pneumonia", network) for network in others]
     cells += [Cell(task, network) for task in _MORE_CONTROLLED if task in tasks for network in _MAIN_NETWORKS]
     if full:
+        if MAIN_CONTROLLED in tasks:
+            cells.append(Cell(MAIN_CONTROLLED, "resnet18", train_size=MANY_IMAGES))
         pairs = [
             (name, network)
             for network in NETWORKS

@@ -137,7 +137,7 @@ def _controlled() -> dict[str, Task]:
         kind = {"gaussian": "random_field", "lumpy": "lumpy"}[background]
         name = f"{kind}_{axes}d_{classes}classes"
         title = f"signal detection, {kind.replace('_', ' ')}, {axes}D, {classes} classes"
-        sizes: dict[str, Any] = {"train": 64000, "val": 1000} if axes == 2 else {"train": 16000, "val": 500}
+        sizes: dict[str, Any] = {"train": 256_000, "val": 1000} if axes == 2 else {"train": 16000, "val": 500}
         tasks[name] = Task(name, title, tuple(detection.spatial_size), 1, classes, detection, **sizes)
     return tasks
 

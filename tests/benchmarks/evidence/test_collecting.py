@@ -21,6 +21,7 @@ from benchmarks.evidence.collecting import (
     CURVE,
     _against_ideal,
     _agreement,
+    _contrasts,
     _gains,
     _ideal_spectra,
     _seed_agreement,
@@ -60,6 +61,13 @@ def test_points_of_curves_are_joined_over_seeds_and_that_without_a_change_too():
     table = pd.DataFrame(rows, columns=[*CURVE, "value"]).assign(task="t", network="cnn", kind="trained", seed=0)
     found = over_seeds(pd.concat([table, table.assign(seed=1, value=table.value + 1)]), CURVE)
     assert found[["arm", "value", "seeds"]].to_numpy().tolist() == [["high", 1.5, 2], ["unperturbed", 1.0, 2]]
+
+
+def test_a_network_with_fewer_images_is_a_control_and_one_with_more_is_none():
+    values = {Cell("t", "cnn"): 1.0, Cell("t", "cnn", train_size=500): 0.01, Cell("t", "cnn", train_size=256_000): 10.0}
+    images = {cell: pd.DataFrame({"image": range(5), "lambda_max": value}) for cell, value in values.items()}
+    (row,) = _contrasts(images).itertuples()
+    assert (row.kind, row.control, row.value) == ("trained", "500 images", pytest.approx(2))
 
 
 def alarms():

@@ -162,7 +162,7 @@ def test_answers_stand_beside_what_networks_of_controlled_tasks_reach_and_nowher
 
 def test_networks_of_fewer_training_images_stand_beside_the_one_of_all_in_order():
     quantities = ("test_auc", "template_cosine", "log10_lambda_max")
-    kinds = {"4000 images": 0.75, "trained": 0.8, "500 images": 0.7, "untrained": 0.5}
+    kinds = {"4000 images": 0.75, "trained": 0.8, "256000 images": 0.9, "500 images": 0.7, "untrained": 0.5}
     rows = [
         (TASK, "cnn", kind, 0, name, value, value - 0.04, value + 0.04)
         for kind, value in kinds.items()
@@ -171,8 +171,8 @@ def test_networks_of_fewer_training_images_stand_beside_the_one_of_all_in_order(
     rows += [(TASK, "cnn", "trained", 1, "test_auc", 0.9, 0.85, 0.95), (TASK, "vit", "trained", 0, "test_auc", 1, 1, 1)]
     table = networks(rows)
     lines = lines_of(_train_sizes(SimpleNamespace(networks=table), CONTROLLED), "| random")
-    assert [line.split(" | ")[2] for line in lines] == ["500", "4000", "all, at most 64000"]
-    for line, value in zip(lines, (0.7, 0.75, 0.8)):
+    assert [line.split(" | ")[2] for line in lines] == ["500", "4000", "64000", "256000"]
+    for line, value in zip(lines, (0.7, 0.75, 0.8, 0.9)):
         assert line.count(f"{value - 0.04:.2f}") == line.count(f"{value + 0.04:.2f}") == 3
     assert _train_sizes(SimpleNamespace(networks=table[table.kind == "trained"]), CONTROLLED) == []
 

@@ -11,7 +11,7 @@
 """The plan: what is promised is in it, and the default fits into its time."""
 
 from benchmarks.evidence.networks import NETWORKS
-from benchmarks.evidence.plan import Cell, effort_of, estimated_minutes, planned_cells
+from benchmarks.evidence.plan import Cell, effort_of, estimated_minutes, planned_cells, sized
 from benchmarks.evidence.tasks import CONTROLLED, Task
 
 CLINICAL = {
@@ -56,6 +56,15 @@ def test_in_full_every_network_meets_every_task_with_all_seeds_and_both_controls
                 assert not wanted & cells
             else:
                 assert wanted <= cells
+
+
+def test_many_images_are_each_seen_once_and_the_usual_number_stays_what_it_was():
+    task = CONTROLLED["random_field_2d_2classes"]
+    for size, images, iterations in ((None, 64_000, 1000), (4000, 64_000, 1000), (256_000, 256_000, 4000)):
+        effort = effort_of(Cell(task.name, "small_resnet", train_size=size), task, False)
+        assert (sized(task, effort).train, effort.iterations) == (images, iterations)
+    assert Cell(task.name, "small_resnet", train_size=256_000) in planned_cells(CONTROLLED)
+    assert Cell(task.name, "resnet18", train_size=256_000) in planned_cells(CONTROLLED, full=True)
 
 
 def test_a_file_of_the_user_is_run_as_the_clinical_sets_are():
