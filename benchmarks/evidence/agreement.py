@@ -227,7 +227,7 @@ def agreement_figure(images: Tensor, eigenvectors: Mapping[str, Tensor], titles:
             cosine = float(cosines[network][row])
             beside = "no eigenvector to compare" if math.isnan(cosine) else f"cosine {cosine:.2f}"
             title = _escaped(network) + ("" if vectors is reference else f"\n{beside}")
-            axis.set_title(title, fontsize=8.5)
+            axis.set_title(title, fontsize=7.5)
     for axis in panels.flat:
         axis.set(xticks=[], yticks=[])
     return figure

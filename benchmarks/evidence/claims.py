@@ -18,13 +18,12 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.evidence.collecting import CELL, Results, seed_interval
+from benchmarks.evidence.collecting import CELL, CONTROL_KINDS, Results, seed_interval
 from benchmarks.evidence.plan import MANY_IMAGES
 from benchmarks.evidence.sensitivity import ATTRIBUTIONS, IFIM_NOISE
 from monai_ifim.intervals import Interval
 
 __all__ = [
-    "CONTROL_KINDS",
     "FAILS",
     "HOLDS",
     "NOT_TESTED",
@@ -39,9 +38,9 @@ __all__ = [
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "fails", "undecided", "not tested"
 # An area under the ROC curve of fewer images of a kind decides nothing, whatever its interval.
 _LEAST_COUNT = 10
-CONTROL_KINDS = ("shuffled labels", "untrained")
 _KL = "log10 ratio of KL"
-_CONSTRUCTION = "True by construction to second order: a check of the arithmetic, and of how far it reaches."
+_CONSTRUCTION = "True by construction where the change is small enough (the table of strengths says up to where): a "
+_CONSTRUCTION += "check of the arithmetic, and of how far it reaches."
 _EFFECTS = {
     "flip_rate": "flips more decisions",
     "accuracy_drop": "costs more accuracy",
@@ -49,7 +48,9 @@ _EFFECTS = {
 }
 _EFFECT_UNITS = {"flip_rate": "difference of shares", "accuracy_drop": "difference of shares"}
 _EFFECT_UNITS |= {"confidence_drop": "probability"}
-_EFFECT_READING = "decisions depend on the margin, too. Mean over both signs."
+_EFFECT_READING = "The order is by construction where the change is small, here too: both arms change the same image, "
+_EFFECT_READING += "with the same margin. How much, and beyond small changes, is not. Mean over both signs."
+_CONTROL_PAIRS = ("trained and shuffled labels", "trained and untrained", "controls")
 _TEMPLATE = (
     "Controlled tasks only. The template is the ideal observer's where the background is a random field; where it is "
     "lumpy, that of Hotelling's observer, the best linear one, which is not ideal. With four classes the cosine is to "
@@ -73,6 +74,7 @@ class Statement:
         unit: of the value.
         also: further numbers of a row, ``name, name_low, name_high``, and what each must exceed for the statement to
             hold; it fails where one of them fails.
+        may_fail: False where a value below the threshold says no more than that nothing was shown.
         counts: columns of a row, each of which must be 10 at least for a verdict.
         control_of: the statement that this one asks of networks that learned nothing: where it holds, it speaks
             against reading anything learned out of that one.
@@ -90,6 +92,7 @@ class Statement:
     also: Mapping[str, float] = field(default_factory=dict)
     counts: Sequence[str] = ()
     control_of: str = ""
+    may_fail: bool = True
 
 
 def verdict(lows: Sequence[float], highs: Sequence[float], threshold: float) -> str:
@@ -117,11 +120,12 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
 
     Args:
         strengths: in ascending order; statements on small changes are made at the one nearest to 0.03, those on
-            decisions at every one, or at the greatest.
+            decisions at every one, or at the greatest, those on what training changes at the middle one.
     """
     small, great = min(strengths, key=lambda strength: abs(strength - 0.03)), max(strengths)
     return [
         *_component_statements(small),
+        *_learned_statements(sorted(strengths)[len(strengths) // 2]),
         *_control_statements(small),
         *_template_statements(),
         *_agreement_statements(),
@@ -157,22 +161,42 @@ def _component_statements(small: float) -> list[Statement]:
                 Statement(
                     f"{number}{suffix}",
                     f"At every strength, {words.format(effect)}.",
-                    "A row is a strength. Not by construction: " + _EFFECT_READING,
+                    "A row is a strength. " + _EFFECT_READING,
                     "comparisons",
                     {**where, "endpoint": endpoint},
                     each=("strength",),
                     unit=_EFFECT_UNITS[endpoint],
                 )
             )
-        found += [_of_controls(statement, f"{statement.number}-control") for statement in found[-3:]]
+        found += [_of_controls(statement) for statement in found[-3:]]
     return found
 
 
-def _of_controls(statement: Statement, number: str) -> Statement:
+def _learned_statements(middle: float) -> list[Statement]:
+    """Whether training makes the component matter more, and not only whether it matters."""
+    effects = {"kl_log10_ratio": "moves the prediction more (KL)", **_EFFECTS}
+    return [
+        Statement(
+            f"C18{suffix}",
+            f"At strength {middle:g}, how far a change along the leading eigenvector {effect} than noise outside the "
+            "eigenspace (`low`) is greater in the trained network than in the same network untrained, or trained on "
+            "shuffled labels.",
+            "A row is a control. By construction nowhere. It holds where the intervals of both do not overlap, and the "
+            "trained network's is the greater; with one control network a row it says nothing of others.",
+            "learned",
+            {"endpoint": endpoint, "strength": middle},
+            each=("control",),
+            unit=_EFFECT_UNITS.get(endpoint, _KL),
+        )
+        for suffix, (endpoint, effect) in zip("abcd", effects.items())
+    ]
+
+
+def _of_controls(statement: Statement) -> Statement:
     """The same asked of networks that learned nothing."""
     return replace(
         statement,
-        number=number,
+        number=f"{statement.number}-control",
         text=f"{statement.number} holds of networks that were never trained, or trained on shuffled labels.",
         reading=f"Where it holds, {statement.number} is no sign that anything was learned.",
         kinds=CONTROL_KINDS,
@@ -181,24 +205,17 @@ def _of_controls(statement: Statement, number: str) -> Statement:
 
 
 def _control_statements(small: float) -> list[Statement]:
+    matched = _by_kl(
+        "C1",
+        f"At strength {small:g}, a change along the leading eigenvector moves the prediction more (KL) than one of the "
+        "same power spectrum outside the eigenspace (`low_matched`).",
+        _CONSTRUCTION,
+        "low_matched",
+        small,
+    )
     found = [
-        _by_kl(
-            "C1",
-            f"At strength {small:g}, a change along the leading eigenvector moves the prediction more (KL) than one of "
-            "the same power spectrum outside the eigenspace (`low_matched`).",
-            _CONSTRUCTION,
-            "low_matched",
-            small,
-        ),
-        _by_kl(
-            "C2",
-            "The same holds of networks that were never trained, or trained on shuffled labels.",
-            "Where it holds, C1 is no sign that anything was learned.",
-            "low_matched",
-            small,
-            kinds=CONTROL_KINDS,
-            control_of="C1",
-        ),
+        matched,
+        _of_controls(matched),
         _by_kl(
             "C3",
             f"At strength {small:g}, the own leading eigenvector moves the prediction more than that of another image "
@@ -223,14 +240,14 @@ def _control_statements(small: float) -> list[Statement]:
             Statement(
                 number,
                 f"At every strength, a change along the leading eigenvector {effect} than `low_matched`.",
-                "A row is a strength. Not by construction: " + _EFFECT_READING,
+                "A row is a strength. " + _EFFECT_READING,
                 "comparisons",
                 {"arm": "high", "control": "low_matched", "endpoint": endpoint},
                 each=("strength",),
                 unit=_EFFECT_UNITS[endpoint],
             )
         )
-        found.append(_of_controls(found[-1], f"{number}-control"))
+        found.append(_of_controls(found[-1]))
     return found
 
 
@@ -277,11 +294,26 @@ def _agreement_statements() -> list[Statement]:
             "C10",
             "Leading eigenspaces of networks trained from other seeds agree more than random ones.",
             "Mean cosine of the smallest principal angle less the 97.5 % quantile that random subspaces of this size "
-            "give; intervals over images, of each pair. Pairs share networks and are not independent. Beyond chance is "
-            "little: untrained networks share an architecture, too (C10b).",
+            "give for a single image, so that below it is undecided, not failed; intervals over images, of each pair. "
+            "Pairs share networks and are not independent. Beyond chance is little: see C10-control and C10b.",
             "agreement",
             {"relation": "other seed"},
             unit="cosine above the quantile",
+            may_fail=False,
+        ),
+        Statement(
+            "C10-control",
+            "C10 holds of a trained network and one that learned nothing, or of two that learned nothing, of the same "
+            "architecture.",
+            "Where it holds, C10 is no sign that anything was learned. Networks of the same seed began from the same "
+            "weights.",
+            "agreement",
+            {"relation": _CONTROL_PAIRS, "architectures": "same"},
+            each=("relation",),
+            kinds=("control",),
+            unit="cosine above the quantile",
+            control_of="C10",
+            may_fail=False,
         ),
         Statement(
             "C10b",
@@ -301,6 +333,19 @@ def _agreement_statements() -> list[Statement]:
             "agreement",
             {"relation": "other architecture"},
             unit="cosine above the quantile",
+            may_fail=False,
+        ),
+        Statement(
+            "C11-control",
+            "C11 holds of a trained network and one that learned nothing, or of two that learned nothing.",
+            "Where it holds, C11 is no sign that anything was learned: smooth maps agree more than random ones.",
+            "agreement",
+            {"relation": _CONTROL_PAIRS, "architectures": "other"},
+            each=("relation",),
+            kinds=("control",),
+            unit="cosine above the quantile",
+            control_of="C11",
+            may_fail=False,
         ),
     ]
 
@@ -335,7 +380,8 @@ def _map_statements(small: float, great: float) -> list[Statement]:
             Statement(
                 f"C13{suffix}",
                 f"At strength {great:g}, {maps.format(_EFFECTS[endpoint])}",
-                "The fair comparison of maps. Not by construction: " + _EFFECT_READING,
+                "The fair comparison of maps: both are noise in as many voxels. How many decisions it changes is not "
+                "by construction. Mean over both signs.",
                 "comparisons",
                 {"arm": IFIM_NOISE, "control": ATTRIBUTIONS, "strength": great, "endpoint": endpoint},
                 each=("control",),
@@ -358,7 +404,8 @@ def _alarm_statements() -> list[Statement]:
                     f"{number}{suffix}",
                     f"`{score}` {words}, and does so better than the maximum softmax probability and than the entropy.",
                     "A row is a baseline. Difference of the areas under the ROC curve on the same images; the score's "
-                    f"own area must exceed 0.5 as well. Undecided with fewer than {_LEAST_COUNT} images of a kind."
+                    "own area must exceed 0.5 as well: it fails where it is worse than the baseline, or below 0.5. "
+                    f"Undecided with fewer than {_LEAST_COUNT} images of a kind."
                     + (
                         " A corrupted image and its clean self are resampled together. Levels 1, 3 and 5 of five; all "
                         "are in the table."
@@ -415,14 +462,20 @@ def judged(results: Results, claims: Sequence[Statement]) -> pd.DataFrame:
             told_counts = ", ".join(f"{count} {name}" for name, count in counts.items())
             named = dict(zip(keys, place))
             where = {**claim.where, **named}
+            decided = UNDECIDED if too_few else _together(found)
+            if decided == FAILS and not claim.may_fail:
+                decided = UNDECIDED
             detail = [str(named[name]) for name in claim.each] + ([told_counts] if too_few else [])
+            if decided == FAILS and claim.also:
+                reasons = [f"{name} below {least:g}" for name, least in claim.also.items()]
+                detail += [told for told, one in zip(["less than the baseline", *reasons], found) if one == FAILS]
             rows.append(
                 {
                     "claim": claim.number,
                     "row": "",
                     **{name: named[name] for name in CELL[:3]},
                     "detail": ", ".join(detail),
-                    "verdict": UNDECIDED if too_few else _together(found),
+                    "verdict": decided,
                     "value": float(part.value.mean()),
                     "seeds": len(part),
                     "seeds_low": seeds.low,
@@ -465,14 +518,15 @@ def _together(verdicts: Sequence[str]) -> str:
 def claim_summary(claims: Sequence[Statement], verdicts: pd.DataFrame) -> pd.DataFrame:
     """One row a statement: how often it ``holds``, ``fails`` and is ``undecided``, and the verdict on all together.
 
-    The verdict on all is the one that all rows share; where they do not, it is ``mixed``; without rows ``not tested``.
+    The verdict on all is the one that all rows share; ``mixed`` where some hold and some fail, ``holds or undecided``
+    and ``fails or undecided`` where none speaks against the others; without rows ``not tested``.
     """
     rows = []
     for claim in claims:
         found = verdicts[verdicts.claim == claim.number] if len(verdicts) else verdicts
         counts = {name: int((found.verdict == name).sum()) if len(found) else 0 for name in (HOLDS, FAILS, UNDECIDED)}
         reached = [name for name, count in counts.items() if count]
-        together = NOT_TESTED if not reached else reached[0] if len(reached) == 1 else "mixed"
+        together = "mixed" if {HOLDS, FAILS} <= set(reached) else " or ".join(reached) or NOT_TESTED
         rows.append({"claim": claim.number, "statement": claim.text, "verdict": together, **counts})
     return pd.DataFrame(rows)
 

@@ -32,10 +32,12 @@ from monai_ifim import input_fisher
 from monai_ifim.data import IdealObserver, SignalDetectionTask
 from monai_ifim.intervals import Interval, bootstrap_interval
 
-__all__ = ["CELL", "CURVE", "Results", "collected", "over_seeds", "seed_interval"]
+__all__ = ["CELL", "CONTROL_KINDS", "CURVE", "Results", "collected", "over_seeds", "seed_interval"]
 
 # What tells networks apart, in every table.
 CELL = ["task", "network", "kind", "seed"]
+# Of networks that learned nothing.
+CONTROL_KINDS = ("shuffled labels", "untrained")
 # What tells the points of a network's curves apart.
 CURVE = ["arm", "strength", "endpoint"]
 _NUMBERS = ["value", "low", "high"]
@@ -62,13 +64,15 @@ class Results:
         alarms: areas under the ROC curve of errors and of shifted images.
         gains: how much greater than that of a ``baseline`` (the maximum softmax probability, or the entropy) the area
             of a score of the iFIM is, with this area itself as ``auroc, auroc_low, auroc_high``.
+        learned: how much further ``high`` exceeds ``low`` in a trained network than in its ``control``, by ``endpoint``
+            and ``strength``; from the ends of both intervals, so that ``low, high`` are wider than 95 % asks for.
         contrasts: how much more than that of a ``control`` (another kind of the same network) a ``quantity`` is, the
             same image by image. The ``seed_agreement`` is the mean cosine of pairs of trained networks of different
             seeds, set against that of pairs of a trained network and the control of different seeds; ``seed`` names
             all that are in it, and the interval is over images, for these networks.
-        agreement: pairs of networks on the same images: ``relation``, ``first, second, cosine``, ``chance``, the 97.5 %
-            quantile of random subspaces, and ``cosine`` less ``chance`` as ``value, low, high``; ``network`` is the
-            pair of architectures.
+        agreement: pairs of networks on the same images: ``relation``, ``architectures`` (``same`` or ``other``),
+            ``first, second, cosine``, ``random_cosine``, the mean of random subspaces, ``chance``, their 97.5 %
+            quantile, and ``cosine`` less ``chance`` as ``value, low, high``; ``network`` is the pair of architectures.
     """
 
     networks: pd.DataFrame
@@ -78,6 +82,7 @@ class Results:
     left_out: pd.DataFrame
     alarms: pd.DataFrame
     gains: pd.DataFrame
+    learned: pd.DataFrame
     contrasts: pd.DataFrame
     agreement: pd.DataFrame
 
@@ -155,7 +160,8 @@ def collected(cells: Sequence[Cell], folders: Sequence[Path], tasks: Mapping[str
         for name, table in found.items():
             tables.setdefault(name, []).append(_placed(table, cell))
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    joined["gains"] = _gains(joined["alarms"])
+    joined["gains"] = _gains(joined["alarms"], [name for name, task in tasks.items() if task.classes == 2])
+    joined["learned"] = _learned(joined["comparisons"])
     by_cell = dict(zip(cells, folders))
     parts = [part for part in (_contrasts(images), _seed_agreement(by_cell)) if len(part)]
     contrasts = pd.concat(parts, ignore_index=True) if parts else _contrasts({})
@@ -175,6 +181,8 @@ def _against_ideal(spectra: pd.DataFrame, ideal: pd.DataFrame) -> pd.DataFrame:
     found = {"log10_lambda_max_to_ideal": bootstrap_interval(ratio, "median")}
     if "second_to_first" in ideal:
         found["ideal_second_to_first"] = bootstrap_interval(ideal.second_to_first)
+        difference = pairs.second_to_first - pairs.second_to_first_ideal
+        found["second_to_first_less_ideal"] = bootstrap_interval(difference)
     rows = [{"quantity": name, "value": one.value, "low": one.low, "high": one.high} for name, one in found.items()]
     return pd.DataFrame(rows)
 
@@ -188,7 +196,7 @@ def _numbers(summary: Mapping[str, float], name: str) -> dict[str, float]:
     return {"value": summary[name], "low": summary[f"{name}_low"], "high": summary[f"{name}_high"]}
 
 
-def _gains(alarms: pd.DataFrame) -> pd.DataFrame:
+def _gains(alarms: pd.DataFrame, of_two_classes: Sequence[str]) -> pd.DataFrame:
     names = ["difference", "difference_low", "difference_high"]
     areas = {"low": "auroc_low", "high": "auroc_high"}
     table = alarms[alarms.score.isin(["lambda_max", "trace"])].drop(columns="degenerate").rename(columns=areas)
@@ -199,10 +207,20 @@ def _gains(alarms: pd.DataFrame) -> pd.DataFrame:
     ]
     table = pd.concat(parts, ignore_index=True)
     # of two classes the trace is lambda_max itself, and the entropy ranks as the probability does
-    place = [*CELL, "target", "level", *_NUMBERS]
-    repeated = (table.score == "trace") & table.duplicated([*place, "baseline", "auroc"])
-    repeated |= (table.baseline == "entropy") & table.duplicated([*place, "score"])
+    repeated = table.task.isin(of_two_classes) & ((table.score == "trace") | (table.baseline == "entropy"))
     return table[~repeated].reset_index(drop=True)
+
+
+def _learned(comparisons: pd.DataFrame) -> pd.DataFrame:
+    table = comparisons[(comparisons.arm == "high") & (comparisons.control == "low")].drop(columns="control")
+    controls = table[table.kind.isin(CONTROL_KINDS)].rename(columns={"kind": "control"}).drop(columns="seed")
+    pairs = table[table.kind == "trained"].merge(
+        controls, on=["task", "network", "endpoint", "strength"], suffixes=("", "_control")
+    )
+    pairs["value"] -= pairs.value_control
+    pairs["low"] -= pairs.high_control
+    pairs["high"] -= pairs.low_control
+    return pairs[[*CELL, "control", "endpoint", "strength", *_NUMBERS]]
 
 
 def _contrasts(images: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
@@ -259,7 +277,7 @@ def _seed_agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
 
 
 def _agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
-    columns = [*CELL, "relation", "first", "second", "cosine", "chance", *_NUMBERS]
+    columns = [*CELL, "relation", "architectures", "first", "second", "cosine", "random_cosine", "chance", *_NUMBERS]
     tables = []
     for task in dict.fromkeys(cell.task for cell in folders):
         # of the untrained and the shuffled the first seed alone, beside all that were trained on everything
@@ -273,6 +291,7 @@ def _agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
         pairs = [(cells[first], cells[second]) for first, second in zip(table["first"], table["second"])]
         table["relation"] = [_relation(*pair) for pair in pairs]
         table["network"] = [" and ".join(dict.fromkeys(sorted(cell.network for cell in pair))) for pair in pairs]
+        table["architectures"] = ["same" if one.network == other.network else "other" for one, other in pairs]
         table["kind"] = ["trained" if all(c.kind == "trained" for c in pair) else "control" for pair in pairs]
         table["seed"] = ["/".join(str(cell.seed) for cell in pair) for pair in pairs]
         table["task"] = task

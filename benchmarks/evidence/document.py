@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.evidence import figures
 from benchmarks.evidence.agreement import agreement_figure
-from benchmarks.evidence.claims import CONTROL_KINDS, FAILS, HOLDS, NOT_TESTED, UNDECIDED, Statement, claim_summary
-from benchmarks.evidence.collecting import CELL, CURVE, Results, over_seeds, task_eigenvectors
+from benchmarks.evidence.claims import FAILS, HOLDS, NOT_TESTED, Statement, claim_summary
+from benchmarks.evidence.collecting import CELL, CONTROL_KINDS, CURVE, Results, over_seeds, task_eigenvectors
 from benchmarks.evidence.networks import NETWORKS
 from benchmarks.evidence.plan import Cell, Effort
 from benchmarks.evidence.storing import read_json
@@ -50,7 +50,11 @@ _LIMITS = """
 - **Intervals over images** are of one trained network; **intervals over seeds** (t intervals of the mean over
   trainings) rest on the few seeds named, and on the supposition that the number is about normal from seed to seed.
   With three seeds they are wide, and of a share they may reach below zero or above one.
-- **Many statements are judged at once**, without correction for their number: read the counts, not the best row.
+- **Many statements are judged at once**, without correction for their number: of rows without any effect one in
+  forty holds, and one in forty fails. Read the counts, not the best row.
+- **What learned nothing is not always at chance.** The AUC of one random network scatters about 0.5 by more than its
+  interval over images says, and a network that calls every image the same flips nothing and loses no accuracy.
+- Costly networks are trained for few iterations: what they lack in accuracy or in agreement may be that.
 - Where a task has more than two classes, `high` is the *first* eigenvector, and `low` and `low_matched` lie outside
   it, not outside the whole eigenspace.
 - The sensitivity is that of the network as trained (temperature 1); the fitted temperature says how far from
@@ -69,6 +73,39 @@ _LIMITS = """
 """
 
 
+# What the introduction asks, and the statements that answer.
+_QUESTIONS = {
+    "Do changes along the sensitive component do more than equal ones outside it?": {
+        "C16b": "more flipped decisions",
+        "C16d": "a greater drop of confidence",
+        "C16c": "a greater loss of accuracy",
+    },
+    "Is that learned, or does it hold of any network?": {
+        "C16b-control": "more flipped decisions in networks that learned nothing",
+        "C18b": "more flipped decisions than there",
+        "C18d": "a greater drop of confidence than there",
+        "C18c": "a greater loss of accuracy than there",
+    },
+    "Does the direction depend on the image?": {"C3": "the own eigenvector moves the prediction more than another's"},
+    "Is it the right direction, where the answer is known?": {
+        "C9": "cosine with the best linear template above 0.90",
+        "C8a": "nearer to it than without training, or with less",
+    },
+    "Do networks share these directions?": {
+        "C10": "other seeds, beyond chance",
+        "C10b": "other seeds, beyond networks that learned nothing",
+        "C11": "other architectures, beyond chance",
+        "C11-control": "the same of networks that learned nothing",
+    },
+    "Is it a better map than attributions?": {
+        "C13b": "noise where it is greatest flips more decisions",
+        "C13c": "and costs more accuracy",
+    },
+    "Does it raise better alarms than the network's own confidence?": {
+        "C14a": "`lambda_max`, wrong predictions",
+        "C15a": "`lambda_max`, corrupted images",
+    },
+}
 _INTERVALS = "95 % intervals over seeds where there are several, else over the images of the one network."
 _ONE_SEED = "seed 0 (bands: 95 % over images)"
 _GROWING = {"test_auc": "test AUC", "template_cosine": "template cosine", "log10_lambda_max": "log10 lambda_max"}
@@ -108,7 +145,9 @@ def write_study(
     strengths = settings["strengths"]
     tables = Path(os.path.relpath(results_folder.resolve(), file.resolve().parent)).as_posix()
     parts = ["# The evidence: what holds, and what does not", _INTRODUCTION.strip()]
+    parts += _short(claim_summary(claims, verdicts), pictures.name)
     parts += _setting(tasks, left_out_tasks, cells, folders, settings, tables)
+    parts += _efforts(tasks, cells, folders)
     parts += _answer(results, strengths)
     parts += _claims(claims, verdicts, tables, pictures.name)
     parts += _left_out(results)
@@ -176,6 +215,51 @@ def _setting(
     ]
 
 
+def _short(summary: pd.DataFrame, pictures: str) -> list[str]:
+    """Each question with the counts of its statements."""
+    rows_of, lines = {row.claim: row for row in _records(summary)}, []
+    for question, numbers in _QUESTIONS.items():
+        told = []
+        for number, words in numbers.items():
+            row = rows_of[number]
+            tested = row.holds + row.fails + row.undecided
+            counts = f"holds in {row.holds} of {tested} rows, fails in {row.fails}" if tested else "was not tested"
+            told.append(f"{words}: {counts} ([{number}]({pictures}/rows.md#{number.lower()}))")
+        lines.append(f"- **{question}** {'; '.join(told)}.")
+    return [
+        "## In short",
+        "A row is a task and a network, and a strength, a control or a baseline where the statement has several; the "
+        "rest is undecided. The statements in full, and what may be read into them, are below.",
+        "\n".join(lines),
+    ]
+
+
+def _efforts(tasks: Mapping[str, Task], cells: Sequence[Cell], folders: Sequence[Path]) -> list[str]:
+    """How long networks were trained, with how many images they were measured, and what was not run."""
+    groups: dict[tuple[int, int, int], dict[str, list[str]]] = {}
+    for cell, folder in zip(cells, folders):
+        summary = read_json(folder / "summary.json")
+        key = (summary["effort"]["iterations"], summary["measured_images"], summary["test_images"])
+        named = groups.setdefault(key, {}).setdefault(cell.task, [])
+        if cell.network not in named:
+            named.append(cell.network)
+    rows = [
+        ["; ".join(f"{task}: {', '.join(networks)}" for task, networks in named.items()), *map(str, key)]
+        for key, named in sorted(groups.items(), reverse=True)
+    ]
+    controlled = [task for task in tasks if any(cell.task == task and cell.kind in CONTROL_KINDS for cell in cells)]
+    not_run = [f"the task `{task}`" for task in tasks if task not in {cell.task for cell in cells}]
+    not_run += [f"the network `{name}`" for name in NETWORKS if name not in {cell.network for cell in cells}]
+    parts = [
+        "Iterations of 64 images each (untrained networks had none), images that are perturbed, and images of which "
+        "accuracy, areas and corruptions are measured:",
+        _table(["networks", "iterations", "perturbed", "test"], rows, 1),
+        f"Controls, with shuffled labels and untrained, were run on {', '.join(controlled) or 'no task'}, and there of "
+        "the networks that the tables show.",
+    ]
+    return [*parts, f"Not run here: {', '.join(not_run)} (`--full` has them)."] if not_run else parts
+
+
 def _answer(results: Results, strengths: Sequence[float]) -> list[str]:
     """The components against their complements at one strength, of trained networks and of those that are not."""
     middle = strengths[len(strengths) // 2]
@@ -188,8 +272,10 @@ def _answer(results: Results, strengths: Sequence[float]) -> list[str]:
         "## The sensitive component against its complement",
         f"How much more a change along the leading eigenvector (`high`) does than noise of the same size outside the "
         f"eigenspace (`low`), at strength {middle:g}: median of the ratio of KL divergences, means of the differences "
-        f"of the others. The ratio is large by construction, and so it is in networks that never learned anything; "
-        f"the other columns are not. {_INTERVALS}",
+        f"of the others. That all are positive for small changes is by construction, in networks that learned nothing "
+        f"as well; how large they are, and whether training makes them larger (C18), is not. 0.5 is the greatest share "
+        "that both signs can flip on average where there are two classes (one of them flips every decision), and "
+        f"accuracy then falls to 0.5. {_INTERVALS}",
         _number_table(_spread(table, ["endpoint"]), CELL[:3], "endpoint", columns),
     ]
 
@@ -209,6 +295,14 @@ def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str, pi
         link = f"[{row.claim}]({pictures}/rows.md#{row.claim.lower()})"
         rows.append([link, f"{claim.text} *{claim.reading}*", marked, *counts, span])
     controls = {claim.number for claim in claims if claim.control_of}
+    rule = (
+        "A row is a task and a network. It *holds* where every 95 % interval (over images, of each seed; and over "
+        "seeds, where there are several, so that it takes more for these to be decided) lies on the side of the "
+        "statement, *fails* where all lie on the other, and is *undecided* otherwise. *Mixed*: some rows hold, some "
+        "fail. Bold is what does not support the method: a statement that does not hold in every row, a control in "
+        f"which something does. Every row: [rows.md]({pictures}/rows.md) and [`claims.csv`]({tables}/claims.csv), "
+        "which names the table and row of each number."
+    )
     bad, against = (
         [
             f"- {row.claim}: {row.statement} **{row.verdict}** ({row.holds} hold, {row.fails} fail, {row.undecided} "
@@ -222,10 +316,7 @@ def _claims(claims: Sequence[Statement], verdicts: pd.DataFrame, tables: str, pi
     )
     return [
         "## What holds, and what does not",
-        "A row is a task and a network. It *holds* where every 95 % interval (over images, of each seed; and over "
-        "seeds, where there are several) lies on the side of the statement, *fails* where all lie on the other, and is "
-        f"*undecided* otherwise. Every row: [rows.md]({pictures}/rows.md) and [`claims.csv`]({tables}/claims.csv), "
-        "which names the table and row of each number.",
+        rule,
         _table(header, rows, 3),
         "**What does not hold, or not everywhere:**",
         "\n".join(bad) or "Nothing that was tested.",
@@ -267,9 +358,9 @@ def _left_out(results: Results) -> list[str]:
 
 def _performance(results: Results) -> list[str]:
     quantities = ["test_accuracy", "test_auc", "calibration_error", "temperature", "log10_lambda_max"]
-    quantities += ["effective_rank", "second_to_first"]
+    quantities += ["effective_rank", "second_to_first", "parameters"]
     exact = ["test_auc", "ideal_auc", "template_cosine", "log10_lambda_max_to_ideal", "second_to_first"]
-    exact += ["ideal_second_to_first"]
+    exact += ["ideal_second_to_first", "second_to_first_less_ideal"]
     of_detection = results.networks[results.networks.quantity == "template_cosine"].task.unique()
     controlled = results.networks[results.networks.task.isin(of_detection)]
     spread, answers = (
@@ -279,8 +370,9 @@ def _performance(results: Results) -> list[str]:
     parts = [
         "## The networks",
         "Accuracy and one-vs-rest AUC on test images; expected calibration error (15 bins); the temperature that fits "
-        "the validation images; median of log10 `lambda_max`; mean effective rank; mean ratio of the second eigenvalue "
-        f"to the first, where there are more than two classes. {_INTERVALS}",
+        "the validation images (searched between 0.05 and 20); median of log10 `lambda_max`; mean effective rank; mean "
+        "ratio of the second eigenvalue to the first, where there are more than two classes; weights of the network. "
+        + _INTERVALS,
         _number_table(spread, CELL[:3], "quantity", {name: name.replace("_", " ") for name in quantities}),
     ]
     if len(answers):
@@ -289,8 +381,8 @@ def _performance(results: Results) -> list[str]:
             "mean cosine of the leading eigenvector with the template of the best linear observer, or with the span "
             "of the templates; median of log10 of `lambda_max` over that of the ideal observer's iFIM of the same "
             "image (0 is exact; where the background is lumpy the ideal observer is not known); the ratio of the "
-            "second eigenvalue to the first, and that of the ideal observer. A network that is surer than the ideal "
-            "observer has a smaller `lambda_max` where both are sure.",
+            "second eigenvalue to the first, that of the ideal observer, and their difference image by image. A "
+            "network that is surer than the ideal observer has a smaller `lambda_max` where both are sure.",
             _number_table(answers, CELL[:3], "quantity", {name: name.replace("_", " ") for name in exact}),
         ]
     return parts
@@ -371,13 +463,14 @@ def _thresholds(results: Results, strengths: Sequence[float]) -> list[str]:
     rows = []
     for place, part in trained.groupby(["task", "network", "arm"], sort=False):
         found = [
-            ", ".join(as_number(value) for value in part[name]) for name in ("half_flip_strength", "quadratic_strength")
+            ", ".join(f"< {strengths[0]:g}" if value < strengths[0] else as_number(value) for value in part[name])
+            for name in ("half_flip_strength", "quadratic_strength")
         ]
         rows.append([*map(str, place), *found])
     return [
         "Where half of the decisions are flipped by either sign, and up to where the median KL stays within 10 % of "
-        f"the quadratic prediction; one number a seed, ∞ above {strengths[-1]:g}, the greatest tested, and "
-        "without interval:",
+        f"the quadratic prediction; one number a seed, ∞ above {strengths[-1]:g}, the greatest tested, a dash where "
+        "there is no such number (outside the eigenspace the quadratic prediction is zero), and without interval:",
         _table(["task", "network", "arm", "half flipped at", "quadratic up to"], rows, 3),
     ]
 
@@ -427,18 +520,27 @@ def _agreement(
 ) -> list[str]:
     parts = [
         "## Do networks share their directions?",
-        "Mean cosine of the smallest principal angle between leading eigenspaces of the same images, and what 97.5 % "
-        "of random directions stay below. Range over the pairs of networks. An untrained network and the trained one "
+        "Mean cosine of the smallest principal angle between leading eigenspaces of the same images, what random "
+        "directions give on average, and what 97.5 % of single random directions stay below. Range over the pairs of "
+        "networks. An untrained network and the trained one "
         "of the same seed began from the same weights.",
     ]
     rows = []
     for (task, relation, network), part in results.agreement.groupby(["task", "relation", "network"], sort=False):
         span = [as_number(part.cosine.min()), as_number(part.cosine.max())]
         rows.append(
-            [task, relation, network, str(len(part)), " to ".join(dict.fromkeys(span)), as_number(part.chance.iloc[0])]
+            [
+                task,
+                relation,
+                network,
+                str(len(part)),
+                " to ".join(dict.fromkeys(span)),
+                as_number(part.random_cosine.iloc[0]),
+                as_number(part.chance.iloc[0]),
+            ]
         )
     parts.append(
-        _table(["task", "networks", "architectures", "pairs", "mean cosine", "97.5 % of random ones"], rows, 3)
+        _table(["task", "networks", "architectures", "pairs", "mean cosine", "random: mean", "random: 97.5 %"], rows, 3)
     )
     for task in dict.fromkeys(cell.task for cell in cells):
         chosen = [
@@ -490,7 +592,7 @@ def _alarms(results: Results) -> list[str]:
 
 def _spread(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Intervals over seeds, and those over images where one network is all there is; tasks and kinds in order."""
-    place = [*CELL[:3], *keys]
+    place, table = [*CELL[:3], *keys], table.dropna(subset=["value"])
     tasks, kinds = list(table.task.unique()), ["trained", *CONTROL_KINDS]
     ranks = {"task": {name: rank for rank, name in enumerate(tasks)}, "kind": {n: r for r, n in enumerate(kinds)}}
     order = table[["task", "kind"]].apply(lambda column: column.map(ranks[column.name]))
@@ -530,10 +632,11 @@ def _rows(claims: Sequence[Statement], verdicts: pd.DataFrame) -> str:
         "95 % over seeds",
         "95 % over images, all seeds",
     ]
-    header += ["networks", "must exceed"]
+    header += ["networks or pairs", "must exceed"]
     parts = [
         "# Every statement, task and network",
-        "Bold: it fails, or is undecided. The study: [../study.md](../study.md)",
+        "Bold: what does not support the method; a control that holds, or a statement that does not. The study: "
+        "[../study.md](../study.md)",
     ]
     for claim in claims:
         rows = []
@@ -541,7 +644,8 @@ def _rows(claims: Sequence[Statement], verdicts: pd.DataFrame) -> str:
         for row in _records(found):
             seeds = "" if pd.isna(row.seeds_low) else f"{as_number(row.seeds_low)} to {as_number(row.seeds_high)}"
             images = f"{as_number(row.least_low)} to {as_number(row.greatest_high)}"
-            told = f"**{row.verdict}**" if row.verdict in (FAILS, UNDECIDED) else row.verdict
+            loud = row.verdict == HOLDS if claim.control_of else row.verdict != HOLDS
+            told = f"**{row.verdict}**" if loud else row.verdict
             place = [row.row, row.task, row.network, row.kind, row.detail, told]
             rows.append([*place, as_number(row.value), seeds, images, str(row.seeds), as_number(row.threshold)])
         parts += [

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from benchmarks.evidence.sensitivity import ARMS, ATTRIBUTIONS, IFIM_NOISE
@@ -110,6 +111,11 @@ def draw_lambda(networks: pd.DataFrame) -> Figure:
     tasks, kinds = list(dict.fromkeys(table.task)), list(dict.fromkeys(["trained", *table.kind]))
     most = max((table.task == task).sum() for task in tasks)
     figure, axes = _panels(len(tasks), 2, 6.5, 1.2 + 0.2 * most)
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=kind)
+        for kind, colour, marker in zip(kinds, _COLOURS, _MARKERS)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
     for axis, task in zip(axes, tasks):
         rows = table[table.task == task].sort_values(["kind", "network", "seed"], ascending=False)
         for place, (_, row) in enumerate(rows.iterrows()):
@@ -129,7 +135,7 @@ def draw_spectrum(eigenvalues: np.ndarray) -> Figure:
 
 def draw_agreement(agreement: pd.DataFrame) -> Figure:
     """The mean cosine of each pair of networks of one task, as a matrix."""
-    labels = list(dict.fromkeys([*agreement["first"], *agreement["second"]]))
+    labels = sorted(dict.fromkeys([*agreement["first"], *agreement["second"]]))
     matrix = np.full((len(labels), len(labels)), np.nan)
     for first, second, cosine in zip(agreement["first"], agreement["second"], agreement.cosine):
         place = (labels.index(first), labels.index(second))

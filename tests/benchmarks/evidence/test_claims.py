@@ -10,6 +10,7 @@
 # limitations under the License.
 """Verdicts follow from intervals, and change when the numbers do."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -60,10 +61,29 @@ def test_only_rows_of_the_statement_count():
     assert "arm=high" in table["where"][0]
 
 
-def test_the_summary_says_mixed_where_rows_disagree_and_not_tested_where_there_are_none():
-    verdicts = pd.DataFrame({"claim": ["C1", "C1"], "verdict": ["holds", "fails"]})
-    other = Statement("C2", "", "", "comparisons", {})
-    assert claim_summary([CLAIM, other], verdicts).verdict.to_list() == ["mixed", "not tested"]
+@pytest.mark.parametrize(
+    ("reached", "together"),
+    [
+        (["holds", "fails", "undecided"], "mixed"),
+        (["undecided", "holds"], "holds or undecided"),
+        (["undecided", "fails"], "fails or undecided"),
+        (["fails", "fails"], "fails"),
+        ([], "not tested"),
+    ],
+)
+def test_the_summary_says_mixed_only_where_some_rows_hold_and_some_fail(reached, together):
+    verdicts = pd.DataFrame({"claim": "C1", "verdict": pd.Series(reached, dtype=object)})
+    assert claim_summary([CLAIM], verdicts).verdict.to_list() == [together]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1.0, "holds"), (-1.0, "undecided")])
+def test_what_cannot_fail_is_undecided_below_its_threshold(value, expected):
+    assert judged(results([value]), [replace(CLAIM, may_fail=False)]).verdict.to_list() == [expected]
+
+
+def test_agreement_below_the_quantile_of_single_images_does_not_fail():
+    for claim in statements([0.03]):
+        assert claim.may_fail != (claim.table == "agreement")
 
 
 def test_statements_are_made_at_strengths_that_were_tested():
@@ -118,6 +138,20 @@ def test_ten_images_of_a_kind_are_enough_and_their_number_is_in_the_table():
     assert (row.verdict, row.counts, row.detail) == ("holds", "10 positives, 590 negatives", "error, max_probability")
 
 
+@pytest.mark.parametrize(
+    ("area", "difference", "reasons"),
+    [
+        (0.8, -0.05, "less than the baseline"),
+        (0.33, 0.05, "auroc below 0.5"),
+        (0.33, -0.05, "less than the baseline, auroc below 0.5"),
+    ],
+)
+def test_why_an_alarm_fails_is_told(area, difference, reasons):
+    (row,) = judged(gains([area], difference), [ERRORS]).itertuples()
+    assert row.verdict == "fails"
+    assert row.detail == f"error, max_probability, {reasons}"
+
+
 def test_without_any_error_the_row_stays_and_is_undecided():
     found = gains([float("nan")], float("nan"), images=(0, 600))
     assert judged(found, [ERRORS]).verdict.to_list() == ["undecided"]
@@ -143,9 +177,7 @@ def test_statements_on_decisions_are_judged_at_every_strength_that_was_tested(nu
     assert table.verdict.to_list() == ["fails", "fails", "holds"]
 
 
-@pytest.mark.parametrize(
-    ("number", "control"), [("C1", "C2"), *((number, f"{number}-control") for number in DECISIONS)]
-)
+@pytest.mark.parametrize(("number", "control"), [(number, f"{number}-control") for number in ("C1", *DECISIONS)])
 def test_what_is_said_of_trained_networks_is_asked_of_untrained_and_shuffled_ones(number, control):
     claims = claims_by_number()
     assert claims[number].where == claims[control].where
@@ -166,7 +198,7 @@ def test_maps_are_compared_by_decisions_at_the_greatest_strength_and_kl_is_said_
     assert "By construction to second order" in claims["C13"].reading
     for number, endpoint in (("C13b", "flip_rate"), ("C13c", "accuracy_drop")):
         assert claims[number].where == {**claims["C13"].where, "strength": 0.3, "endpoint": endpoint}
-        assert "Not by construction" in claims[number].reading
+        assert "not by construction" in claims[number].reading
 
 
 def test_the_readings_name_what_the_numbers_rest_on():

@@ -15,15 +15,17 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from benchmarks.evidence.claims import Statement
+from benchmarks.evidence.claims import Statement, claim_summary, statements
 from benchmarks.evidence.document import (
     _alarms,
     _answer,
     _claims,
     _curves,
+    _efforts,
     _left_out,
     _performance,
     _setting,
+    _short,
     _train_sizes,
 )
 from benchmarks.evidence.plan import Cell
@@ -110,6 +112,29 @@ def test_a_control_that_speaks_against_the_claim_is_as_loud_as_a_claim_that_fail
     for number, verdict_of, loud in (("C5", verdict, bad), ("C5-control", control, against)):
         (row,) = lines_of([text], f"| [{number}]")
         assert f"| **{verdict_of}** |" in row if loud else f"| {verdict_of} |" in row
+
+
+def test_every_question_is_answered_by_the_counts_of_statements_that_exist():
+    claims = statements([0.01, 0.03, 0.1])
+    verdicts = pd.DataFrame({"claim": "C16b", "verdict": ["holds", "holds", "undecided"]})
+    text = "\n".join(_short(claim_summary(claims, verdicts), "study"))
+    assert "more flipped decisions: holds in 2 of 3 rows, fails in 0 ([C16b](study/rows.md#c16b))" in text
+    assert "was not tested ([C16d]" in text
+
+
+def test_iterations_and_images_of_every_network_are_told_and_what_was_not_run(tmp_path):
+    folders = []
+    for name, iterations in (("cnn", 1000), ("vit", 250)):
+        (tmp_path / name).mkdir()
+        summary = {"effort": {"iterations": iterations}, "measured_images": 200, "test_images": 600}
+        save_json(summary, tmp_path / name / "summary.json")
+        folders.append(tmp_path / name)
+    text = "\n".join(_efforts(CONTROLLED, [Cell(TASK, "cnn", trained=False), Cell(TASK, "vit")], folders))
+    assert f"| {TASK}: cnn | 1000 | 200 | 600 |" in text
+    assert f"| {TASK}: vit | 250 | 200 | 600 |" in text
+    assert "untrained, were run on random_field_2d_2classes," in text
+    assert "`lumpy_3d_4classes`" in text
+    assert "`densenet121`" in text
 
 
 def test_the_answer_has_trained_networks_and_those_that_learned_nothing_at_the_middle_strength():
