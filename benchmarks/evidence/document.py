@@ -247,15 +247,18 @@ def _efforts(tasks: Mapping[str, Task], cells: Sequence[Cell], folders: Sequence
         ["; ".join(f"{task}: {', '.join(networks)}" for task, networks in named.items()), *map(str, key)]
         for key, named in sorted(groups.items(), reverse=True)
     ]
-    controlled = [task for task in tasks if any(cell.task == task and cell.kind in CONTROL_KINDS for cell in cells)]
-    not_run = [f"the task `{task}`" for task in tasks if task not in {cell.task for cell in cells}]
-    not_run += [f"the network `{name}`" for name in NETWORKS if name not in {cell.network for cell in cells}]
+    controlled = {
+        task: ", ".join(dict.fromkeys(c.network for c in cells if c.task == task and c.kind in CONTROL_KINDS))
+        for task in tasks
+    }
+    told = "; ".join(f"{task}: {networks}" for task, networks in controlled.items() if networks)
+    not_run = [f"`{task}`" for task in tasks if task not in {cell.task for cell in cells}]
+    not_run += [f"`{name}`" for name in NETWORKS if name not in {cell.network for cell in cells}]
     parts = [
         "Iterations of 64 images each (untrained networks had none), images that are perturbed, and images of which "
         "accuracy, areas and corruptions are measured:",
         _table(["networks", "iterations", "perturbed", "test"], rows, 1),
-        f"Controls, with shuffled labels and untrained, were run on {', '.join(controlled) or 'no task'}, and there of "
-        "the networks that the tables show.",
+        f"With controls that learned nothing (shuffled labels, untrained): {told or 'none'}.",
     ]
     return [*parts, f"Not run here: {', '.join(not_run)} (`--full` has them)."] if not_run else parts
 
