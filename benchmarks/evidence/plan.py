@@ -167,8 +167,6 @@ def planned_cells(tasks: Mapping[str, Task], full: bool = False, short: bool = F
         cells += [Cell("pneumonia", network) for network in others]
     cells += [Cell(task, network) for task in _MORE_CONTROLLED if task in tasks for network in _MAIN_NETWORKS]
     if full:
-        if MAIN_CONTROLLED in tasks:
-            cells.append(Cell(MAIN_CONTROLLED, "resnet18", train_size=MANY_IMAGES))
         pairs = [
             (name, network)
             for network in NETWORKS

@@ -173,8 +173,8 @@ def test_one_architecture_can_be_chosen(tmp_path, capsys):
     chosen = ["--full", "--only", "random_field_2d_2classes", "--network", "resnet18"]
     main([*chosen, "--list", "--data", str(tmp_path)])
     told = capsys.readouterr().out
-    assert told.count("random_field_2d_2classes-resnet18-") == 6
-    assert "6 networks" in told
+    assert told.count("random_field_2d_2classes-resnet18-") == 5
+    assert "5 networks" in told
 
 
 @pytest.mark.parametrize(

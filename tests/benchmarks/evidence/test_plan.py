@@ -64,7 +64,6 @@ def test_many_images_are_each_seen_once_and_the_usual_number_stays_what_it_was()
         effort = effort_of(Cell(task.name, "small_resnet", train_size=size), task, False)
         assert (sized(task, effort).train, effort.iterations) == (images, iterations)
     assert Cell(task.name, "small_resnet", train_size=256_000) in planned_cells(CONTROLLED)
-    assert Cell(task.name, "resnet18", train_size=256_000) in planned_cells(CONTROLLED, full=True)
 
 
 def test_a_file_of_the_user_is_run_as_the_clinical_sets_are():
