@@ -35,6 +35,8 @@ from benchmarks.evidence.tasks import Task, available_tasks
 __all__ = ["main"]
 
 _OUTPUT = Path("benchmarks/results/evidence")
+# So that a first look, or a part, never takes the place of the study.
+_OUTPUT_OF_OTHERS = _OUTPUT / "cache" / "chosen"
 _DOCUMENT = Path("docs/study.md")
 
 
@@ -43,12 +45,20 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, help="folder with the clinical files (default: shared/data or ../shared/data)")
     add("--file", type=Path, action="append", default=[], help="a further MedMNIST-format .npz; may be repeated")
-    add("--output", type=Path, default=_OUTPUT, help=f"folder for the tables (default: {_OUTPUT})")
-    add("--cache", type=Path, help="folder for trained networks and their results (default: OUTPUT/cache)")
+    add(
+        "--output",
+        type=Path,
+        help=f"folder for the tables (default: {_OUTPUT}; of any other choice of networks {_OUTPUT_OF_OTHERS})",
+    )
+    add(
+        "--cache",
+        type=Path,
+        help=f"folder for trained networks and their results (default: {_OUTPUT}/cache, or OUTPUT/cache)",
+    )
     add(
         "--document",
         type=Path,
-        help=f"(default: {_DOCUMENT}; with another --output, --short, --only or --network OUTPUT/study.md)",
+        help=f"(default: {_DOCUMENT}; of any other choice of networks, or with another --output, OUTPUT/study.md)",
     )
     add("--short", action="store_true", help="a first look: tiny trainings of one controlled task, seconds")
     add("--full", action="store_true", help="every task, architecture and control: days")
@@ -67,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _placed(parser.parse_args(arguments))
     if options.short and options.full:
         parser.error("--short and --full exclude each other.")
     if options.processes < 1:
@@ -105,9 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begun = time.monotonic()
     # the longest first, so that no process is left alone with one at the end
     order = sorted(range(len(cells)), key=lambda index: -minutes[index])
-    cache = options.cache or options.output / "cache"
     try:
-        found = run_cells([cells[index] for index in order], tasks, options.short, cache, processes)
+        found = run_cells([cells[index] for index in order], tasks, options.short, options.cache, processes)
     except RuntimeError as error:
         sys.exit(str(error))
     folders = [found[order.index(index)] for index in range(len(cells))]
@@ -149,14 +158,19 @@ def _write(
         for cell, effort in efforts.items()
     ]
     save_json({**settings, "networks": plan}, options.output / "plan.json")
-    chosen = options.document
-    if chosen is None:
-        chosen_parts = options.short or options.full or options.only or options.network or options.file
-        usual = options.output == _OUTPUT and not chosen_parts
-        chosen = _DOCUMENT if usual else options.output / "study.md"
-    chosen.parent.mkdir(parents=True, exist_ok=True)
-    write_study(chosen, results, claims, verdicts, tasks, missing, cells, folders, settings, options.output)
-    return chosen
+    options.document.parent.mkdir(parents=True, exist_ok=True)
+    write_study(options.document, results, claims, verdicts, tasks, missing, cells, folders, settings, options.output)
+    return options.document
+
+
+def _placed(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with a place for the tables, the cache and the document."""
+    usual = not (options.short or options.full or options.only or options.network or options.file)
+    options.cache = options.cache or (options.output or _OUTPUT) / "cache"
+    options.output = options.output or (_OUTPUT if usual else _OUTPUT_OF_OTHERS)
+    at_home = usual and options.output == _OUTPUT
+    options.document = options.document or (_DOCUMENT if at_home else options.output / "study.md")
+    return options
 
 
 def _shown(options: argparse.Namespace) -> list[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.evidence.__main__ import main
+from benchmarks.evidence.__main__ import _parser, _placed, main
 from benchmarks.evidence.claims import statements
 from monai_ifim.visualize.wording import as_number
 
@@ -167,6 +167,29 @@ def test_a_list_runs_nothing(tmp_path, capsys):
     assert "random_field_2d_2classes-cnn-trained-seed0" in told.out
     assert "medmnist.com" in told.err  # the clinical sets that are left out
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output", "cache", "document"),
+    [
+        ([], "benchmarks/results/evidence", "benchmarks/results/evidence/cache", "docs/study.md"),
+        (["--output", "mine"], "mine", "mine/cache", "mine/study.md"),
+        (["--output", "mine", "--document", "a.md"], "mine", "mine/cache", "a.md"),
+    ],
+)
+def test_the_study_has_its_place(arguments, output, cache, document):
+    options = _placed(_parser().parse_args(arguments))
+    assert [options.output, options.cache, options.document] == [Path(output), Path(cache), Path(document)]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--short"], ["--full"], ["--only", "blood"], ["--network", "cnn"], ["--file", "mine.npz"]]
+)
+def test_no_other_choice_of_networks_takes_the_place_of_the_study(arguments):
+    usual, other = (_placed(_parser().parse_args(given)) for given in ([], arguments))
+    assert other.cache == usual.cache
+    assert other.output != usual.output
+    assert other.document.parent == other.output
 
 
 def test_one_architecture_can_be_chosen(tmp_path, capsys):
