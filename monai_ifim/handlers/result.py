@@ -1,13 +1,5 @@
-# Copyright (c) monai_ifim contributors
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#     http://www.apache.org/licenses/LICENSE-2.0
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation epoch measured, for those who draw or write it."""
 
 from __future__ import annotations
