@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Union
 
-from monai_ifim.likelihoods.base import FisherFactor, Likelihood, strip_trailing_axes
+from monai_ifim.likelihoods.base import DiagonalFactor, FisherFactor, Likelihood, label_matrix, strip_trailing_axes
 from monai_ifim.likelihoods.bernoulli import Bernoulli
 from monai_ifim.likelihoods.categorical import Categorical
 from monai_ifim.likelihoods.discrete import Discrete, agreement
@@ -16,12 +16,14 @@ __all__ = [
     "LIKELIHOODS",
     "Bernoulli",
     "Categorical",
+    "DiagonalFactor",
     "Discrete",
     "FisherFactor",
     "Gaussian",
     "Likelihood",
     "LikelihoodLike",
     "agreement",
+    "label_matrix",
     "resolve_likelihood",
     "strip_trailing_axes",
 ]

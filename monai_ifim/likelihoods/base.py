@@ -16,7 +16,15 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["FisherFactor", "Likelihood", "check_temperature", "label_matrix", "strip_trailing_axes", "whole_numbers"]
+__all__ = [
+    "DiagonalFactor",
+    "FisherFactor",
+    "Likelihood",
+    "check_temperature",
+    "label_matrix",
+    "strip_trailing_axes",
+    "whole_numbers",
+]
 
 
 class FisherFactor(ABC):
@@ -48,6 +56,28 @@ class FisherFactor(ABC):
         weights = torch.zeros(stop - start, self.rank, dtype=torch.float64, device=device)
         weights[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
         return self.times(weights.unsqueeze(1).expand(-1, batch_size, -1))
+
+
+class DiagonalFactor(FisherFactor):
+    """The factor of independent outputs: a diagonal matrix, so R is the number of outputs.
+
+    Args:
+        diagonal: (B, outputs) float64, the square roots of the Fisher information of each output.
+
+    Example:
+        >>> DiagonalFactor(torch.tensor([[2.0, 3.0]])).times(torch.tensor([[1.0, -1.0]]))
+        tensor([[ 2., -3.]])
+    """
+
+    def __init__(self, diagonal: Tensor) -> None:
+        self.rank = diagonal.shape[1]
+        self._diagonal = diagonal
+
+    def times(self, weights: Tensor) -> Tensor:  # noqa: D102
+        return self._diagonal * weights
+
+    def transposed_times(self, vectors: Tensor) -> Tensor:  # noqa: D102
+        return self._diagonal * vectors.double()
 
 
 class Likelihood(ABC):
@@ -118,9 +148,10 @@ class Likelihood(ABC):
             targets: (B, variables), from :meth:`targets`.
         """
 
-    @abstractmethod
     def noise_floor(self, outputs: Tensor) -> Tensor:
         """The KL divergence that the rounding of the outputs alone can make, nats, float64, (B,)."""
+        rounding = torch.finfo(outputs.dtype).eps * outputs.double().abs()
+        return self.factor(outputs).transposed_times(rounding).square().sum(dim=1)
 
 
 def strip_trailing_axes(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monai_ifim.likelihoods.base import FisherFactor, label_matrix, whole_numbers
+from monai_ifim.likelihoods.base import DiagonalFactor, FisherFactor, label_matrix, whole_numbers
 from monai_ifim.likelihoods.categorical import Categorical
 from monai_ifim.likelihoods.discrete import Discrete, are_probabilities
 
@@ -43,7 +43,7 @@ class Bernoulli(Discrete):
         return self.log_probabilities(logits)[..., 1].exp()
 
     def factor(self, outputs: Tensor) -> FisherFactor:  # noqa: D102
-        return _DiagonalFactor((self.log_probabilities(outputs).sum(dim=-1) / 2).exp() / self.temperature)
+        return DiagonalFactor((self.log_probabilities(outputs).sum(dim=-1) / 2).exp() / self.temperature)
 
     def check(self, outputs: Tensor) -> None:  # noqa: D102
         # A handful of logits may lie in [0, 1] by chance; eight or more hardly do.
@@ -65,15 +65,3 @@ class Bernoulli(Discrete):
 
     def indicators(self, outcomes: Tensor, outputs: int) -> Tensor:  # noqa: D102
         return outcomes
-
-
-class _DiagonalFactor(FisherFactor):
-    def __init__(self, diagonal: Tensor) -> None:
-        self.rank = diagonal.shape[1]
-        self._diagonal = diagonal
-
-    def times(self, weights: Tensor) -> Tensor:
-        return self._diagonal * weights
-
-    def transposed_times(self, vectors: Tensor) -> Tensor:
-        return self._diagonal * vectors.double()

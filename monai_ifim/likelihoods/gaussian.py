@@ -83,10 +83,6 @@ class Gaussian(Likelihood):
         factor = self.factor(outputs)
         return factor.times(factor.transposed_times(outputs.double() - targets))
 
-    def noise_floor(self, outputs: Tensor) -> Tensor:  # noqa: D102
-        rounding = torch.finfo(outputs.dtype).eps * outputs.double().abs()
-        return self.factor(outputs).transposed_times(rounding).square().sum(dim=1)
-
     def _cholesky(self, outputs: Tensor) -> Tensor:
         """L (K, K), lower triangular, with L L^T the covariance of the noise."""
         count = outputs.shape[1]

@@ -16,7 +16,7 @@ from monai_ifim.perturbation.endpoints.gaussian import GaussianMeasurement
 
 __all__ = ["ENDPOINTS", "MEASUREMENTS", "Endpoint", "Measurement", "endpoints_of", "measurement"]
 
-MEASUREMENTS: dict[type[Likelihood], type[Measurement]] = {Discrete: DiscreteMeasurement, Gaussian: GaussianMeasurement}
+MEASUREMENTS: dict[type, type[Measurement]] = {Discrete: DiscreteMeasurement, Gaussian: GaussianMeasurement}
 # All of them by name, in the order of display.
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.name: endpoint
