@@ -14,7 +14,16 @@ from monai_ifim.perturbation.endpoints.base import COMMON, Endpoint, Measurement
 from monai_ifim.perturbation.endpoints.discrete import DiscreteMeasurement
 from monai_ifim.perturbation.endpoints.gaussian import GaussianMeasurement
 
-__all__ = ["ENDPOINTS", "MEASUREMENTS", "Endpoint", "Measurement", "endpoints_of", "measurement"]
+__all__ = [
+    "ENDPOINTS",
+    "MEASUREMENTS",
+    "DiscreteMeasurement",
+    "Endpoint",
+    "GaussianMeasurement",
+    "Measurement",
+    "endpoints_of",
+    "measurement",
+]
 
 MEASUREMENTS: dict[type, type[Measurement]] = {Discrete: DiscreteMeasurement, Gaussian: GaussianMeasurement}
 # All of them by name, in the order of display.
