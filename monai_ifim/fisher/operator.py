@@ -20,6 +20,7 @@ class FisherOperator:
         network: a :class:`~monai_ifim.model.Model`, or a network whose outputs are logits of a softmax.
         images: (B, C_in, *spatial), a floating dtype.
         channel_mask: (C_in,) bool, the channels that may vary: F is the block of these. Default all.
+        outputs: (B, outputs) for these images, where they are known already.
 
     Example:
         >>> network = torch.nn.Linear(4, 3, dtype=torch.float64)
@@ -29,11 +30,18 @@ class FisherOperator:
         True
     """
 
-    def __init__(self, network: Callable | Model, images: Tensor, channel_mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        network: Callable | Model,
+        images: Tensor,
+        channel_mask: Tensor | None = None,
+        outputs: Tensor | None = None,
+    ) -> None:
         self.model = Model.of(network)
         self.images = plain_tensor(images).detach()
         self.channel_mask = channel_mask
         self.model.check_inputs(len(self.images))
+        self._outputs = outputs
 
     def quadratic(self, directions: Tensor) -> Tensor:
         """``d^T F d = |S^T J d|^2``, float64, (B,), by one Jacobian-vector product.
@@ -45,8 +53,10 @@ class FisherOperator:
             ValueError: When the directions have another shape.
         """
         directions = self._checked(directions)
-        outputs = self.model.outputs(self.images)
-        along = self.model.likelihood.factor(outputs).transposed_times(self.model.jvp(self.images, directions))
+        if self._outputs is None:
+            self._outputs = self.model.outputs(self.images)
+        product = self.model.jvp(self.images, directions)
+        along = self.model.likelihood.factor(self._outputs).transposed_times(product)
         return along.square().sum(dim=1)
 
     def matvec(self, directions: Tensor) -> Tensor:

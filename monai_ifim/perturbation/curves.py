@@ -452,7 +452,8 @@ class _Curvature:
         return found
 
     def _product(self, change: Tensor, rows: Tensor) -> Tensor:
-        operator = FisherOperator(self._model.rows(rows), self._images[rows], self._fisher.channel_mask)
+        fisher = self._fisher
+        operator = FisherOperator(self._model.rows(rows), self._images[rows], fisher.channel_mask, fisher.outputs[rows])
         return operator.quadratic(change[rows])
 
 
