@@ -84,6 +84,9 @@ CHANGES = {
         ),
     )
 }
+# `summary_names` is what any likelihood may log, and names those of regression, which did not exist. (That classifiers
+# do not log them is compared, in "bundles" and by `summarise`.)
+_REGRESSION = re.compile(r"(shift|error)(_\w+)?")
 _GONE_METRICS = re.compile(r"(^|.*/)(ifim_)?coupling_(low|high)$")
 _NEW_METRICS = re.compile(r"(^|.*/)(ifim_)?coupling_transfer_ci95_(lower|upper)$")
 _QUADRATIC_METRICS = re.compile(r".*/ifim_curve_(kl_quadratic|kl_ratio)/.*")
@@ -182,6 +185,13 @@ def curves_of(
         network = call.network if call.plain else call.model()
         return sensitivity_curves(network, images, fisher, directions, strengths, **options)
     return sensitivity_curves(call.network, images, fisher, directions, strengths, **call.options(), **options)
+
+
+def long_table(found: Any, probabilities: bool) -> pd.DataFrame:
+    """The long table of sensitivity curves, in the present names."""
+    if NEW:
+        return found.to_frame(predictions=probabilities)
+    return present(found.to_frame(probabilities=probabilities))
 
 
 def removals_of(call: Call, images: Tensor, fisher: Any, fractions: Sequence[float], **options: Any) -> pd.DataFrame:
@@ -576,7 +586,7 @@ def curves(_: Entries) -> Iterator[tuple[str, Any]]:
     for name, (situation, directions, strengths, options) in _runs().items():
         call, images, fisher = at(situation)
         found = curves_of(call, images, fisher, directions, strengths, **options)
-        long = present(found.to_frame(probabilities=name in WITH_PROBABILITIES)).astype({"strength": float})
+        long = long_table(found, name in WITH_PROBABILITIES).astype({"strength": float})
         yield f"{name}/rank", fisher.rank
         yield f"{name}/long", Table(long, LONG_KEYS, ["direction"])
         table = found.unperturbed.assign(
@@ -600,7 +610,7 @@ def curves(_: Entries) -> Iterator[tuple[str, Any]]:
     network = filled(nn.Sequential(nn.Flatten(), nn.Linear(25, 2)), 6)
     call, images = Call(network), numbers(103, *SMALL)
     found = curves_of(call, images, spectrum(call, images), ("low", "low_image", "low_matched"), STRENGTHS)
-    frame = present(found.to_frame())
+    frame = long_table(found, False)
     yield (
         "linear_low/kl_is_rounding",
         (frame.kl < 1e-27).groupby(frame.direction).all().astype(int).sort_index().to_list(),
@@ -766,10 +776,9 @@ def stats(recorded: Entries) -> Iterator[tuple[str, Any]]:
         means = statistics.per_image(spoken(long), "low", strength, "fisher_rao").sort_index()
         yield f"{name}/per_image", means.to_numpy()
         yield f"{name}/per_group", np.sort(statistics.per_group(means, images).to_numpy())
-    yield "names", sorted(statistics.summary_names(ALL) - {"coupling_low", "coupling_high", *_CI})
-
-
-_CI = ("coupling_transfer_ci95_lower", "coupling_transfer_ci95_upper")
+    names = statistics.summary_names(ALL) - {"coupling_low", "coupling_high"}
+    names -= {"coupling_transfer_ci95_lower", "coupling_transfer_ci95_upper"}
+    yield "names", sorted(name for name in names if not _REGRESSION.fullmatch(name))
 
 
 def transforms(_: Entries) -> Iterator[tuple[str, Any]]:
