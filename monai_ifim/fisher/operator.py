@@ -23,6 +23,7 @@ class FisherOperator:
         outputs: (B, outputs) for these images, where they are known already.
 
     Example:
+        >>> import torch
         >>> network = torch.nn.Linear(4, 3, dtype=torch.float64)
         >>> images = torch.randn(2, 4, dtype=torch.float64)
         >>> operator, change = FisherOperator(network, images), torch.randn(2, 4, dtype=torch.float64)

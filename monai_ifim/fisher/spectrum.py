@@ -88,16 +88,25 @@ class InputFisher:
                 f"directions must have the shape of the images, {(len(self), *self.eigenvectors.shape[2:])}, "
                 f"got {tuple(directions.shape)}."
             )
-        flat = plain_tensor(directions).flatten(1).unsqueeze(1)
         if self._factor is not None and self._scale is not None:
-            along = products(self._factor, flat).squeeze(-1) * self._scale
+            along = products(self._factor, plain_tensor(directions).flatten(1).unsqueeze(1)).squeeze(-1) * self._scale
             return along.square().sum(dim=1).where(~torch.isnan(self.trace), torch.nan)
         if not self.can_quadratic:
             raise RuntimeError(
                 "d^T F d needs the factor G, which was dropped, and the kept eigenvectors do not span the spectrum. "
                 "Call input_fisher with keep_factor=True or energy=1, or use FisherOperator(model, images).quadratic."
             )
-        along = products(self.eigenvectors.flatten(2), flat).squeeze(-1)
+        return self.quadratic_inside(directions)
+
+    def quadratic_inside(self, directions: Tensor) -> Tensor:
+        """``d^T F d`` of the part of the directions in the kept leading eigenspace, float64, (B,).
+
+        Never more than :meth:`quadratic`, and equal to it for directions inside that eigenspace.
+
+        Args:
+            directions: (B, C_in, *spatial), one change an image.
+        """
+        along = products(self.eigenvectors.flatten(2), plain_tensor(directions).flatten(1).unsqueeze(1)).squeeze(-1)
         return (self.eigenvalues[:, : along.shape[1]] * along.square()).sum(dim=1)
 
     @property

@@ -167,17 +167,17 @@ def sensitivity_curves(
         passes.targets,
         passes.batches.size,
     )
-    curvature = _Curvature(model, images, fisher, passes.batches)
+    curvature = _Curvature(model, inputs, passes.batches)
     skipped: dict[str, dict[int, str]] = {direction.name: dict(fisher.skipped) for direction in chosen}
     kept_norm: dict[str, list[np.ndarray]] = {direction.name: [] for direction in chosen}
     steps = torch.tensor([sign * strength for strength in strengths for sign in _SIGNS], dtype=torch.float64)
-    # the number of the pass of each step of `high` and image, -1 where there is none: other directions may share it
-    passes_of_high = torch.full((len(steps), batch), -1)
-    tables: list[pd.DataFrame] = []
+    # number of the pass of each step along the first eigenvector and image, which other directions share; -1: none yet
+    shared = torch.full((len(steps), batch), -1)
+    tables: dict[str, list[pd.DataFrame]] = {direction.name: [] for direction in chosen}
 
     def perturbed() -> Iterator[_Piece]:
         count = 0
-        for direction in chosen:
+        for direction in sorted(chosen, key=lambda one: one.name != "high"):  # whose passes they share
             for draw in range(draws if direction.random else 1):
                 change, norm, causes = change_along(direction, inputs, draw, contrast)
                 kept_norm[direction.name].append(norm.cpu().numpy())
@@ -186,15 +186,14 @@ def sensitivity_curves(
                 kept = torch.tensor([row for row in range(batch) if row not in skipped[direction.name]]).long()
                 jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
                 step, row = jobs[:, 0], jobs[:, 1]
-                sign_of_high = _sign_along(change, fisher.eigenvectors[:, 0])[row]
+                along = _sign_along(change, fisher.eigenvectors[:, 0])[row]
                 # steps stand in pairs of both signs, so that the other sign of a step is its neighbour
-                number = passes_of_high[torch.where(sign_of_high < 0, step ^ 1, step), row]
-                number = number.where(sign_of_high != 0, -1)
+                step_of_vector = torch.where(along < 0, step ^ 1, step)
+                number = shared[step_of_vector, row].where(along != 0, -1)
                 own = number < 0
                 number[own] = torch.arange(count, count + int(own.sum()))
                 count += int(own.sum())
-                if direction.name == "high":
-                    passes_of_high[step, row] = number
+                shared[step_of_vector[along != 0], row[along != 0]] = number[along != 0]
                 table = {
                     "image": row,
                     "direction": direction.name,
@@ -204,13 +203,14 @@ def sensitivity_curves(
                     "kl_quadratic": 0.5 * steps[step].square() * curvature.along(change, kept)[row],
                     "pass": number,
                 }
-                tables.append(pd.DataFrame(table))
+                tables[direction.name].append(pd.DataFrame(table))
                 yield from passes.pieces(change, row[own], steps[step[own]], clip)
 
     endpoints, predictions, trouble = passes.measure(perturbed())
     passes.batches.warn("sensitivity_curves")
     curvature.warn()
-    frame = pd.concat(tables, ignore_index=True).astype({"image": "int64", "sign": "int64"})
+    frame = pd.concat([table for parts in tables.values() for table in parts], ignore_index=True)
+    frame = frame.astype({"image": "int64", "sign": "int64"})
     number = frame.pop("pass").to_numpy()
     trouble = trouble[number]
     for name, index, cause in zip(frame.direction, frame.image, trouble):
@@ -412,8 +412,8 @@ def _full_batches(pieces: Iterator[_Piece], size: int) -> Iterator[_Piece]:
 class _Curvature:
     """``d^T F d`` of changes: from the kept spectrum where it suffices, else by Jacobian-vector products."""
 
-    def __init__(self, model: Model, images: Tensor, fisher: InputFisher, batches: Batches) -> None:
-        self._model, self._images, self._fisher, self._batches = model, images, fisher, batches
+    def __init__(self, model: Model, inputs: DirectionInputs, batches: Batches) -> None:
+        self._model, self._inputs, self._batches = model, inputs, batches
         self._trouble: str | None = None
 
     def along(self, change: Tensor, kept: Tensor) -> Tensor:
@@ -423,8 +423,14 @@ class _Curvature:
             change: (B, C_in, *spatial).
             kept: (n,), the images that are asked for; NaN for others may be there.
         """
-        fisher = self._fisher
-        curvature = fisher.quadratic(change) if fisher.can_quadratic else self._products(change, kept)
+        fisher = self._inputs.fisher
+        if fisher.can_quadratic:
+            curvature = fisher.quadratic(change)
+        else:
+            curvature = fisher.quadratic_inside(change)
+            outside = self._inputs.outside_eigenspace(change).flatten(1).any(dim=1).cpu()
+            curvature[outside.to(change.device)] = torch.nan
+            self._fill(curvature, change, kept[outside[kept]])
         length = torch.linalg.vector_norm(change.double().flatten(1), dim=1)
         rounding = (ROUNDINGS * torch.finfo(change.dtype).eps * length).square() * fisher.eigenvalues[:, 0]
         return curvature.where(~(curvature <= rounding), 0.0).cpu()
@@ -438,22 +444,22 @@ class _Curvature:
                 stacklevel=3,
             )
 
-    def _products(self, change: Tensor, kept: Tensor) -> Tensor:
-        found = torch.full((len(change),), torch.nan, dtype=torch.float64, device=change.device)
-        if self._trouble is None:
-            try:
-                for rows, part in self._batches.run(kept.to(change.device), lambda rows: self._product(change, rows)):
-                    if part is not None:
-                        found[rows] = part
-            except (RuntimeError, NotImplementedError) as error:
-                if is_out_of_memory(error):
-                    raise
-                self._trouble = str(error).splitlines()[0]
-        return found
+    def _fill(self, curvature: Tensor, change: Tensor, rows: Tensor) -> None:
+        """Write that of some rows (n,) into the curvatures (B,), by one Jacobian-vector product each."""
+        if self._trouble is not None:
+            return
+        try:
+            for some, part in self._batches.run(rows.to(change.device), lambda some: self._product(change, some)):
+                if part is not None:
+                    curvature[some] = part
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            self._trouble = str(error).splitlines()[0]
 
     def _product(self, change: Tensor, rows: Tensor) -> Tensor:
-        fisher = self._fisher
-        operator = FisherOperator(self._model.rows(rows), self._images[rows], fisher.channel_mask, fisher.outputs[rows])
+        images, fisher = self._inputs.images[rows], self._inputs.fisher
+        operator = FisherOperator(self._model.rows(rows), images, fisher.channel_mask, fisher.outputs[rows])
         return operator.quadratic(change[rows])
 
 
@@ -465,9 +471,9 @@ def _sign_along(change: Tensor, vectors: Tensor) -> Tensor:
         vectors: the same shape.
     """
     flat, along = change.flatten(1), vectors.flatten(1)
-    unit = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    signs = torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
-    for sign in _SIGNS:
-        distance = torch.linalg.vector_norm(unit - sign * along, dim=1)
-        signs = torch.where(distance < ROUNDINGS * torch.finfo(flat.dtype).eps, sign, signs)
-    return signs.cpu()
+    length = torch.linalg.vector_norm(flat, dim=1)
+    signs = torch.linalg.vecdot(flat, along).sign()
+    distance = torch.linalg.vector_norm(flat - (signs * length).unsqueeze(1) * along, dim=1)
+    # in half precision, as many roundings are no small distance
+    tolerance = min(ROUNDINGS * torch.finfo(flat.dtype).eps, 1e-5)
+    return signs.where(distance < tolerance * length, 0).long().cpu()
