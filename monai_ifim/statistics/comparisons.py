@@ -74,7 +74,7 @@ def compare_directions(
         images: one row an image: ``image, noise_floor`` and, where patients are known, ``group``.
         curves: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`.
         strength: one of the strengths in the table.
-        endpoint: ``kl``, ``kl_quadratic``, ``fisher_rao``, ``confidence_drop``, ``flip_rate`` or ``accuracy``.
+        endpoint: name of one of :data:`~monai_ifim.perturbation.ENDPOINTS` whose column the table has.
         direction: the direction that is compared.
         controls: the directions to compare with, default all others.
         resamples: number of bootstrap samples.
@@ -88,7 +88,7 @@ def compare_directions(
         the number of controls. A direction without images in common has a count of 0.
 
     Raises:
-        ValueError: When the endpoint is unknown, or the strength was not tested.
+        ValueError: When the table has no such endpoint, or the strength was not tested.
 
     Example:
         >>> rows = [(image, name, kl) for image in range(6) for name, kl in (("high", 3.0 + image), ("low", 1.0))]
@@ -98,9 +98,9 @@ def compare_directions(
           control  count  median_difference  wilcoxon_p
         0     low      6                4.5     0.03125
     """
-    known = [name for name, point in ENDPOINTS.items() if point.column not in ("", "size", "kl_ratio")]
+    known = [name for name, point in ENDPOINTS.items() if point.column in curves]
     if endpoint not in known:
-        raise ValueError(f"endpoint must be one of {', '.join(known)}, got {endpoint!r}.")
+        raise ValueError(f"endpoint must be one of those in the table, {', '.join(known)}, got {endpoint!r}.")
     tested = sorted(curves.strength.astype(float).unique())
     if len(tested) and not np.isclose(tested, strength, atol=0).any():
         raise ValueError(f"strength must be one of those tested, {', '.join(map(str, tested))}, got {strength}.")
@@ -109,9 +109,9 @@ def compare_directions(
     for control in [name for name in curves.direction.unique() if name != direction] if controls is None else controls:
         both = pairs(curves, strength, direction, control, ENDPOINTS[endpoint].column)
         changes = per_group(both.direction - both.control, images)
-        ratios = per_group(coupling(curves, floor, strength, control, direction), images)
+        ratios = coupling(curves, floor, strength, control, direction) if endpoint == "kl" else changes[:0]
         difference = bootstrap_interval(changes, "median", resamples=resamples, seed=seed)
-        ratio = bootstrap_interval(ratios if endpoint == "kl" else [], "median", resamples=resamples, seed=seed)
+        ratio = bootstrap_interval(per_group(ratios, images), "median", resamples=resamples, seed=seed)
         row = {
             "direction": direction,
             "control": control,
