@@ -22,7 +22,7 @@ _BINS = 16
 
 
 def plot_spectrum(eigenvalues: np.ndarray) -> Figure:
-    """A figure of the eigenvalues of all images: for each index a dot an image, and a box (median, quartiles, whole range).
+    """A figure of the eigenvalues: for each index a dot an image, and a box (median, quartiles, whole range).
 
     Zeros have no place on a logarithmic axis; the title counts them.
 

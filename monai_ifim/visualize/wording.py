@@ -39,8 +39,8 @@ class Verdict(NamedTuple):
     """What a part of the experiment says.
 
     Attributes:
-        kind: ``"for"``, ``"against"``, ``"neutral"`` (neither), ``"check"`` (true by construction) or ``"open"`` (cannot
-            be judged).
+        kind: ``"for"``, ``"against"``, ``"neutral"`` (neither), ``"check"`` (true by construction) or ``"open"``
+            (cannot be judged).
         label: in a few words.
         number: that it rests on, with its interval; empty where there is none.
         text: in full.
@@ -197,9 +197,9 @@ def control_verdict(row: pd.Series, unit: str) -> Verdict:
     if low > 0:
         text = f"The image's own direction moves the prediction more than that of another image: {found} The other "
         text += (
-            f"image's direction keeps {as_percent(10**-ratio)} of the effect. To second order no direction can beat "
+            f"image's direction keeps {as_percent(10**-ratio)} of the effect. To second order no direction beats the "
         )
-        text += "the leading eigenvector, so that a ratio above 1 is expected: its size is what counts."
+        text += "leading eigenvector, so that a ratio above 1 is expected: its size is what counts."
         if 10**-low > _MATERIAL:
             return Verdict("neutral", "Mostly common to the images, as may be by construction", number, text)
         return Verdict("for", "Supports the claim", number, text)
@@ -316,5 +316,5 @@ def mask_verdict(energy: Any, share: Any, excess: Interval, unit: str) -> Verdic
         return Verdict("for", "More sensitive inside the mask than elsewhere", number, text)
     less = "LESS sensitive inside the mask than elsewhere"
     label = less if excess.high < 0 else "Not shown to be more sensitive inside the mask than elsewhere"
-    text += " The decision may rest on something outside the region that should matter."
+    text += " The prediction may rest on something outside the region that should matter."
     return Verdict("against", label, number, text)
