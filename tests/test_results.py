@@ -221,7 +221,9 @@ def test_a_foreign_file_is_refused_in_words(message: str, tmp_path: Path):
         read_tables(tmp_path / "ifim")
 
 
-@pytest.mark.parametrize(("text", "ours"), [('{"reference_strength": 1}', True), ('{"mine": 1}', False), ("mine", False)])
+@pytest.mark.parametrize(
+    ("text", "ours"), [('{"reference_strength": 1}', True), ('{"mine": 1}', False), ("mine", False)]
+)
 def test_a_folder_of_results_is_known_by_its_summary(text: str, ours: bool, tmp_path: Path):
     assert not holds_results(tmp_path)
     (tmp_path / "summary.json").write_text(text)
