@@ -22,10 +22,21 @@ from monai_ifim.likelihoods import Likelihood, resolve_likelihood
 
 torch.set_num_threads(1)  # the networks are tiny; more threads only wait for each other
 
+F64, F32 = torch.float64, torch.float32
 DIGITS = 120
 MARGINS = (10, 18, 30, 60, 100)
 POSITIONS = (0, 2, 3)  # of the sure class among four: first, in the middle, last
 SATURATION_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def rows(*values: Iterable[float] | float) -> Tensor:
+    """A float64 tensor."""
+    return torch.tensor(values, dtype=F64)
+
+
+def random_outputs(batch: int, outputs: int, scale: float = 3.0, seed: int = 0) -> Tensor:
+    """Outputs (batch, outputs), float64."""
+    return scale * torch.randn(batch, outputs, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 # ---------------------------------------------------------------- likelihoods, by textbook formulas
