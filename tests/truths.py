@@ -362,7 +362,10 @@ SHORTAGES: dict[str, Callable[[], object]] = {
 
 
 def _raise(error: Exception) -> None:
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # which would hold this frame, and with it the frames of those who called
 
 
 class Short(nn.Module):
