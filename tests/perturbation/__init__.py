@@ -47,28 +47,6 @@ CASES = {
 }
 
 
-def noise(likelihood, outputs):
-    """The covariance matrix of a Gaussian's noise."""
-    if likelihood.covariance is not None:
-        return torch.tensor(likelihood.covariance, dtype=F64)
-    return likelihood.scale**2 * torch.eye(outputs, dtype=F64)
-
-
-def information(likelihood, outputs):
-    """The Fisher information (K, K) of outputs (K,), by its definition."""
-    if isinstance(likelihood, Gaussian):
-        return torch.linalg.inv(noise(likelihood, len(outputs)))
-    kind = "softmax" if isinstance(likelihood, Categorical) else "sigmoid"
-    return truths.INFORMATION[kind](outputs / likelihood.temperature) / likelihood.temperature**2
-
-
-def dense_fisher(network, image, likelihood):
-    """``J^T M J`` (D, D), float64, of one image."""
-    function, flat = truths.logits_of(network, image), image.double().flatten()
-    jacobian = torch.func.jacrev(function)(flat).detach()
-    return jacobian.T @ information(likelihood, function(flat).detach()) @ jacobian
-
-
 def distributions(likelihood, outputs):
     """Probabilities (B, variables, outcomes) and decisions (B, variables) of a likelihood over classes."""
     z = outputs / likelihood.temperature
@@ -81,7 +59,7 @@ def expected(likelihood, before, after, labels):
     """Columns of the long table, by textbook formulas, from outputs (n, K) before and after, and labels of each row."""
     labels = labels.view(len(before), -1)
     if isinstance(likelihood, Gaussian):
-        moved, precision = after - before, torch.linalg.inv(noise(likelihood, before.shape[1]))
+        moved, precision = after - before, torch.linalg.inv(truths.covariance_of(likelihood, before.shape[1]))
         return {
             "kl": torch.einsum("bi,ij,bj->b", moved, precision, moved) / 2,
             "shift": moved.square().sum(1).sqrt(),

@@ -15,6 +15,7 @@ from torch import nn
 
 from monai_ifim import Categorical, Gaussian, InputFisher, Model, PerImage, input_fisher, sensitivity_curves
 from monai_ifim.data import IdealObserver, SignalDetectionDataset, SignalDetectionTask
+from monai_ifim.model import MemoryWarning
 from monai_ifim.perturbation import (
     DEFAULT_DIRECTIONS,
     DIRECTIONS,
@@ -37,7 +38,6 @@ from tests.perturbation import (
     assert_same_roots,
     bits,
     column,
-    dense_fisher,
     expected,
     four_channels,
     inputs_of,
@@ -236,7 +236,10 @@ def test_in_linear_regression_kl_is_its_quadratic_prediction_and_shift_and_error
     truth = (error[rows] + moved).norm(dim=1) / outputs**0.5
     np.testing.assert_allclose(frame.error, truth, rtol=1e-9)
     np.testing.assert_allclose(curves.unperturbed.error, error.norm(dim=1) / outputs**0.5, rtol=1e-9)
-    dense = [change[row] @ dense_fisher(layer, images[rows[row]], likelihood) @ change[row] for row in range(len(rows))]
+    dense = [
+        change[row] @ truths.dense_fisher(layer, images[rows[row]], likelihood) @ change[row]
+        for row in range(len(rows))
+    ]
     np.testing.assert_allclose(frame.kl_quadratic, torch.stack(dense) / 2, rtol=1e-9)
     if outputs == 1:  # along w a strength moves the output by strength * sigma * sqrt(D) * |w|
         contrast = images.std(1, correction=0)[rows] * 12**0.5 * layer.weight.norm().detach()
@@ -279,7 +282,7 @@ def test_the_quadratic_prediction_outside_a_rank_one_eigenspace_is_zero_and_not_
 def test_the_quadratic_prediction_is_half_d_f_d_of_the_dense_matrix(name, direction):
     likelihood, outputs, _, _ = CASES[name]
     network, images, fisher = setting(outputs, rank=1, likelihood=likelihood)
-    dense = [dense_fisher(network, image, likelihood) for image in images]
+    dense = [truths.dense_fisher(network, image, likelihood) for image in images]
     frame, change, rows, _ = recorded(network, images, fisher, direction)
     truth = [0.5 * (d.flatten() @ dense[row] @ d.flatten()).item() for d, row in zip(change, rows.tolist())]
     np.testing.assert_allclose(frame.kl_quadratic, truth, rtol=1e-9, atol=1e-14)
@@ -879,6 +882,63 @@ def test_an_image_with_outputs_that_are_not_finite_at_one_sign_is_left_out_with_
     cause = {2: "the outputs for the perturbed image are NaN or infinite"}
     assert curves.skipped == {"high": cause, "high_image": cause}
     assert curves.to_frame().kl.notna().all()
+
+
+# ---------------------------------------------------------------- short of memory
+
+
+def measured(network, images, fisher):
+    labels = torch.arange(len(images)) % 4
+    curves = sensitivity_curves(network, images, fisher, EVERY, STRENGTHS, labels=labels, draws=2)
+    return curves, removal_curves(network, images, fisher, labels=labels)
+
+
+PICTURES = truths.pictures()
+OF_PICTURES = input_fisher(truths.Short(), PICTURES)
+
+
+@pytest.mark.parametrize("kind", truths.SHORTAGES)
+def test_short_of_memory_the_numbers_stay_and_each_function_says_so_once(kind):
+    truth, truth_removals = measured(truths.Short(), PICTURES, OF_PICTURES)
+    with pytest.warns(MemoryWarning) as caught:
+        curves, removals = measured(truths.Short(truths.more_than(5), kind=kind), PICTURES, OF_PICTURES)
+    assert_same_frames(curves.to_frame(True), truth.to_frame(True))
+    pd.testing.assert_frame_equal(curves.unperturbed, truth.unperturbed)
+    pd.testing.assert_frame_equal(removals, truth_removals, rtol=1e-10, atol=1e-24)
+    assert not any(curves.skipped.values())
+    for warning, name in zip(caught, ("sensitivity_curves", "removal_curves"), strict=True):
+        assert f"so {name} went on with 3" in str(warning.message)
+
+
+@pytest.mark.filterwarnings("ignore::monai_ifim.model.MemoryWarning")
+def test_short_of_memory_no_image_passes_twice():
+    network, free = truths.Short(truths.more_than(5)), truths.Short()
+    for each in (network, free):
+        sensitivity_curves(Model(each, batch_size=8), PICTURES[:4], OF_PICTURES.select(range(4)), ("high", "low"))
+    assert sum(network.passed) == sum(free.passed)
+    assert len(network.tried) - len(network.passed) == 1
+
+
+@pytest.mark.filterwarnings("ignore::monai_ifim.model.MemoryWarning")
+def test_an_image_that_does_not_fit_alone_is_left_out_with_the_cause_and_changes_no_other():
+    images = truths.pictures(bright=4)
+    fisher = input_fisher(truths.Short(), images)
+    truth, truth_removals = measured(truths.Short(), images, fisher)
+    short = truths.Short(lambda x: truths.holds_the_bright_one(x) and not x.requires_grad)
+    curves, removals = measured(short, images, fisher)
+    assert all(causes == {4: "out of memory at one image"} for causes in curves.skipped.values())
+    frame = truth.to_frame()
+    assert_same_frames(curves.to_frame(), frame[frame.image != 4])
+    # without much of its brightness, which is in the low component, the image fits
+    fits = (truth_removals.component == "low") & (truth_removals.fraction > 0.5)
+    kept = truth_removals[fits | (truth_removals.image != 4)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(removals, kept, rtol=1e-10, atol=1e-24)
+    pd.testing.assert_frame_equal(curves.unperturbed, truth.unperturbed)  # those outputs are known from the spectrum
+    short = truths.Short(lambda x: truths.holds_the_bright_one(x) and x.requires_grad)
+    found, _ = measured(short, images, fisher)
+    cause = "the gradient of the loss is NaN or infinite, or does not fit into memory"
+    assert {name: causes for name, causes in found.skipped.items() if causes} == {"loss_gradient": {4: cause}}
+    assert_same_frames(found.to_frame(), frame[(frame.direction != "loss_gradient") | (frame.image != 4)])
 
 
 # ---------------------------------------------------------------- directions of one's own

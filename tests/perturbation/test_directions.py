@@ -23,7 +23,7 @@ from monai_ifim.perturbation import (
     resolve_directions,
 )
 from tests import truths
-from tests.perturbation import CASES, F64, inputs_of, noise, setting, unit
+from tests.perturbation import CASES, F64, inputs_of, setting, unit
 
 # ---------------------------------------------------------------- random numbers
 
@@ -228,7 +228,7 @@ def test_on_a_linear_model_the_loss_gradient_is_the_weights_times_the_weighted_e
     elif isinstance(likelihood, Bernoulli):
         error = torch.sigmoid(z / likelihood.temperature) - targets
     else:
-        error = (z - targets) @ torch.linalg.inv(noise(likelihood, outputs))
+        error = (z - targets) @ torch.linalg.inv(truths.covariance_of(likelihood, outputs))
     found = LossGradient().directions(loss_inputs(layer, images, labels, likelihood), 0)
     torch.testing.assert_close(unit(found), unit((error @ layer.weight).detach()), rtol=0, atol=1e-13)
 

@@ -13,7 +13,7 @@ from monai_ifim.likelihoods import LIKELIHOODS, Likelihood
 from monai_ifim.perturbation import DIRECTIONS, ENDPOINTS, endpoints_of, measurement
 from monai_ifim.statistics import summarise, summary_names
 from tests import truths
-from tests.perturbation import CASES, F64, OF_CLASSES, distributions, expected, noise, tolerance
+from tests.perturbation import CASES, F64, OF_CLASSES, distributions, expected, tolerance
 
 LOGGED = [point for point in ENDPOINTS.values() if point.logged]
 
@@ -169,7 +169,7 @@ def test_the_noise_floor_is_the_squared_rounding_of_the_outputs(case):
         np.testing.assert_allclose(found, (rounding.amax(1) / case.likelihood.temperature) ** 2, rtol=1e-6)
         return
     signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=case.outputs)), dtype=F64)
-    precision = torch.linalg.inv(noise(case.likelihood, case.outputs))
+    precision = torch.linalg.inv(truths.covariance_of(case.likelihood, case.outputs))
     worst = torch.stack([torch.einsum("bi,ij,bj->b", rounding * s, precision, rounding * s) for s in signs]).amax(0)
     assert (found >= worst.numpy() * (1 - 1e-12)).all()
     assert (found <= case.outputs * worst.numpy() * (1 + 1e-12)).all()
