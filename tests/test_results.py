@@ -157,6 +157,18 @@ def test_a_result_names_the_versions_that_took_part_and_imports_nothing_that_dra
     assert not {"matplotlib", "monai", "ignite"} & set(modules)
 
 
+@pytest.mark.parametrize("likelihood", ["softmax", "gaussian"])
+def test_an_evaluation_without_a_usable_image_is_written_and_read(likelihood: str, tmp_path: Path):
+    result = measured(likelihood)
+    images = result.images.assign(skipped="NaN", lambda_max=np.nan)
+    nothing = dataclasses.replace(result, images=images, curves=result.curves[:0], removals=result.removals[:0])
+    write_tables(nothing, tmp_path)
+    found = read_tables(tmp_path)
+    assert (len(found.images), len(found.used), found.tested, found.removals) == (COUNT, 0, [], None)
+    assert found.curves.empty
+    assert found.comparisons.empty
+
+
 @pytest.mark.parametrize(
     ("name", "stem"),
     {

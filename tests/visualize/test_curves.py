@@ -145,7 +145,7 @@ def test_a_curve_far_below_the_others_does_not_squeeze_them_and_is_named():
 
 @pytest.mark.parametrize("endpoint", ["kl", "shift"])
 def test_a_zero_and_a_value_that_is_missing_can_be_drawn(endpoint: str, tmp_path: Path):
-    numbers = {name: [0.0, np.nan, 0.0, 0.0] for name in ("value", "low", "high")}
+    numbers = {name: [0.0, np.nan, np.inf, 0.0] for name in ("value", "low", "high")}
     plot_curves(small(endpoint=endpoint, **numbers)).savefig(tmp_path / "curves.png")
 
 

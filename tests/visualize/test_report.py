@@ -165,6 +165,7 @@ ROWS = [
     comparison("transfer", (0.1, -0.1, 0.3), strength=0.01),
     comparison("transfer", (0.25, 0.2, 0.3), strength=0.1) | {"endpoint": "confidence_drop", "holm_p": 0.03},
 ]
+COUPLING = comparison("low_matched", (4.669, 4.123, 5.234))
 LOST = [{"direction": "transfer", "cause": "no eigenvector", "count": 4}]
 FLIPS = [{"direction": "high", "half_flip_strength": "inf", "quadratic_strength": 0.0765}]
 SEEN = {"data_set": 321, "used": 24, "zero": 2, "skipped": {"the outputs are NaN": 3}}
@@ -175,7 +176,7 @@ SHOWN: list[tuple[Callable[[], dict], str]] = [
         "0.577 (0.41 to 0.73) transfer coupling | the KL divergence along high is 3.78 times as great",
     ),
     (
-        lambda: {"comparisons": [comparison("low_matched", (4.669, 4.123, 5.234))]},
+        lambda: {"comparisons": [comparison("low_matched", (9.0, 8.0, 9.5), strength=0.01), COUPLING]},
         "coupling 4.67 (4.12 to 5.23). | ratio to low_matched: 4.67 (4.12 to 5.23) | direction was not tried.",
     ),
     (
