@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import os
 import uuid
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     content = _content(tables) | _pictures(tables, folder) | {"folder": folder.resolve().name}
     if not output.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {output.parent} to write the page to; make it first.")
+    page = _template().render(content)
+    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return output
+
+
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -72,14 +85,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
         "factor": wording.as_factor,
     }
     environment.globals |= {"interval": wording.as_interval, "threshold": wording.as_strength, "endpoints": ENDPOINTS}
-    page = environment.get_template("report.html.j2").render(content)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return output
+    return environment.get_template("report.html.j2")
 
 
 def _content(tables: ResultTables) -> dict[str, Any]:
