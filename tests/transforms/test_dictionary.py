@@ -24,41 +24,85 @@ from monai.transforms import (
 from torch import nn
 
 import monai_ifim.transforms
-from monai_ifim import input_fisher
-from monai_ifim.arms import DirectionFunction, LossGradient
+from monai_ifim import Gaussian, input_fisher
+from monai_ifim.perturbation import DirectionFunction, LossGradient
 from monai_ifim.transforms import IFIMSplit, IFIMSplitd, RandIFIMPerturb, RandIFIMPerturbd
 from tests import truths
+from tests.transforms import PARTS, Named, done_to, network_and_image, plain
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 BREAST = SHARED / "data" / "mri_nifti_pyradiomics" / "breast1_image.nii.gz"
-PARTS = ("high", "low", "eigenvalues")
+COMMON = [
+    {},
+    {"rank": 1},
+    {"energy": 0.3},
+    {"temperature": 3.0},
+    {"likelihood": "sigmoid"},
+    {"likelihood": Gaussian((0.5, 1.0, 2.0))},
+    {"output_key": "z"},
+    {"channel_mask": [0, 1]},
+]
 
 
-# ---------------------------------------------------------------- the dictionary
+# ---------------------------------------------------------------- both
 
 
-def test_adds_the_results_of_the_array_transform_under_the_documented_keys():
-    network, image = truths.cnn(), truths.images(1)[0]
+@pytest.mark.parametrize("options", [*COMMON, {"reference": 0.5}], ids=str)
+def test_the_split_adds_the_results_of_the_array_transform_under_the_documented_keys(options):
+    body, image = network_and_image()
+    network = Named(body) if "output_key" in options else body
     data = {"image": image, "label": 1}
-    found = IFIMSplitd("image", network, rank=1)(data)
+    found = IFIMSplitd("image", network, **options)(data)
     assert set(found) == {"image", "label", *(f"image_ifim_{part}" for part in PARTS)}
-    for part, truth in zip(PARTS, IFIMSplit(network, rank=1)(image)):
+    for part, truth in zip(PARTS, IFIMSplit(network, **options)(image)):
         assert torch.equal(found[f"image_ifim_{part}"], truth)
     assert found["image"] is image
     assert found["label"] == 1
     assert set(data) == {"image", "label"}  # the caller's dictionary is not changed
+    if options and "output_key" not in options:
+        other = IFIMSplitd("image", network)(data)
+        assert any(not torch.equal(found[f"image_ifim_{part}"], other[f"image_ifim_{part}"]) for part in PARTS)
 
 
-@pytest.mark.parametrize(
-    "options", [{"energy": 0.3}, {"temperature": 3.0}, {"reference": 0.5}, {"channel_mask": [0, 1]}], ids=str
-)
-def test_options_are_those_of_the_array_transform(options):
-    network, image = truths.cnn(), truths.images(1)[0]
-    found = IFIMSplitd("image", network, **options)({"image": image})
-    plain = IFIMSplitd("image", network)({"image": image})
-    for part, truth in zip(PARTS, IFIMSplit(network, **options)(image)):
-        assert torch.equal(found[f"image_ifim_{part}"], truth)
-    assert any(not torch.equal(found[key], plain[key]) for key in plain)
+@pytest.mark.parametrize("options", [*COMMON, {"sigma": 0.7}, {"clip": (-0.1, 0.1)}, {"strength": 0.03}], ids=str)
+@pytest.mark.parametrize("direction", ["high", "low"])
+def test_the_perturbation_is_that_of_the_array_transform(direction, options):
+    body, image = network_and_image()
+    network = Named(body) if "output_key" in options else body
+    data, options = {"image": image, "label": 1}, {"strength": (0.1, 0.5), **options}
+    found = RandIFIMPerturbd("image", network, direction, prob=1.0, **options).set_random_state(5)(data)
+    truth = RandIFIMPerturb(network, direction, prob=1.0, **options).set_random_state(5)(image)
+    assert torch.equal(plain(found["image"]), plain(truth))
+    assert done_to(found["image"]) == done_to(truth)
+    assert set(found) == {"image", "label"}
+    assert found["label"] == 1
+    assert data["image"] is image
+    assert not torch.equal(plain(found["image"]), image)
+
+
+@pytest.mark.parametrize("make", [IFIMSplitd, lambda *options, **named: RandIFIMPerturbd(*options, prob=1.0, **named)])
+def test_missing_keys_raise_unless_allowed_and_copies_and_pickles_do_the_same(make):
+    network, image = network_and_image()
+    with pytest.raises(KeyError, match="other"):
+        make(["image", "other"], network)({"image": image})
+    transform = make(["other", "image"], network, allow_missing_keys=True)
+    truth, *others = (
+        Compose([one]).set_random_state(2)({"image": image})
+        for one in (transform, copy.deepcopy(transform), pickle.loads(pickle.dumps(transform)))
+    )
+    assert set(truth) == {"image"} | ({f"image_ifim_{part}" for part in PARTS} if make is IFIMSplitd else set())
+    for found in others:
+        assert all(torch.equal(plain(found[key]), plain(value)) for key, value in truth.items())
+
+
+def test_aliases_are_the_same_class():
+    for kind in (IFIMSplitd, RandIFIMPerturbd):
+        for alias in (f"{kind.__name__[:-1]}D", f"{kind.__name__[:-1]}Dict"):
+            assert getattr(monai_ifim.transforms, alias) is kind
+            assert alias in monai_ifim.transforms.__all__
+
+
+# ---------------------------------------------------------------- IFIMSplitd
 
 
 def test_several_keys_are_split_each():
@@ -70,34 +114,12 @@ def test_several_keys_are_split_each():
         torch.testing.assert_close(found[f"{key}_ifim_eigenvalues"], eigenvalues, rtol=1e-12, atol=0)
 
 
-def test_missing_keys_raise_unless_allowed():
-    network, image = truths.cnn(), truths.images(1)[0]
-    with pytest.raises(KeyError, match="other"):
-        IFIMSplitd(["image", "other"], network)({"image": image})
-    found = IFIMSplitd(["image", "other"], network, allow_missing_keys=True)({"image": image})
-    assert set(found) == {"image", *(f"image_ifim_{part}" for part in PARTS)}
-
-
-def test_aliases_are_the_same_class():
-    for alias in ("IFIMSplitD", "IFIMSplitDict"):
-        assert getattr(monai_ifim.transforms, alias) is IFIMSplitd
-        assert alias in monai_ifim.transforms.__all__
-
-
-def test_copies_and_pickles_give_the_same_numbers():
-    network, image = truths.cnn(), truths.images(1)[0]
-    transform = IFIMSplitd("image", network, rank=1)
-    truth = transform({"image": image})
-    for other in (copy.deepcopy(Compose([transform])), pickle.loads(pickle.dumps(transform))):
-        assert all(torch.equal(value, truth[key]) for key, value in other({"image": image}).items())
-
-
 def test_in_a_compose_it_sees_what_the_transforms_before_it_made():
     network, image = truths.cnn(), MetaTensor(truths.images(1)[0])
     found = Compose([ScaleIntensityd("image", -1, 1, dtype=np.float64), IFIMSplitd("image", network)])({"image": image})
     scaled = (image - image.min()) / (image.max() - image.min()) * 2 - 1
     total = found["image_ifim_high"] + found["image_ifim_low"]
-    torch.testing.assert_close(total.as_tensor(), scaled.as_tensor(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(plain(total), plain(scaled), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
@@ -117,78 +139,44 @@ def test_in_an_evaluators_postprocessing_it_splits_each_image(context):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert len(engine.state.output) == 3
     fisher = input_fisher(network.eval(), images)
-    highs, lows = fisher.split(images)
-    for output, high, low, eigenvalues in zip(engine.state.output, highs, lows, fisher.eigenvalues):
-        torch.testing.assert_close(output["image_ifim_high"].as_tensor(), high, rtol=0, atol=1e-12)
-        torch.testing.assert_close(output["image_ifim_low"].as_tensor(), low, rtol=0, atol=1e-12)
+    for output, high, low, eigenvalues in zip(engine.state.output, *fisher.split(images), fisher.eigenvalues):
+        torch.testing.assert_close(plain(output["image_ifim_high"]), high, rtol=0, atol=1e-12)
+        torch.testing.assert_close(plain(output["image_ifim_low"]), low, rtol=0, atol=1e-12)
         torch.testing.assert_close(output["image_ifim_eigenvalues"], eigenvalues, rtol=1e-12, atol=0)
 
 
 # ---------------------------------------------------------------- RandIFIMPerturbd
 
 
-def done_to(image):
-    return image.meta["ifim_perturbation"]
-
-
-def test_it_perturbs_as_the_array_transform_does_and_leaves_other_keys():
-    network, image, mask = truths.cnn(), truths.images(1)[0], torch.ones(1, 8, 8)
-    data = {"image": image, "label": 1, "mask": mask}
-    options = {"arm": "random", "strength": (0.1, 0.5), "prob": 1.0, "rank": 2, "sigma": 0.7, "clip": (-1, 1)}
-    found = RandIFIMPerturbd("image", network, **options).set_random_state(5)(data)
-    truth = RandIFIMPerturb(network, **options).set_random_state(5)(image)
-    assert torch.equal(found["image"].as_tensor(), truth.as_tensor())
-    assert done_to(found["image"]) == done_to(truth)
-    assert set(found) == {"image", "label", "mask"}
-    assert found["mask"] is mask
-    assert found["label"] == 1
-    assert data["image"] is image  # the caller's dictionary is not changed
-    assert not torch.equal(found["image"].as_tensor(), image)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"temperature": 3.0}, {"energy": 1.0}, {"output_key": "z"}, {"predictive": "sigmoid"}, {"channel_mask": [1, 0]}],
-)
-def test_options_of_the_perturbation_are_those_of_the_array_transform(options):
-    body, image = truths.cnn(), truths.images(1)[0]
-    network = (lambda x: {"z": body(x)}) if "output_key" in options else body
-    options = {"prob": 1.0, "strength": 0.2, **options}
-    found = RandIFIMPerturbd("image", network, **options).set_random_state(5)({"image": image})["image"]
-    truth = RandIFIMPerturb(network, **options).set_random_state(5)(image)
-    assert torch.equal(found.as_tensor(), truth.as_tensor())
-
-
 def test_all_keys_share_one_draw_and_each_image_has_its_own_direction():
     network, images = truths.cnn(), truths.images(2)
     transform = RandIFIMPerturbd(["first", "second"], network, "high", (0.1, 0.5), prob=0.5, rank=1).set_random_state(1)
-    causes = []
+    vectors, causes = input_fisher(network, images, rank=1).eigenvectors[:, 0], []
     for _ in range(30):
         found = transform({"first": images[0], "second": images[1]})
         done = [done_to(found[key]) for key in ("first", "second")]
         assert [done[0][name] == done[1][name] for name in ("strength", "sign", "cause")] == [True] * 3
         causes.append(done[0]["cause"])
-        if not done[0]["cause"]:
-            vectors = input_fisher(network, images, rank=1).eigenvectors[:, 0]
-            for key, image, vector, one in zip(found, images, vectors, done):
-                change = (found[key] - image).as_tensor()
+        for key, image, vector, one in zip(found, images, vectors, done):
+            if not one["cause"]:
+                change = plain(found[key] - image)
                 torch.testing.assert_close(change, one["sign"] * one["norm"] * vector, rtol=0, atol=1e-12)
     assert 5 < causes.count("not drawn") < 25
 
 
-def test_probabilities_zero_and_one_leave_or_perturb_every_image():
-    network, image = truths.cnn(), truths.images(1)[0]
-    for prob, cause in ((0.0, "not drawn"), (1.0, "")):
-        transform = RandIFIMPerturbd("image", network, prob=prob).set_random_state(0)
-        for _ in range(5):
-            found = transform({"image": image})["image"]
-            assert isinstance(found, MetaTensor)
-            assert done_to(found)["cause"] == cause
-            assert torch.equal(found.as_tensor(), image) == (prob == 0)
+@pytest.mark.parametrize(("prob", "cause"), [(0.0, "not drawn"), (1.0, "")])
+def test_probabilities_zero_and_one_leave_or_perturb_every_image(prob, cause):
+    network, image = network_and_image()
+    transform = RandIFIMPerturbd("image", network, prob=prob).set_random_state(0)
+    for _ in range(5):
+        found = transform({"image": image})["image"]
+        assert isinstance(found, MetaTensor)
+        assert done_to(found)["cause"] == cause
+        assert torch.equal(plain(found), image) == (prob == 0)
 
 
 def test_the_random_state_of_the_dictionary_transform_repeats():
-    network, image = truths.cnn(), truths.images(1)[0]
+    network, image = network_and_image()
     transform = RandIFIMPerturbd("image", network, "random", (0.1, 0.5), prob=0.5)
     series = []
     for state in ({"seed": 3}, {"state": np.random.RandomState(3)}, {"seed": 4}):
@@ -196,72 +184,45 @@ def test_the_random_state_of_the_dictionary_transform_repeats():
         series.append([done_to(transform({"image": image})["image"])["norm"] for _ in range(8)])
     assert series[0] == series[1]
     assert series[0] != series[2]
-    pipeline = Compose([transform]).set_random_state(3)
-    norms = [done_to(pipeline({"image": image})["image"])["norm"] for _ in range(8)]
-    again = pipeline.set_random_state(3)
-    assert [done_to(again({"image": image})["image"])["norm"] for _ in range(8)] == norms
+    pipeline, series = Compose([transform]), []
+    for _ in range(2):
+        pipeline.set_random_state(3)
+        series.append([done_to(pipeline({"image": image})["image"])["norm"] for _ in range(8)])
+    assert series[0] == series[1]
 
 
-def test_the_label_is_read_for_the_loss_gradient():
-    network, image = truths.cnn(), truths.images(1)[0]
+def test_the_label_is_read_for_the_loss_gradient_and_rules_of_ones_own():
+    network, image = network_and_image()
     transform = RandIFIMPerturbd("image", network, LossGradient(), 0.2, prob=1.0, label_key="label").set_random_state(0)
     for label in (0, torch.tensor([2])):
         found = transform({"image": image, "label": label})
         truth = RandIFIMPerturb(network, LossGradient(), 0.2, prob=1.0)
         truth._drawn = transform.perturb._drawn
-        assert torch.equal(found["image"].as_tensor(), truth(image, label, randomize=False).as_tensor())
+        assert torch.equal(plain(found["image"]), plain(truth(image, label, randomize=False)))
         assert found["label"] is label
     with pytest.raises(KeyError, match="label"):
         transform({"image": image})
-
-
-def test_a_rule_of_ones_own_may_read_the_label_too():
-    network, image = truths.cnn(), truths.images(1)[0]
     seen = []
 
-    def function(inputs):
-        seen.append(inputs.truth.tolist())
+    def rule(inputs):
+        seen.append(inputs.targets.tolist())
         return inputs.images
 
-    RandIFIMPerturbd("image", network, DirectionFunction("own", function), prob=1.0, label_key="class")(
-        {"image": image, "class": 2}
-    )
+    own = RandIFIMPerturbd("image", network, DirectionFunction("own", rule), prob=1.0, label_key="class")
+    own({"image": image, "class": 2})
     assert seen == [[[2]]]
 
 
-def test_the_loss_gradient_without_the_key_of_the_label_is_refused_at_construction():
-    with pytest.raises(ValueError, match="'loss_gradient' needs labels: give label_key"):
-        RandIFIMPerturbd("image", truths.cnn(), LossGradient())
-
-
-def test_transfer_is_refused_at_construction():
-    with pytest.raises(ValueError, match="'transfer' takes the eigenvector of another image"):
-        RandIFIMPerturbd("image", truths.cnn(), "transfer")
-
-
-def test_missing_images_raise_unless_allowed():
-    network, image = truths.cnn(), truths.images(1)[0]
-    with pytest.raises(KeyError, match="other"):
-        RandIFIMPerturbd(["image", "other"], network)({"image": image})
-    transform = RandIFIMPerturbd(["other", "image"], network, prob=1.0, allow_missing_keys=True)
-    found = transform({"image": image})
-    assert set(found) == {"image"}
-    assert done_to(found["image"])["norm"] > 0
-
-
-def test_aliases_of_the_perturbation_are_the_same_class():
-    for alias in ("RandIFIMPerturbD", "RandIFIMPerturbDict"):
-        assert getattr(monai_ifim.transforms, alias) is RandIFIMPerturbd
-        assert alias in monai_ifim.transforms.__all__
-
-
-def test_copies_and_pickles_of_the_dictionary_transform_do_the_same():
-    network, image = truths.cnn(), truths.images(1)[0]
-    transform = RandIFIMPerturbd("image", network, "low", 0.2, prob=1.0)
-    truth = transform.set_random_state(2)({"image": image})["image"]
-    for other in (copy.deepcopy(transform), pickle.loads(pickle.dumps(transform))):
-        found = other.set_random_state(2)({"image": image})["image"]
-        assert torch.equal(found.as_tensor(), truth.as_tensor())
+@pytest.mark.parametrize(
+    ("direction", "message"),
+    [
+        (LossGradient(), "'loss_gradient' needs labels: give label_key"),
+        ("transfer", "'transfer' takes the eigenvector of another image"),
+    ],
+)
+def test_directions_that_need_more_are_refused_at_construction(direction, message):
+    with pytest.raises(ValueError, match=message):
+        RandIFIMPerturbd("image", truths.cnn(), direction)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -270,10 +231,10 @@ def test_a_data_loader_with_labels_gives_the_same_batches_at_the_same_seed(worke
     data = [{"image": MetaTensor(image), "label": index % 3} for index, image in enumerate(images)]
 
     def epoch(seed):
-        arms = RandIFIMPerturbd("image", network, LossGradient(), (0.1, 1.0), prob=0.7, label_key="label")
+        transform = RandIFIMPerturbd("image", network, LossGradient(), (0.1, 1.0), prob=0.7, label_key="label")
         generator = torch.Generator().manual_seed(seed)
-        loader = DataLoader(Dataset(data, Compose([arms])), batch_size=3, num_workers=workers, generator=generator)
-        return torch.cat([batch["image"].as_tensor() for batch in loader])
+        loader = DataLoader(Dataset(data, Compose([transform])), batch_size=3, num_workers=workers, generator=generator)
+        return torch.cat([plain(batch["image"]) for batch in loader])
 
     first = epoch(1)
     assert first.equal(epoch(1))
@@ -281,21 +242,11 @@ def test_a_data_loader_with_labels_gives_the_same_batches_at_the_same_seed(worke
     assert 0 < (first != images).flatten(1).any(1).double().mean() < 1
 
 
-def test_saving_an_image_with_what_was_done_in_its_meta_data_works(source, tmp_path):
-    data = preprocessing()({"image": str(source)})
-    data = RandIFIMPerturbd("image", volume_network(), strength=0.1, prob=1.0)(data)
-    assert done_to(data["image"])["norm"] > 0
-    SaveImaged("image", output_dir=tmp_path, output_postfix="perturbed", resample=False, separate_folder=False)(data)
-    opened = nibabel.load(tmp_path / "source_perturbed.nii.gz")
-    np.testing.assert_array_equal(opened.get_fdata(dtype=np.float32), data["image"][0].numpy())
-    np.testing.assert_allclose(opened.affine, data["image"].affine.numpy(), rtol=1e-6, atol=1e-4)
-
-
 # ---------------------------------------------------------------- volumes
 
 
 def volume_network(outputs=3):
-    """A small network of volumes (1, *spatial) of any size, as found in training."""
+    """A small network of volumes (1, *spatial) of any size, in training mode."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv3d(1, 3, 3, stride=2),
@@ -368,6 +319,16 @@ def check_saved_component(source, pixdim, folder, part):
     direction = np.array(read.GetDirection()).reshape(3, 3)
     np.testing.assert_allclose(direction, to_lps @ affine[:3, :3] / spacing, atol=1e-5)
     return image, affine
+
+
+def test_saving_an_image_with_what_was_done_in_its_meta_data_works(source, tmp_path):
+    data = preprocessing()({"image": str(source)})
+    data = RandIFIMPerturbd("image", volume_network(), strength=0.1, prob=1.0)(data)
+    assert done_to(data["image"])["norm"] > 0
+    SaveImaged("image", output_dir=tmp_path, output_postfix="perturbed", resample=False, separate_folder=False)(data)
+    opened = nibabel.load(tmp_path / "source_perturbed.nii.gz")
+    np.testing.assert_array_equal(opened.get_fdata(dtype=np.float32), data["image"][0].numpy())
+    np.testing.assert_allclose(opened.affine, data["image"].affine.numpy(), rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("part", ["high", "low"])
