@@ -89,7 +89,9 @@ def measure(
         likelihood: of its outputs.
         seen: how many images the network saw.
     """
-    images, curves, removals = ([table] for table in _empty_tables(likelihood))
+    images: list[pd.DataFrame] = []
+    curves: list[pd.DataFrame] = []
+    removals: list[pd.DataFrame] = []
     left_out: Counter[tuple[str, str]] = Counter()
     kept_norm: dict[str, list[float]] = {direction.name: [] for direction in directions}
     for part in joined_by_shape(parts, options.batch_size):
@@ -120,8 +122,17 @@ def measure(
         images.append(part.table.join(measured.unperturbed.drop(columns="image")))
         rows = measured.to_frame(predictions=True)
         curves.append(rows.assign(image=np.take(part.positions, rows.image)))
-    exact = all(part.fisher.exact for part in parts)
-    return Measured(_stacked(images), _stacked(curves), _stacked(removals), left_out, kept_norm, seen, exact)
+    # pandas makes Python forget which warnings it has shown, so not before the network was called
+    empty = _empty_tables(likelihood)
+    return Measured(
+        images=_stacked([empty[0], *images]),
+        curves=_stacked([empty[1], *curves]),
+        removals=_stacked([empty[2], *removals]),
+        left_out=left_out,
+        kept_norm=kept_norm,
+        seen=seen,
+        exact=all(part.fisher.exact for part in parts),
+    )
 
 
 def details(measured: Measured, directions: Sequence[str], strength: float) -> dict[str, np.ndarray]:
