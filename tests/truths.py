@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import mpmath
 import numpy as np
@@ -103,7 +103,7 @@ def logits_of(network: Callable, image: Tensor) -> Callable[[Tensor], Tensor]:
     """The outputs (C,) as a function of the flat image (D,), in float64."""
     if isinstance(network, nn.Module) and any(p.dtype != torch.float64 for p in network.parameters()):
         network = copy.deepcopy(network).double()
-    return lambda flat: network(flat.view(1, *image.shape)).flatten()
+    return lambda flat: network(flat.view(1, *image.shape).clone()).flatten()  # the first layer may work in place
 
 
 def dense_jacobian(network: Callable, image: Tensor) -> Tensor:
@@ -132,6 +132,12 @@ def root_fisher(network: Callable, image: Tensor) -> Tensor:
 def spectrum(matrix: Tensor, count: int) -> Tensor:
     """The leading eigenvalues of a symmetric matrix, descending."""
     return torch.linalg.eigvalsh(matrix).flip(-1)[:count]
+
+
+def block(matrix: Tensor, channel_mask: Sequence[bool]) -> Tensor:
+    """The dense matrix (D, D) with zeros in the rows and columns of the channels that the mask leaves out."""
+    inside = torch.tensor(channel_mask, dtype=F64).repeat_interleave(len(matrix) // len(channel_mask))
+    return matrix * inside * inside[:, None]
 
 
 def assert_same_spectrum(found: InputFisher, truth: InputFisher, tolerance: float = 1e-12) -> None:
