@@ -13,7 +13,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import DataLoader
-from monai.engines import EnsembleEvaluator, PrepareBatchExtraInput, SupervisedEvaluator
+from monai.engines import SupervisedEvaluator
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.utils import parametrizations
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_ifim import input_fisher
 from monai_ifim.handlers import IFIMHandler
-from tests.handlers import CNN, CPU, direct, evaluator, items, key_metric, logged, pictures, same
+from tests.handlers import CNN, CPU, direct, evaluator, items, logged, pictures, same
 
 DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = [
@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def state(network: nn.Module) -> dict:
-    """All that a guest could leave behind in a network; tensors with their layout, parameters by identity."""
+    """All that could be left behind in a network; tensors with their layout, parameters by identity."""
     tensors = dict([*network.named_parameters(), *network.named_buffers()])
     return {
         "identities": {name: id(tensor) for name, tensor in tensors.items()},
@@ -56,25 +56,6 @@ def check_works(network, reference=None, known=None, tolerance=1e-10, images=Non
 
 
 # ---------------------------------------------------------------- several networks, and wrappers
-
-
-def ensemble(*networks, **options):
-    return EnsembleEvaluator(
-        device=CPU,
-        val_data_loader=DataLoader(items(pictures()), batch_size=4),
-        networks=networks,
-        key_val_metric=key_metric(),
-        val_handlers=[IFIMHandler(**options)],
-    )
-
-
-def test_ensemble_evaluator_is_refused_when_attached_and_works_with_a_named_network():
-    networks = CNN(), CNN(seed=1)
-    with pytest.raises(ValueError, match=r"several networks.*IFIMMetric\(network="):
-        ensemble(*networks)
-    engine = ensemble(*networks, network=networks[1])
-    engine.run()
-    same(logged(engine), direct(networks[1], pictures()))
 
 
 @pytest.fixture
@@ -278,26 +259,6 @@ def test_quantised_networks_are_refused():
 # ---------------------------------------------------------------- inputs and outputs
 
 
-class Shifted(CNN):
-    """Takes a further input."""
-
-    def forward(self, images, shift, scale=1.0):
-        return super().forward(images * scale + shift)
-
-
-def test_networks_with_further_inputs():
-    images, shift = pictures(), torch.linspace(-1, 1, 7, dtype=torch.float64).view(7, 1, 1, 1)
-    engine = evaluator(
-        Shifted(),
-        [item | {"shift": shift[index]} for index, item in enumerate(items(images))],
-        "handler",
-        prepare_batch=PrepareBatchExtraInput(extra_keys=["shift"]),
-    )
-    engine.run()
-    truth = input_fisher(CNN().eval(), images + shift).eigenvalues
-    assert logged(engine)["lambda_max"] == pytest.approx(float(truth[:, 0].quantile(0.5)), rel=1e-12)
-
-
 class Several(CNN):
     """Gives features beside the logits."""
 
@@ -340,7 +301,7 @@ def test_spectral_norm(mode):
         check_works(network, reference)
         assert all(torch.equal(value, buffers[name]) for name, value in network.named_buffers())
         return
-    # an evaluator in training mode updates the vectors itself, once a forward pass, with a guest as without
+    # an evaluator in training mode updates the vectors itself, once a forward pass, with us as without
     torch.manual_seed(0)
     evaluator(network, items(pictures()), "handler", mode="train").run()
     alone = CNN()
@@ -437,24 +398,17 @@ def test_hooks_that_change_an_output_are_part_of_the_network():
     check_works(network, reference)
 
 
-def test_an_evaluator_in_training_mode_is_looked_at_in_evaluation_mode():
-    check_values, network = direct(CNN(), pictures()), CNN()
-    momentum, network[1].momentum = network[1].momentum, 0.0  # or the evaluator's own forward pass changes it
-    engine = evaluator(network, items(pictures()), "handler", mode="train")
-    engine.run()
-    assert momentum != network[1].momentum
-    same(logged(engine), check_values)
-
-
 # ---------------------------------------------------------------- the table
 
 ELSEWHERE = {
+    "`mode: train`": "handlers/test_routes.py",
+    "`EnsembleEvaluator`": "handlers/test_routes.py",
+    "further inputs of the network": "handlers/test_inputs.py",
     "`inferer:` other than `SimpleInferer`": "handlers/test_inferred.py",
     "networks built under `inference_mode`": "test_network.py",
     "batch normalisation without running statistics": "test_network.py",
 }
 HERE = {
-    "`EnsembleEvaluator`": test_ensemble_evaluator_is_refused_when_attached_and_works_with_a_named_network,
     "`DistributedDataParallel`": test_distributed_data_parallel,
     "`DataParallel`": test_data_parallel,
     "`torch.compile`, of all or of parts; `compile: true`": test_torch_compile,
@@ -464,12 +418,10 @@ HERE = {
     "evaluators under `inference_mode` or `no_grad`": test_evaluators_under_inference_mode_and_no_grad,
     "networks of bfloat16 or float16": test_half_precision_networks_give_spectra_to_the_rounding_of_their_dtype,
     "quantised networks": test_quantised_networks_are_refused,
-    "further inputs of the network": test_networks_with_further_inputs,
     "networks that return tuples or dictionaries": test_networks_that_return_tuples_and_dictionaries,
     "spectral norm, weight norm (parametrisations and hooks)": test_spectral_norm,
     "lazy layers": test_lazy_layers_get_their_shape_from_the_evaluator_before_they_are_looked_at,
     "frozen parameters": test_frozen_parameters,
-    "`mode: train`": test_an_evaluator_in_training_mode_is_looked_at_in_evaluation_mode,
     "buffers that change in evaluation mode": (
         test_buffers_that_change_in_evaluation_mode_are_given_back_and_attributes_are_not
     ),

@@ -1,8 +1,7 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Figures and curve scalars in TensorBoard, read back from the event files."""
+"""Figures and curve scalars in TensorBoard, read back from the event files; pictures are in ``tests/visualize``."""
 
-import dataclasses
 import io
 
 import matplotlib.image
@@ -15,24 +14,10 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
-from monai_ifim.handlers.pictures import case_panels, result_figures
-from tests.handlers import (
-    CNN,
-    ROUTES,
-    evaluator,
-    guest,
-    hosted,
-    items,
-    logged,
-    measure,
-    pictures,
-    result_of,
-    same,
-)
+from monai_ifim.visualize import pictures as drawing
+from tests.handlers import CNN, LABELS, LIGHT, ROUTES, attached, evaluator, items, logged, on_route, pictures, run, same
 
 both_routes = pytest.mark.parametrize("route", ROUTES)
-LABELS = [0, 2, 1, 1, 0, 2, 0]
-LIGHT = {"arms": ["high", "low"], "strengths": [0.03], "shown": 1}  # few lines and pictures to draw
 FIGURES = {"curves", "spectrum", "histogram", "components"}
 
 
@@ -42,39 +27,6 @@ def events_in(folder):
     events = EventAccumulator(str(file), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
     return events
-
-
-def pixels(event):
-    """The picture (H, W, 3 or 4) of an image event."""
-    picture = matplotlib.image.imread(io.BytesIO(event.encoded_image_string), format="png")
-    assert picture.shape[:2] == (event.height, event.width)
-    return picture
-
-
-def check_pictures(events, names, steps, group="ifim"):
-    """Exactly these figures at these steps, each a picture of a size that TensorBoard can show."""
-    assert set(events.Tags()["images"]) == {f"{group}/{name}" for name in names}
-    for name in names:
-        shown = events.Images(f"{group}/{name}")
-        assert [event.step for event in shown] == steps, name
-        for event in shown:
-            picture = pixels(event)
-            assert 500 <= picture.shape[1] <= 1200, name
-            assert 200 <= picture.shape[0] <= 6000, name
-            assert 0.02 < np.mean(picture[..., :3].min(axis=2) < 0.9) < 0.98, name  # neither blank nor filled
-
-
-def check_curves(events, step, table):
-    """The scalars are the finite values of the table."""
-    table = table[(table.arm != "unperturbed") & np.isfinite(table.value)]
-    values = {
-        f"ifim_curve_{row.endpoint}/{row.arm}_{row.strength:g}": row.value for row in table.itertuples(index=False)
-    }
-    assert len(values) == len(table) > 50
-    assert {tag for tag in events.Tags()["scalars"] if tag.startswith("ifim_curve_")} >= set(values)
-    for tag, value in values.items():
-        (found,) = [event.value for event in events.Scalars(tag) if event.step == step]
-        assert found == pytest.approx(value, rel=1e-6, abs=1e-30), tag
 
 
 class Tags:
@@ -95,97 +47,80 @@ class Tags:
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """In place of each picture a dot, where the test looks at tags and steps only."""
-    monkeypatch.setattr("monai_ifim.handlers.pictures._drawn", lambda figure: np.zeros((1, 1, 3), np.uint8))
+def drawn(monkeypatch):
+    """In place of each picture a dot, where the test looks at tags and steps only; the figures that were asked for."""
+    figures = []
+    dot = np.zeros((1, 1, 3), np.uint8)
+    monkeypatch.setattr(drawing, "as_array", lambda figure: figures.append(figure) or dot)
+    return figures
 
 
-def drawn(ifim, network, data, **known):
+def written(network, data, known=None, **options):
     """The tags and steps of one evaluation."""
-    writer = Tags()
-    hosted(ifim, network, data, IFIMFigureHandler(ifim, summary_writer=writer), **known).run()
+    ifim, writer = IFIMHandler(**LIGHT | options), Tags()
+    attached(ifim, network, data, IFIMFigureHandler(ifim, summary_writer=writer), **(known or {})).run()
     return writer
 
 
-class Keep:
-    """Keeps the tables of every epoch."""
-
-    def __init__(self, ifim):
-        metric = ifim if isinstance(ifim, IFIMMetric) else ifim.metric
-        self.results = []
-        metric.listeners.append(lambda engine, result: self.results.append(result))
-
-
 @pytest.mark.parametrize("place", ["before", "behind", "metric"])
-def test_every_evaluation_writes_all_figures_and_the_curves_as_scalars(place, tmp_path):
-    network, images = CNN(), pictures()
-    arms = ("high", "low_matched", "transfer")
-    ifim = guest("metric" if place == "metric" else "handler", rank=1, arms=arms, shown=1)
-    figures, keep = IFIMFigureHandler(ifim, log_dir=tmp_path), Keep(ifim)
+def test_every_evaluation_writes_all_figures_and_the_curves_as_scalars(place, tmp_path, request):
+    if place != "metric":
+        request.getfixturevalue("drawn")
+    network, images, results = CNN(), pictures(), []
+    options = {"rank": 1, "directions": ("high", "low_matched", "transfer"), "shown": 1}
+    ifim = on_route("metric" if place == "metric" else "handler", **options)
+    figures = IFIMFigureHandler(ifim, log_dir=tmp_path)
+    ifim.listeners.append(lambda engine, result: results.append(result))
     if place == "before":
         engine = evaluator(network, items(images, LABELS), val_handlers=[figures, ifim])
     else:
-        engine = hosted(ifim, network, items(images, LABELS), figures)
+        engine = attached(ifim, network, items(images, LABELS), figures)
     steps = [3, 5] if place == "before" else [4]
     for epoch in steps:
         engine.run(epoch)
         with torch.no_grad():
             network[5].weight.mul_(1.5)
     events = events_in(tmp_path)
-    check_pictures(events, FIGURES, steps)
-    assert [result.epoch for result in keep.results] == steps
-    for result in keep.results:
-        check_curves(events, result.epoch, result.curve_table)
-    pictures_of_curves = {event.encoded_image_string for event in events.Images("ifim/curves")}
-    assert len(pictures_of_curves) == len(steps)  # of another network each
+    assert set(events.Tags()["images"]) == {f"ifim/{name}" for name in FIGURES}
+    for name in FIGURES:
+        assert [event.step for event in events.Images(f"ifim/{name}")] == steps, name
+    assert [result.epoch for result in results] == steps
+    for result in results:
+        table = result.curve_table[result.curve_table.direction != "unperturbed"]
+        table = table[np.isfinite(table.value)]
+        assert len(table) > 50
+        for row in table.itertuples(index=False):
+            scalars = events.Scalars(f"ifim_curve_{row.endpoint}/{row.direction}_{row.strength:g}")
+            (found,) = [scalar.value for scalar in scalars if scalar.step == result.epoch]
+            assert found == pytest.approx(row.value, rel=1e-6, abs=1e-30)
+    if place == "metric":  # pictures of a size that TensorBoard can show, neither blank nor filled
+        for name in FIGURES:
+            (event,) = events.Images(f"ifim/{name}")
+            picture = matplotlib.image.imread(io.BytesIO(event.encoded_image_string), format="png")
+            assert 500 <= picture.shape[1] <= 1200, name
+            assert 200 <= picture.shape[0] <= 6000, name
+            assert 0.02 < np.mean(picture[..., :3].min(axis=2) < 0.9) < 0.98, name
 
 
-@pytest.mark.usefixtures("undrawn")
 @both_routes
-def test_evaluations_that_interval_leaves_out_draw_nothing(route):
-    ifim, writer = guest(route, interval=2, **LIGHT), Tags()
-    engine = hosted(ifim, CNN(), items(pictures(4)), IFIMFigureHandler(ifim, summary_writer=writer))
+def test_evaluations_that_interval_leaves_out_draw_nothing_and_steps_can_be_the_trainers(route, drawn):
+    ifim, writer, mapped = on_route(route, interval=2, **LIGHT), Tags(), Tags()
+    handlers = [
+        IFIMFigureHandler(ifim, summary_writer=writer),
+        IFIMFigureHandler(ifim, summary_writer=mapped, global_epoch_transform=lambda epoch: 10 * epoch),
+    ]
+    engine = attached(ifim, CNN(), items(pictures(4)), *handlers)
     for epoch in (1, 2, 3):
         engine.run(epoch)
-    assert [step for tag, step in writer.figures if tag == "ifim/spectrum"] == [1, 3]
-    assert {step for _, step in writer.scalars} == {1, 3}
+    for held, steps in ((writer, [1, 3]), (mapped, [10, 30])):
+        assert [step for tag, step in held.figures if tag == "ifim/spectrum"] == steps
+        assert {step for _, step in held.scalars} == set(steps)
+    assert len(drawn) == 2 * len(FIGURES)  # once for both handlers
 
 
-def test_the_removal_experiment_is_drawn_only_when_asked_for(tmp_path):
-    ifim = guest("handler", removals=[0.5, 1.0], **LIGHT)
-    hosted(ifim, CNN(), items(pictures(4)), IFIMFigureHandler(ifim, log_dir=tmp_path)).run()
-    check_pictures(events_in(tmp_path), FIGURES | {"removals"}, [1])
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_without_shown_images_there_is_no_panel_of_them():
-    writer = drawn(guest("handler", **LIGHT | {"shown": 0}), CNN(), items(pictures(4)))
-    assert writer.figures == [("ifim/curves", 1), ("ifim/spectrum", 1), ("ifim/histogram", 1)]
-
-
-@pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize(("prefix", "group"), [("fim/", "fim"), ("mine_", "mine")])
-def test_tags_carry_the_prefix(prefix, group):
-    writer = drawn(guest("handler", prefix=prefix, **LIGHT), CNN(), items(pictures(4)))
-    assert {tag for tag, _ in writer.figures} == {f"{group}/{name}" for name in FIGURES}
-    assert (f"{prefix}curve_kl/high_0.03", 1) in writer.scalars
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_given_writer_is_the_only_one_written_to(tmp_path):
-    ifim, writer = guest("handler", **LIGHT), Tags()
-    figures = IFIMFigureHandler(ifim, summary_writer=writer, log_dir=tmp_path / "other")
-    hosted(ifim, CNN(), items(pictures(4)), figures).run()
-    assert len(writer.figures) == len(FIGURES)
-    assert not (tmp_path / "other").exists()
-
-
-# ---------------------------------------------------------------- other images
-
-
-def flat_network(shape, outputs=2, seed=0):
+def flat_network(shape, outputs=2):
     """A small network of images of any shape."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     size = int(np.prod(shape))
     return nn.Sequential(nn.Flatten(), nn.Linear(size, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
 
@@ -200,155 +135,113 @@ def shaped(shape, count=4, affine=None, **extra):
     ]
 
 
-@pytest.mark.parametrize("shape", [(1, 9, 8, 7), (3, 12, 10)], ids=["volume", "RGB"])
-def test_volumes_and_rgb_images_are_drawn_with_their_masks(shape, tmp_path):
-    masks = [torch.ones(1, *shape[1:]) for _ in range(4)]
-    affine = torch.diag(torch.tensor([1.0, 2.0, 4.0, 1.0]))
-    ifim = guest("handler", mask_key="mask", **LIGHT)
-    data = shaped(shape, affine=affine, mask=masks)
-    hosted(ifim, flat_network(shape), data, IFIMFigureHandler(ifim, log_dir=tmp_path)).run()
-    check_pictures(events_in(tmp_path), FIGURES, [1])
+class Pooled(nn.Sequential):
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+        self.double()
 
 
-def test_volumes_are_drawn_with_the_proportions_of_their_affine_matrix():
-    shape, heights = (1, 8, 8, 8), {}
-    for thickness in (1.0, 3.0):
-        affine = torch.diag(torch.tensor([1.0, 1.0, thickness, 1.0]))
-        result = measure("handler", flat_network(shape), shaped(shape, affine=affine), **LIGHT)
-        ((_, figure),) = case_panels(result.cases)
-        heights[thickness] = sorted(axis.get_aspect() for axis in figure.axes if axis.images)
-    assert set(heights[1.0]) == {1.0}
-    assert set(heights[3.0]) == {1.0, 3.0}
+TWO_SHAPES = [{"image": item["image"]} for shape in ((1, 12, 12), (1, 10, 14)) for item in shaped(shape, 2)]
+OTHERS = {
+    "removals": (CNN, items(pictures(4)), {"removals": [0.5, 1.0]}, FIGURES | {"removals"}),
+    "nothing shown": (CNN, items(pictures(4)), {"shown": 0}, FIGURES - {"components"}),
+    "no spatial axes": (lambda: flat_network((1, 30)), shaped((1, 30)), {}, FIGURES - {"components"}),
+    "two shapes": (Pooled, TWO_SHAPES, {"shown": 2}, FIGURES | {"components_2"}),
+    "all left out": (CNN, items(torch.full((3, 1, 12, 12), torch.nan).double()), {}, {"spectrum", "histogram"}),
+    "regression": (CNN, items(pictures(4)), {"likelihood": "gaussian"}, FIGURES),
+}
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_images_of_two_shapes_have_a_panel_each():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
-    images = [item["image"] for shape in ((1, 12, 12), (1, 10, 14)) for item in shaped(shape, 2)]
-    writer = drawn(guest("handler", **LIGHT | {"shown": 2}), network.double(), items(images), batch_size=1)
-    assert {tag for tag, _ in writer.figures} == {f"ifim/{name}" for name in FIGURES | {"components_2"}}
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_images_without_spatial_axes_have_figures_and_no_panel():
-    writer = drawn(guest("handler", **LIGHT), flat_network((1, 30)), shaped((1, 30)))
-    assert {tag for tag, _ in writer.figures} == {f"ifim/{name}" for name in FIGURES - {"components"}}
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_flat_affine_matrix_is_drawn_without_proportions():
-    affine = torch.diag(torch.tensor([0.0, 2.0, 2.0, 1.0]))
-    result = measure("handler", CNN(), [{"image": MetaTensor(image, affine=affine)} for image in pictures(2)])
-    assert len(result.pictures.cases) == 2
-
-
-@both_routes
-def test_when_every_image_is_left_out_the_spectrum_says_so_and_nothing_fails(route, tmp_path, caplog):
-    images = torch.full((3, 1, 12, 12), torch.nan, dtype=torch.float64)
-    ifim = guest(route)
-    hosted(ifim, CNN(), items(images, [0, 1, 2]), IFIMFigureHandler(ifim, log_dir=tmp_path)).run()
-    assert set(events_in(tmp_path).Tags()["images"]) == {"ifim/spectrum", "ifim/histogram"}
+@pytest.mark.parametrize("kind", OTHERS)
+def test_figures_are_those_that_there_is_something_for(kind, drawn, caplog):
+    network, data, options, expected = OTHERS[kind]
+    writer = written(network(), data, {"per_batch": 1}, prefix="mine_", **options)
+    assert writer.figures == sorted(writer.figures, key=lambda pair: writer.figures.index(pair))
+    assert {tag for tag, _ in writer.figures} == {f"mine/{name}" for name in expected}
+    assert (("mine_curve_kl/high_0.03", 1) in writer.scalars) is (kind != "all left out")
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_an_epoch_without_a_chosen_image_draws_nothing():
-    result = measure("handler", CNN(), items(pictures(4)), {"epoch_length": 1, "batch_size": 1})
-    assert result_figures(result)
-    empty = dataclasses.replace(
-        result, images=result.images[:0], curves=result.curves[:0], eigenvalues=np.zeros((0, 0)), cases=[]
-    )
-    assert result_figures(empty) == {}
-    assert empty.pictures.cases == {}
+@pytest.mark.parametrize("shape", [(1, 9, 8, 7), (3, 12, 10)], ids=["volume", "RGB"])
+def test_volumes_and_rgb_images_are_drawn_with_their_masks(shape, tmp_path):
+    affine = torch.diag(torch.tensor([1.0, 2.0, 4.0, 1.0]))
+    ifim = IFIMHandler(mask_key="mask", **LIGHT)
+    data = shaped(shape, affine=affine, mask=[torch.ones(1, *shape[1:]) for _ in range(4)])
+    attached(ifim, flat_network(shape), data, IFIMFigureHandler(ifim, log_dir=tmp_path)).run()
+    (event,) = events_in(tmp_path).Images("ifim/components")
+    assert event.height > 200
 
 
-# ---------------------------------------------------------------- file names in titles
-
-
-@pytest.mark.parametrize(
-    "name", ["price_$5_{a$.nii", "漢字_スキャン.nii.gz", "x" * 300, "two\nlines\t.nii", "<b>.png", ""]
-)
-def test_any_file_name_can_stand_in_a_title(name):
-    data = [{"image": MetaTensor(image, meta={"filename_or_obj": name})} for image in pictures(1)]
-    for _, figure in case_panels(measure("handler", CNN(), data, **LIGHT).cases):
-        figure.savefig(io.BytesIO(), format="png")
-        width = figure.get_window_extent().width
-        for subfigure in figure.subfigs:
-            assert subfigure._suptitle.get_window_extent().width < width
+def test_figure_handler_and_saver_share_what_was_drawn_and_a_given_writer_is_the_only_one(drawn, tmp_path):
+    ifim, writer = IFIMHandler(**LIGHT), Tags()
+    figures = IFIMFigureHandler(ifim, summary_writer=writer, log_dir=tmp_path / "other")
+    attached(ifim, CNN(), items(pictures(4)), figures, IFIMSaver(ifim, tmp_path)).run()
+    assert len(drawn) == len(writer.figures) == len(FIGURES)
+    assert not (tmp_path / "other").exists()
+    run(CNN(), items(pictures(4)), **LIGHT)
+    assert len(drawn) == len(FIGURES)  # without anybody to show them nothing is drawn
 
 
 # ---------------------------------------------------------------- errors
 
-
-def not_attached(kind, handler):
-    """Evaluators to which the handler's ``ifim`` is not attached."""
-    images = items(pictures(2))
-    ifim = IFIMHandler() if kind == "handler" else IFIMMetric()
-    if kind == "additional metric without a key metric":  # MONAI ignores it silently
-        return evaluator(CNN(), images, additional_metrics={"ifim": ifim}, val_handlers=[handler(ifim)])
-    if kind == "twin":
-        return evaluator(CNN(), images, val_handlers=[IFIMHandler(), handler(ifim)])
-    return evaluator(CNN(), images, val_handlers=[handler(ifim)])
+MAKERS = {
+    "IFIMFigureHandler": lambda ifim, folder: IFIMFigureHandler(ifim, log_dir=folder / "events"),
+    "IFIMSaver": lambda ifim, folder: IFIMSaver(ifim, folder / "tables"),
+}
 
 
-def makers(tmp_path):
-    """The two that take an ``ifim``."""
-    return {
-        "IFIMFigureHandler": lambda ifim: IFIMFigureHandler(ifim, log_dir=tmp_path / "events"),
-        "IFIMSaver": lambda ifim: IFIMSaver(ifim, tmp_path / "tables"),
-    }
-
-
-@pytest.mark.parametrize("who", ["IFIMFigureHandler", "IFIMSaver"])
+@pytest.mark.parametrize("who", MAKERS)
 @pytest.mark.parametrize("kind", ["handler", "metric", "twin", "additional metric without a key metric"])
 def test_an_ifim_that_is_not_attached_is_refused_when_the_run_starts(who, kind, tmp_path):
-    engine = not_attached(kind, makers(tmp_path)[who])
+    ifim = IFIMHandler() if kind == "handler" else IFIMMetric()
+    handler, known = MAKERS[who](ifim, tmp_path), {}
+    if kind == "additional metric without a key metric":  # MONAI ignores it silently
+        known = {"additional_metrics": {"ifim": ifim}}
+    handlers = [IFIMHandler(), handler] if kind == "twin" else [handler]
+    engine = evaluator(CNN(), items(pictures(2)), val_handlers=handlers, **known)
     with pytest.raises(ValueError, match=f"The ifim of {who} is not attached to this evaluator"):
         engine.run()
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("who", ["IFIMFigureHandler", "IFIMSaver"])
-def test_what_is_no_ifim_is_refused_naming_what_it_is(who, tmp_path):
-    with pytest.raises(TypeError, match=f"ifim of {who} must be an IFIMHandler or IFIMMetric, got str"):
-        evaluator(CNN(), items(pictures(2)), val_handlers=[makers(tmp_path)[who]("@ifim")])
+def test_what_is_no_ifim_and_no_writer_is_refused_naming_what_it_is(tmp_path):
+    for who, make in MAKERS.items():
+        with pytest.raises(TypeError, match=f"ifim of {who} must be an IFIMHandler or IFIMMetric, got str"):
+            evaluator(CNN(), items(pictures(2)), val_handlers=[make("@ifim", tmp_path)])
+    with pytest.raises(TypeError, match="a str, which has no add_image"):
+        IFIMFigureHandler(IFIMHandler(), summary_writer="./runs")
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("drawn")
 @both_routes
 def test_a_writer_that_fails_is_reported_once_and_the_run_goes_on_with_its_metrics(
     route, tmp_path, monkeypatch, caplog
 ):
-    def fails(*args, **kwargs):
+    def fails(*arguments, **keyword_arguments):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(SummaryWriter, "add_image", fails)
-    network, images = CNN(), pictures()
-    ifim, other = guest(route, **LIGHT), IFIMHandler(prefix="other_", arms=["high"])
+    data = items(pictures(4), LABELS[:4])
+    ifim, other = on_route(route, **LIGHT), IFIMHandler(prefix="other_", **LIGHT)
     handlers = IFIMFigureHandler(ifim, log_dir=tmp_path), IFIMFigureHandler(ifim, summary_writer=(behind := Tags()))
-    engine = hosted(ifim, network, items(images, LABELS), *handlers, other)
-    plain = evaluator(network, items(images, LABELS), route, **LIGHT)
-    plain.run()
-    truth = logged(plain)
+    engine = attached(ifim, CNN(), data, *handlers, other)
+    truth = logged(run(CNN(), data, route, **LIGHT))
     for epoch in (1, 2, 3):
         engine.run(epoch)
         same(logged(engine), truth)
         assert "other_kl_high" in engine.state.metrics
-    reports = [record for record in caplog.records if "IFIMFigureHandler failed" in record.getMessage()]
-    assert [record.getMessage() for record in reports] == [
-        "IFIMFigureHandler failed at epoch 1; the run goes on, and this is said once."
-    ]
-    assert "No space left on device" in str(reports[0].exc_info[1])
+    (report,) = [record for record in caplog.records if "IFIMFigureHandler failed" in record.getMessage()]
+    assert report.getMessage() == "IFIMFigureHandler failed at epoch 1; the run goes on, and this is said once."
+    assert "No space left on device" in str(report.exc_info[1])
     assert [step for tag, step in behind.figures if tag == "ifim/curves"] == [1, 2, 3]  # it got its turn
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("drawn")
 def test_a_handler_on_two_evaluators_draws_each_evaluation_once():
     ifim, writer = IFIMHandler(**LIGHT), Tags()
     figures = IFIMFigureHandler(ifim, summary_writer=writer)
-    first = evaluator(CNN(), items(pictures(3)), val_handlers=[ifim, figures])
-    second = evaluator(CNN(seed=1), items(pictures(5)), val_handlers=[ifim, figures])
-    first.run(1)
-    second.run(2)
+    for epoch, count in ((1, 3), (2, 5)):
+        evaluator(CNN(), items(pictures(count)), val_handlers=[ifim, figures]).run(epoch)
     assert [step for tag, step in writer.figures if tag == "ifim/curves"] == [1, 2]
-    assert len(result_of(ifim).images) == 5
+    assert len(ifim.result.images) == 5

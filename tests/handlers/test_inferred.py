@@ -11,9 +11,7 @@ from monai_ifim import input_fisher
 from monai_ifim.handlers import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.inferred import Inferred, with_inferer
 from tests import truths
-from tests.handlers import CPU, ROUTES, direct, evaluator, hosted, items, key_metric, logged, measure, pictures, same
-
-both_routes = pytest.mark.parametrize("route", ROUTES)
+from tests.handlers import CPU, attached, direct, evaluator, items, key_metric, logged, measure, pictures, same
 
 
 class ConvHead(nn.Sequential):
@@ -75,21 +73,19 @@ def test_where_one_window_holds_the_image_the_inferer_changes_nothing():
     torch.testing.assert_close(through.eigenvectors, alone.eigenvectors, rtol=1e-9, atol=1e-12)
 
 
-@both_routes
-def test_what_the_evaluator_computes_is_looked_at_and_with_use_inferer_false_the_network_itself(route):
+def test_what_the_evaluator_computes_is_looked_at_and_with_use_inferer_false_the_network_itself():
     network, images, inferer = ConvHead(), pictures(), SlidingWindowInferer(10)
     engines = {}
     for use_inferer in (True, False):
-        engines[use_inferer] = evaluator(network, items(images), route, inferer=inferer, use_inferer=use_inferer)
+        engines[use_inferer] = evaluator(network, items(images), "metric", inferer=inferer, use_inferer=use_inferer)
         engines[use_inferer].run()
     same(logged(engines[True]), direct(Inferred(network, inferer), images))
     same(logged(engines[False]), direct(network, images))
     assert logged(engines[True])["lambda_max"] != pytest.approx(logged(engines[False])["lambda_max"], rel=1e-3)
 
 
-@both_routes
-def test_the_results_name_the_network_and_not_what_stands_around_it(route):
-    result = measure(route, ConvHead(), items(pictures(4)), {"inferer": SlidingWindowInferer(10)})
+def test_the_results_name_the_network_and_not_what_stands_around_it():
+    result = measure("metric", ConvHead(), items(pictures(4)), {"inferer": SlidingWindowInferer(10)})
     assert result.network == f"ConvHead, {sum(p.numel() for p in ConvHead().parameters()):,} parameters"
 
 
@@ -114,10 +110,9 @@ def test_dense_outputs_of_an_inferer_are_refused_by_its_name_with_the_remedy_tha
     same(logged(engine), direct(network, pictures(4)))
 
 
-@both_routes
-def test_an_inferer_that_gives_no_gradient_is_named_with_the_remedy(route):
+def test_an_inferer_that_gives_no_gradient_is_named_with_the_remedy():
     with pytest.raises(ValueError, match=r"does not depend differentiably.*Detaching.*use_inferer: false"):
-        measure(route, ConvHead(), items(pictures(4)), {"inferer": Detaching()})
+        measure("metric", ConvHead(), items(pictures(4)), {"inferer": Detaching()})
 
 
 def test_an_error_of_the_network_alone_does_not_speak_of_an_inferer():
@@ -132,13 +127,12 @@ def test_an_error_says_which_layer_of_the_network_is_meant():
         measure("handler", network, items(pictures(4)), {"inferer": SlidingWindowInferer(10)})
 
 
-@both_routes
-def test_network_and_inferer_are_left_as_they_were(route, capfd):
+def test_network_and_inferer_are_left_as_they_were(capfd):
     network, inferer = ConvHead(), SlidingWindowInferer(10, progress=True)
     names, settings = [name for name, _ in network.named_modules()], dict(vars(inferer))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     bars = {}
-    for there in (None, route):
+    for there in (None, "handler"):
         evaluator(network, items(pictures()), there, inferer=inferer).run()
         bars[there] = capfd.readouterr().err.count("100%")
     assert [name for name, _ in network.named_modules()] == names
@@ -146,7 +140,7 @@ def test_network_and_inferer_are_left_as_they_were(route, capfd):
     assert all(module.training for module in network.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert bars[route] == bars[None] > 0
+    assert bars["handler"] == bars[None] > 0
 
 
 def test_a_changed_copy_of_the_inferer_stays_ours():
@@ -183,7 +177,7 @@ def test_the_inferer_is_put_around_a_named_network_of_an_ensemble_too():
 def test_the_inferer_is_put_around_wrapped_networks(wrap):
     network, images = ConvHead(), pictures()
     ifim = IFIMMetric()
-    hosted(ifim, wrap(network.eval()), [{"image": image} for image in images], inferer=SlidingWindowInferer(10)).run()
+    attached(ifim, wrap(network.eval()), [{"image": image} for image in images], inferer=SlidingWindowInferer(10)).run()
     truth = input_fisher(Inferred(network.eval(), SlidingWindowInferer(10)), images).eigenvalues
     torch.testing.assert_close(torch.from_numpy(ifim.result.eigenvalues), truth, rtol=1e-10, atol=0)
 

@@ -7,11 +7,10 @@ import time
 
 import pytest
 
-from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
+from monai_ifim.handlers import IFIMFigureHandler, IFIMMetric, IFIMSaver
 from monai_ifim.handlers.profile import Profile
-from tests.handlers import CNN, ROUTES, guest, hosted, items, pictures, result_of
+from tests.handlers import CNN, LIGHT, attached, items, on_route, pictures
 
-LIGHT = {"arms": ["high", "low_matched"], "strengths": [0.03], "shown": 1}
 PARTS = {"spectrum", "perturbation", "figures", "writing", "evaluation"}
 
 
@@ -48,25 +47,23 @@ def test_a_part_that_fails_is_counted_all_the_same():
     assert set(profile.seconds) == {"spectrum"}
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_each_epoch_logs_its_parts_and_keeps_them_in_the_result(route, tmp_path, caplog):
-    ifim = guest(route, profile=True, **LIGHT)
+def test_each_epoch_logs_its_parts_and_keeps_them_in_the_result(tmp_path, caplog):
+    ifim = on_route("handler", profile=True, **LIGHT)
     handlers = [IFIMFigureHandler(ifim, log_dir=str(tmp_path / "events")), IFIMSaver(ifim, tmp_path)]
-    engine = hosted(ifim, CNN(), items(pictures()), *handlers)
+    engine = attached(ifim, CNN(), items(pictures()), *handlers)
     engine.logger.setLevel(logging.INFO)
     with caplog.at_level(logging.INFO):
         engine.run(2)
     tables = [record.getMessage() for record in caplog.records if "iFIM profile" in record.getMessage()]
     assert len(tables) == 1  # of epoch 2, the one that ran
-    found = result_of(ifim).profile
+    found = ifim.result.profile
     assert set(found) == PARTS
     assert all(value > 0 for value in found.values())
     for name, value in found.items():
         assert f"{name:<14}{value:>9.3f}" in tables[0]
 
 
-@pytest.mark.parametrize("kind", [IFIMHandler, IFIMMetric])
-def test_without_the_option_there_is_no_profile(kind):
-    ifim = kind(**LIGHT)
-    hosted(ifim, CNN(), items(pictures())).run()
-    assert result_of(ifim).profile == {}
+def test_without_the_option_there_is_no_profile():
+    ifim = IFIMMetric(**LIGHT)
+    attached(ifim, CNN(), items(pictures())).run()
+    assert ifim.result.profile == {}

@@ -3,7 +3,7 @@
 import pytest
 
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMSaver
-from tests.handlers import CNN, hosted, items, pictures
+from tests.handlers import CNN, attached, items, pictures
 
 FOLLOWING = {
     "output_dir of IFIMSaver": lambda ifim, folder: IFIMSaver(ifim, folder),
@@ -19,17 +19,17 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_run_by_the_rank_that
     (tmp_path / "file").write_text("in the way")
     ifim = IFIMHandler()
     with pytest.raises(OSError, match=f"{option} is .*file.*cannot be made or written"):
-        hosted(ifim, CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "file" / below))
+        attached(ifim, CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "file" / below))
     assert (tmp_path / "file").read_text() == "in the way"
     for module in ("saver", "figures"):
         monkeypatch.setattr(f"monai_ifim.handlers.{module}.process_rank", lambda: 1)
-    hosted(IFIMHandler(), CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "file" / below))
+    attached(IFIMHandler(), CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "file" / below))
 
 
 @pytest.mark.parametrize("option", FOLLOWING)
 def test_a_folder_that_can_be_made_is_not_made_before_there_is_something_to_write(option, tmp_path):
     ifim = IFIMHandler()
-    hosted(ifim, CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "results" / "today"))
+    attached(ifim, CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "results" / "today"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -37,4 +37,4 @@ def test_an_address_of_tensorboard_is_no_folder(tmp_path, monkeypatch):
     (tmp_path / "s3:").write_text("in the way")
     monkeypatch.chdir(tmp_path)
     ifim = IFIMHandler()
-    hosted(ifim, CNN(), items(pictures()), IFIMFigureHandler(ifim, log_dir="s3://bucket/runs"))
+    attached(ifim, CNN(), items(pictures()), IFIMFigureHandler(ifim, log_dir="s3://bucket/runs"))
