@@ -21,7 +21,7 @@ from benchmarks.evidence.document import write_study
 from benchmarks.evidence.networks import NETWORKS
 from benchmarks.evidence.plan import Cell, effort_of, estimated_minutes, planned_cells
 from benchmarks.evidence.running import run_cells
-from benchmarks.evidence.storing import read_json, save_json
+from benchmarks.evidence.storing import read_json, save_json, stored_table
 from benchmarks.evidence.tasks import Task, available_tasks
 
 __all__ = ["main"]
@@ -126,13 +126,11 @@ def _write(
     folders: Sequence[Path],
     seconds: float,
 ) -> Path:
-    results = collected(cells, folders, tasks)
+    results = collected(cells, folders, tasks).stored(options.output)
     efforts = {cell: effort_of(cell, tasks[cell.task], options.short) for cell in cells}
     strengths = sorted({strength for effort in efforts.values() for strength in effort.strengths})
     claims = statements(strengths)
-    verdicts = judged(results, claims)
-    results.write(options.output)
-    verdicts.to_csv(options.output / "claims.csv", index=False, float_format="%.6g")
+    verdicts = stored_table(judged(results, claims), options.output / "claims.csv")
     claim_summary(claims, verdicts).to_csv(options.output / "claim_summary.csv", index=False)
     times = pd.DataFrame([read_json(folder / "time.json") for folder in folders], dtype=float)
     settings = {

@@ -30,6 +30,8 @@ __all__ = [
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "fails", "undecided", "not tested"
 # An area under the ROC curve of fewer images of a kind decides nothing, whatever its interval.
 _LEAST_COUNT = 10
+_COLUMNS = ["claim", "row", *CELL[:3], "detail", "verdict", "value", "seeds", "seeds_low", "seeds_high", "least_low"]
+_COLUMNS += ["greatest_high", "threshold", "unit", "table", "where", "counts"]
 _KL = "log10 ratio of KL"
 _CONSTRUCTION = "True by construction where the change is small enough (the table of strengths says up to where): a "
 _CONSTRUCTION += "check of the arithmetic, and of how far it reaches."
@@ -464,7 +466,6 @@ def judged(results: Results, claims: Sequence[Statement]) -> pd.DataFrame:
             rows.append(
                 {
                     "claim": claim.number,
-                    "row": "",
                     **{name: named[name] for name in CELL[:3]},
                     "detail": ", ".join(detail),
                     "verdict": decided,
@@ -481,9 +482,8 @@ def judged(results: Results, claims: Sequence[Statement]) -> pd.DataFrame:
                     "counts": told_counts,
                 }
             )
-    table = pd.DataFrame(rows)
-    if len(table):
-        table["row"] = table.claim + "." + (table.groupby("claim").cumcount() + 1).astype(str)
+    table = pd.DataFrame(rows, columns=_COLUMNS)
+    table["row"] = table.claim + "." + (table.groupby("claim").cumcount() + 1).astype(str)
     return table
 
 

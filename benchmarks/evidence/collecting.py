@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.evidence.agreement import agreement_table, principal_angles
 from benchmarks.evidence.plan import Cell, Effort
 from benchmarks.evidence.spectra import spectrum_table
-from benchmarks.evidence.storing import read_json
+from benchmarks.evidence.storing import read_json, stored_table
 from benchmarks.evidence.tasks import Task
 from monai_ifim import input_fisher
 from monai_ifim.data import IdealObserver, SignalDetectionTask
@@ -78,11 +78,15 @@ class Results:
     contrasts: pd.DataFrame
     agreement: pd.DataFrame
 
-    def write(self, folder: Path) -> None:
-        """One CSV a table, and ``curves_over_seeds.csv``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, table in {**vars(self), "curves_over_seeds": over_seeds(self.curves, CURVE)}.items():
-            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    def stored(self, folder: Path) -> Results:
+        """Write one CSV a table, and ``curves_over_seeds.csv``; give back the tables as they are on file.
+
+        Whoever reads a number off what comes back rounds what a reader can look up, and not what the file has rounded.
+        """
+        tables = {name: stored_table(table, folder / f"{name}.csv") for name, table in vars(self).items()}
+        found = Results(**tables)
+        stored_table(over_seeds(found.curves, CURVE), folder / "curves_over_seeds.csv")
+        return found
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
-__all__ = ["digest", "new_folder", "read_json", "save_json", "save_torch"]
+__all__ = ["digest", "new_folder", "read_json", "save_json", "save_torch", "stored_table"]
 
 
 def digest(configuration: Mapping[str, Any]) -> str:
@@ -50,6 +51,22 @@ def save_json(content: Any, path: Path) -> None:
 def read_json(path: Path) -> Any:
     """What :func:`save_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def stored_table(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """Write a table as CSV, with six digits a number, and give it back as it is on file: texts that are empty as such.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     stored_table(pd.DataFrame({"value": [4.8451234]}), Path(folder, "a.csv")).value.tolist()
+        [4.84512]
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(_unfinished(file), index=False, float_format="%.6g")
+    _unfinished(file).replace(file)
+    found = pd.read_csv(file)
+    texts = table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]
+    return found.fillna(dict.fromkeys(texts, ""))
 
 
 @contextmanager

@@ -75,7 +75,11 @@ def trained_network(
     if file.exists():
         kept = torch.load(file, weights_only=True)
     else:
-        kept = _train(network, cell, task, effort, file, stop_after)
+        train, val = (
+            Images(images.images, _labels(cell, images))
+            for images in (task.load("train", cell.train_size), task.load("val"))
+        )
+        kept = _train(network, cell, train, val, effort, file, stop_after)
     network.load_state_dict(kept["best"])
     return network.eval(), kept["history"], kept.get("seconds")
 
@@ -87,10 +91,8 @@ def _labels(cell: Cell, images: Images) -> Tensor:
 
 
 def _train(
-    network: nn.Module, cell: Cell, task: Task, effort: Effort, file: Path, stop_after: int | None
+    network: nn.Module, cell: Cell, train: Images, val: Images, effort: Effort, file: Path, stop_after: int | None
 ) -> dict[str, Any]:
-    train, val = task.load("train", cell.train_size), task.load("val")
-    train, val = Images(train.images, _labels(cell, train)), Images(val.images, _labels(cell, val))
     optimizer = torch.optim.Adam(network.parameters(), lr=NETWORKS[cell.network].learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=effort.iterations)
     halfway = file.with_suffix(".halfway")

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is under its name is whole."""
 
+import pandas as pd
 import pytest
 
-from benchmarks.evidence.storing import digest, new_folder, read_json, save_json
+from benchmarks.evidence.storing import digest, new_folder, read_json, save_json, stored_table
+from monai_ifim.visualize.wording import as_number
 
 
 def test_a_folder_that_fails_halfway_leaves_nothing(tmp_path):
@@ -36,3 +38,13 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 def test_the_digest_does_not_depend_on_the_order_of_the_keys_but_on_every_value():
     assert digest({"a": 1, "b": {"c": 2}}) == digest({"b": {"c": 2}, "a": 1})
     assert digest({"a": 1, "b": {"c": 2}}) != digest({"a": 1, "b": {"c": 3}})
+
+
+def test_a_table_comes_back_as_it_is_on_file_so_that_nothing_is_rounded_twice(tmp_path):
+    table = pd.DataFrame({"detail": ["", "a"], "value": [4.84500001, float("nan")], "seed": [0, 1]})
+    found = stored_table(table, tmp_path / "table.csv")
+    assert "4.845," in (tmp_path / "table.csv").read_text()
+    assert as_number(found.value[0]) == as_number(4.845) != as_number(table.value[0])
+    assert found.detail.to_list() == ["", "a"]
+    assert found.value.isna().to_list() == [False, True]
+    assert found.seed.dtype == table.seed.dtype
