@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Trainings are kept, repeat, and go on after a kill as if nothing had happened."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from study import training
+from study.plan import Cell, Effort
+from study.tasks import CONTROLLED, smaller
+from study.training import trained_network
+
+TASK = smaller(CONTROLLED["random_field_2d_2classes"], 96, 32, 32)
+CELL = Cell(TASK.name, "small_resnet")
+EFFORT = Effort(iterations=20, batch_size=16)
+
+
+def weights(network):
+    return torch.cat([value.double().flatten() for value in network.state_dict().values()])
+
+
+def test_a_killed_training_ends_with_the_same_network(tmp_path):
+    whole, history, _ = trained_network(CELL, TASK, EFFORT, tmp_path / "whole")
+    for parts in (3, 7):
+        with pytest.raises(KeyboardInterrupt):
+            trained_network(CELL, TASK, EFFORT, tmp_path / "killed", stop_after=parts)
+    resumed, resumed_history, _ = trained_network(CELL, TASK, EFFORT, tmp_path / "killed")
+    assert torch.equal(weights(whole), weights(resumed))
+    assert history == resumed_history
+    assert [entry["iteration"] for entry in history] == list(range(2, 21, 2))
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_seconds_are_those_of_all_runs_or_unknown_where_a_file_of_before_lacks_them(timed, tmp_path, monkeypatch):
+    ticks = itertools.count()  # a second passes from one validation to the next
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    for parts in (3, 7):
+        with pytest.raises(KeyboardInterrupt):
+            trained_network(CELL, TASK, EFFORT, tmp_path, stop_after=parts)
+    (file,) = (tmp_path / "trained").iterdir()
+    state = torch.load(file, weights_only=True)
+    if not timed:
+        del state["seconds"]
+    torch.save(state, file)
+    expected = 10 if timed else None
+    assert trained_network(CELL, TASK, EFFORT, tmp_path)[2] == expected
+    (file,) = (tmp_path / "trained").iterdir()
+    kept = torch.load(file, weights_only=True)
+    assert kept.pop("seconds") == expected
+    torch.save(kept, file)
+    assert trained_network(CELL, TASK, EFFORT, tmp_path)[2] is None
+
+
+def test_what_is_on_file_is_not_trained_again(tmp_path):
+    first, history, seconds = trained_network(CELL, TASK, EFFORT, tmp_path)
+    (file,) = (tmp_path / "trained").iterdir()
+    stamp = file.stat().st_mtime_ns
+    again, same, same_seconds = trained_network(CELL, TASK, EFFORT, tmp_path)
+    assert torch.equal(weights(first), weights(again))
+    assert history == same
+    assert seconds == same_seconds > 0
+    assert file.stat().st_mtime_ns == stamp
+
+
+def test_another_configuration_is_another_file(tmp_path):
+    trained_network(CELL, TASK, EFFORT, tmp_path)
+    trained_network(CELL, TASK, Effort(iterations=10, batch_size=16), tmp_path)
+    assert len(list((tmp_path / "trained").iterdir())) == 2
+
+
+def test_the_kept_network_is_the_first_with_the_highest_validation_area(tmp_path, monkeypatch):
+    areas, seen = iter([0.5, 0.7, 0.7, 0.6, 0.8, 0.8, 0.3, 0.79, 0.8, 0.1]), []
+
+    def validated(network, val):
+        seen.append(weights(network))
+        return {"val_auc": next(areas), "val_accuracy": 0.5}
+
+    monkeypatch.setattr(training, "_validated", validated)
+    network, _, _ = trained_network(CELL, TASK, EFFORT, tmp_path)
+    assert [torch.equal(weights(network), other) for other in seen] == [number == 4 for number in range(10)]
+
+
+def test_shuffled_labels_are_those_of_the_task_in_another_order_where_it_is_trained_and_validated(
+    tmp_path, monkeypatch
+):
+    given = {}
+
+    def train(network, cell, train, val, *_):
+        given[cell.labels] = (train, val)
+        return {"best": network.state_dict(), "history": []}
+
+    monkeypatch.setattr(training, "_train", train)
+    for labels in ("real", "shuffled"):
+        trained_network(Cell(TASK.name, "cnn", labels=labels), TASK, EFFORT, tmp_path / labels)
+    for real, shuffled in zip(given["real"], given["shuffled"]):
+        assert torch.equal(real.images, shuffled.images)
+        assert not torch.equal(real.labels, shuffled.labels)
+        assert torch.equal(real.labels.sort().values, shuffled.labels.sort().values)
+
+
+def test_an_untrained_network_is_not_trained(tmp_path):
+    network, history, seconds = trained_network(Cell(TASK.name, "small_resnet", trained=False), TASK, EFFORT, tmp_path)
+    assert history == []
+    assert seconds == 0
+    assert not network.training
+    assert not (tmp_path / "trained").exists()
