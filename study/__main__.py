@@ -11,20 +11,23 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from benchmarks.environment import describe_environment
-from study.claims import claim_summary, judged, statements
+from study.claims import statements
 from study.collecting import collected
 from study.document import write_study
+from study.figures import draw_figures
 from study.networks import NETWORKS
 from study.plan import Cell, effort_of, estimated_minutes, planned_cells
 from study.running import run_cells
-from study.storing import read_json, save_json, stored_table
+from study.storing import read_json, read_table, save_json
+from study.summary import write_summary
 from study.tasks import Task, available_tasks
 
-__all__ = ["main"]
+__all__ = ["command_line", "main", "placed"]
 
 _OUTPUT = Path("study/results")
 # So that a first look, or a part, never takes the place of the study.
@@ -33,7 +36,8 @@ _DOCUMENT = Path("docs/study.md")
 _ROWS = "rows"  # folder of the long tables, which the repository does not keep
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="python -m study", description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder with the clinical files (default: shared/data or ../shared/data)")
@@ -63,18 +67,24 @@ def _parser() -> argparse.ArgumentParser:
         default=os.cpu_count() or 1,
         help="networks at a time, one thread each (default: cores)",
     )
+    add("--document-only", action="store_true", help="the document again from the tables on file; runs nothing")
     add("--list", action="store_true", help="the plan with rough times; runs nothing")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = _parser()
-    options = _placed(parser.parse_args(arguments))
+    parser = command_line()
+    options = placed(parser.parse_args(arguments))
     if options.short and options.full:
         parser.error("--short and --full exclude each other.")
     if options.processes < 1:
         parser.error(f"--processes must be 1 or more, got {options.processes}.")
+    if options.document_only:
+        if not (options.output / "plan.json").exists():
+            parser.error(f"There are no tables in '{options.output}'. Run the command without --document-only first.")
+        write_study(options.document, options.output)
+        return
     try:
         tasks, missing = available_tasks(options.data, options.file)
     except (OSError, ValueError) as error:
@@ -113,10 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RuntimeError as error:
         sys.exit(str(error))
     folders = [found[order.index(index)] for index in range(len(cells))]
-    document = _write(options, cells, tasks, missing, folders, time.monotonic() - begun)
-    summary = pd.read_csv(options.output / "claim_summary.csv")
-    print(summary[["claim", "verdict", "holds", "fails", "undecided"]].to_string(index=False))
-    print(f"{document} is written; the tables are in {options.output}")
+    _write(options, cells, tasks, missing, folders, time.monotonic() - begun)
+    table = read_table(options.output / "statements.csv")
+    print(table[["claim", "verdict", "holds", "fails", "undecided"]].to_string(index=False))
+    print(f"{options.document} is written; the tables are in {options.output}")
 
 
 def _write(
@@ -126,35 +136,59 @@ def _write(
     missing: Mapping[str, str],
     folders: Sequence[Path],
     seconds: float,
-) -> Path:
+) -> None:
+    """From the results of the networks to the long tables, from these to the short ones, from these to the document."""
     results = collected(cells, folders, tasks).stored(options.output / _ROWS)
-    efforts = {cell: effort_of(cell, tasks[cell.task], options.short) for cell in cells}
-    strengths = sorted({strength for effort in efforts.values() for strength in effort.strengths})
-    claims = statements(strengths)
-    verdicts = stored_table(judged(results, claims), options.output / "claims.csv")
-    claim_summary(claims, verdicts).to_csv(options.output / "claim_summary.csv", index=False)
+    plan = _plan(options, cells, tasks, missing, folders, seconds)
+    write_summary(results, statements(plan["strengths"]), plan["strengths"], options.output)
+    plan["figures"] = draw_figures(results, tasks, cells, folders, options.document.with_suffix(""))
+    save_json(plan, options.output / "plan.json")
+    write_study(options.document, options.output)
+
+
+def _plan(
+    options: argparse.Namespace,
+    cells: Sequence[Cell],
+    tasks: Mapping[str, Task],
+    missing: Mapping[str, str],
+    folders: Sequence[Path],
+    seconds: float,
+) -> dict[str, Any]:
+    """What was run, and what the document tells of it."""
     times = pd.DataFrame([read_json(folder / "time.json") for folder in folders], dtype=float)
-    settings = {
+    networks, machines = [], set()
+    for cell, folder in zip(cells, folders):
+        summary = read_json(folder / "summary.json")
+        machines.add("{processor}, {cores} cores".format(**summary["environment"]))
+        task, effort = tasks[cell.task], effort_of(cell, tasks[cell.task], options.short)
+        networks.append(
+            {
+                **asdict(cell),
+                "kind": cell.kind,
+                "train_images": min(task.train, effort.train, cell.train_size or task.train),
+                **{name: getattr(effort, name) for name in ("iterations", "batch_size", "resamples")},
+                **{name: summary[name] for name in ("measured_images", "test_images", "attributions_left_out")},
+            }
+        )
+    used = {name: task for name, task in tasks.items() if name in {cell.task for cell in cells}}
+    strengths = {strength for cell in cells for strength in effort_of(cell, tasks[cell.task], options.short).strengths}
+    return {
         "command": " ".join(["python -m study", *_shown(options)]),
         "minutes_of_this_run": seconds / 60,
         "minutes_of_trainings": times.training_seconds.sum() / 60,
         "minutes_of_measurements": times.measuring_seconds.sum() / 60,
         "trainings_of_unknown_time": int(times.training_seconds.isna().sum()),
         "processes": options.processes,
-        "strengths": strengths,
+        "strengths": sorted(strengths),
         "environment": describe_environment("cpu", 1),
+        "machines": sorted(machines),
+        "left_out_tasks": dict(missing),
+        "tasks": {name: {**task.configuration(), "source": task.source} for name, task in used.items()},
+        "networks": networks,
     }
-    plan = [
-        {**asdict(cell), "task": tasks[cell.task].configuration(), "effort": effort.configuration()}
-        for cell, effort in efforts.items()
-    ]
-    save_json({**settings, "networks": plan}, options.output / "plan.json")
-    options.document.parent.mkdir(parents=True, exist_ok=True)
-    write_study(options.document, results, claims, verdicts, tasks, missing, cells, folders, settings, options.output)
-    return options.document
 
 
-def _placed(options: argparse.Namespace) -> argparse.Namespace:
+def placed(options: argparse.Namespace) -> argparse.Namespace:
     """The options with a place for the tables, the cache and the document."""
     usual = not (options.short or options.full or options.only or options.network or options.file)
     options.cache = options.cache or (options.output or _OUTPUT) / "cache"

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from scipy.stats import beta
 from torch import Tensor
 
 from monai_ifim.intervals import DEFAULT_RESAMPLES, bootstrap_interval
-from monai_ifim.visualize.panels import _PLANES, _escaped, _heights, _limits, _rescaled, _slice
 
-__all__ = ["agreement_figure", "agreement_table", "principal_angles", "random_cosines", "random_quantile"]
+__all__ = ["agreement_table", "principal_angles", "random_cosines", "random_quantile"]
 
 _RANDOM_SUBSPACES = 400
-_PANEL = 1.9  # inches
 _COLUMNS = ["first", "second", "count", "numbers", "rank", "cosine", "low", "high", "random_cosine", "random_quantile"]
 _COLUMNS += ["mean_cosine", "mean_low", "mean_high", "random_mean_cosine"]
 
@@ -142,7 +139,9 @@ def agreement_table(
         >>> table[["first", "second", "count", "cosine", "random_cosine"]].round(3).to_numpy().tolist()
         [['seed 0', 'seed 1', 4, 1.0, 0.424]]
     """
-    _check_networks(eigenvectors, 2)
+    shapes = {name: tuple(vectors.shape) for name, vectors in eigenvectors.items()}
+    if len(shapes) < 2 or len(set(shapes.values())) > 1:
+        raise ValueError(f"eigenvectors must be of 2 networks at least, all of one shape, got {shapes}.")
     rows = []
     shape = next(iter(eigenvectors.values())).shape
     numbers, rank = math.prod(shape[2:]), shape[1]
@@ -158,85 +157,7 @@ def agreement_table(
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def agreement_figure(images: Tensor, eigenvectors: Mapping[str, Tensor], titles: Sequence[str] | None = None) -> Figure:
-    """Each image beside the leading eigenvector of each network, with its cosine to that of the first one.
-
-    Eigenvectors have the sign that agrees with the first network's, and a symmetric colour scale each. Of volumes the
-    middle axial slice is drawn; of several channels the one with most of the first eigenvector's energy, except that
-    images of three channels are drawn in colour.
-
-    Args:
-        images: (B, C_in, H, W) or (B, C_in, H, W, D).
-        eigenvectors: by network, (B, k, C_in, *spatial) of these images; the first of k is drawn.
-        titles: one an image.
-
-    Returns:
-        A matplotlib figure, without a window.
-
-    Raises:
-        ValueError: When there is no network or no image, or a shape does not fit.
-
-    Example:
-        >>> images, vectors = torch.randn(2, 1, 8, 8), torch.eye(64)[:2].view(2, 1, 1, 8, 8)
-        >>> figure = agreement_figure(images, {"cnn": vectors, "resnet": -vectors})
-        >>> [axis.get_title() for axis in figure.axes][:3]
-        ['image', 'cnn', 'resnet\\ncosine 1.00']
-    """
-    _check_networks(eigenvectors, 1)
-    shape = next(iter(eigenvectors.values())).shape
-    if images.ndim not in (4, 5) or len(images) == 0 or shape != (len(images), shape[1], *images.shape[1:]):
-        raise ValueError(
-            "images must be (B, C_in, H, W) or (B, C_in, H, W, D), one at least, and eigenvectors (B, k, C_in, "
-            f"*spatial) of them, got {tuple(images.shape)} and {tuple(shape)}."
-        )
-    if titles is not None and len(titles) != len(images):
-        raise ValueError(f"titles must be {len(images)}, one an image, got {len(titles)}.")
-    volumes = images.ndim == 5
-    cut = _PLANES["axial"][0] if volumes else -1
-    height = _heights(images.shape[2:], torch.ones(images.ndim - 2).numpy())[0]
-    figure = Figure(
-        figsize=(_PANEL * (1 + len(eigenvectors)), (_PANEL * height + 0.5) * len(images)), layout="constrained"
-    )
-    panels = figure.subplots(len(images), 1 + len(eigenvectors), squeeze=False)
-    options = {"origin": "lower" if volumes else "upper", "interpolation": "nearest"}
-    leading = {
-        name: vectors[:, 0].detach().as_subclass(Tensor).cpu().double() for name, vectors in eigenvectors.items()
-    }
-    reference = next(iter(leading.values()))
-    cosines = {name: _cosines(vectors, reference) for name, vectors in leading.items()}
-    for row, image in enumerate(images.detach().as_subclass(Tensor).cpu()):
-        channel = int(reference[row].flatten(1).square().sum(dim=1).argmax())
-        in_colour = len(image) == 3 and not volumes
-        shown = _rescaled(image.numpy()) if in_colour else _slice(image[channel].numpy(), cut)
-        panels[row, 0].imshow(shown, cmap="gray", **options)
-        name = "image" if titles is None else _escaped(titles[row])
-        panels[row, 0].set_title(name, fontsize=8.5)
-        for axis, (network, vectors) in zip(panels[row, 1:], leading.items()):
-            sign = -1 if (vectors[row] * reference[row]).sum() < 0 else 1
-            vector = _slice((sign * vectors[row, channel]).numpy(), cut)
-            low, high = _limits([vector], signed=True)
-            axis.imshow(vector, cmap="RdBu_r", vmin=low, vmax=high, **options)
-            cosine = float(cosines[network][row])
-            beside = "no eigenvector to compare" if math.isnan(cosine) else f"cosine {cosine:.2f}"
-            title = _escaped(network) + ("" if vectors is reference else f"\n{beside}")
-            axis.set_title(title, fontsize=7.5)
-    for axis in panels.flat:
-        axis.set(xticks=[], yticks=[])
-    return figure
-
-
-def _cosines(first: Tensor, second: Tensor) -> Tensor:
-    """Absolute cosines (B,) between directions (B, C_in, *spatial); NaN where one is zero."""
-    return principal_angles(first.unsqueeze(1), second.unsqueeze(1))[:, 0].cos()
-
-
 def _has_all_vectors(basis: Tensor) -> Tensor:
     """Which bases (B, D, k) have k finite vectors that are not zero, (B,)."""
     length = torch.linalg.vector_norm(basis, dim=1)
     return (torch.isfinite(length) & (length > 0)).all(dim=1)
-
-
-def _check_networks(eigenvectors: Mapping[str, Tensor], least: int) -> None:
-    shapes = {name: tuple(vectors.shape) for name, vectors in eigenvectors.items()}
-    if len(shapes) < least or len(set(shapes.values())) > 1:
-        raise ValueError(f"eigenvectors must be of {least} networks at least, all of one shape, got {shapes}.")

@@ -21,8 +21,9 @@ __all__ = [
     "NOT_TESTED",
     "UNDECIDED",
     "Statement",
-    "claim_summary",
     "judged",
+    "middle_strength",
+    "statement_table",
     "statements",
     "verdict",
 ]
@@ -30,21 +31,23 @@ __all__ = [
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "fails", "undecided", "not tested"
 # An area under the ROC curve of fewer images of a kind decides nothing, whatever its interval.
 _LEAST_COUNT = 10
-_COLUMNS = ["claim", "row", *CELL[:3], "detail", "verdict", "value", "seeds", "seeds_low", "seeds_high", "least_low"]
-_COLUMNS += ["greatest_high", "threshold", "unit", "table", "where", "counts"]
-_KL = "log10 ratio of KL"
-_CONSTRUCTION = "True by construction where the change is small enough (the table of strengths says up to where): a "
-_CONSTRUCTION += "check of the arithmetic, and of how far it reaches."
+_COLUMNS = ["claim", *CELL[:3], "detail", "verdict", "value", "seeds", "seeds_low", "seeds_high", "least_low"]
+_COLUMNS += ["greatest_high", "counts"]
+# endpoint: what one direction does more than another, and the unit of how much more
 _EFFECTS = {
-    "flip_rate": "flips more decisions",
-    "accuracy_drop": "costs more accuracy",
-    "confidence_drop": "lowers the confidence more",
+    "kl_log10_ratio": ("moves the prediction more (KL)", "log10 ratio of KL"),
+    "flip_rate": ("flips more decisions", "share of decisions"),
+    "accuracy_drop": ("costs more accuracy", "share of decisions"),
+    "confidence_drop": ("lowers the confidence more", "probability"),
 }
-_EFFECT_UNITS = {"flip_rate": "difference of shares", "accuracy_drop": "difference of shares"}
-_EFFECT_UNITS |= {"confidence_drop": "probability"}
-_EFFECT_READING = "The order is by construction where the change is small, here too: both arms change the same image, "
-_EFFECT_READING += "with the same margin. How much, and beyond small changes, is not. Mean over both signs."
+_KL, *_DECISIONS = _EFFECTS
+_CONSTRUCTION = "True by construction where the change is small enough: a check of the arithmetic, and of how far it "
+_CONSTRUCTION += "reaches."
+_EFFECT_READING = "A row is a strength. The order is by construction where the change is small, here too: both "
+_EFFECT_READING += "directions change the same image, with the same margin. How much, and beyond small changes, is "
+_EFFECT_READING += "not. Mean over both signs."
 _CONTROL_PAIRS = ("trained and shuffled labels", "trained and untrained", "controls")
+_ONE_CONTROL = "Paired image by image, with one control network a row: the interval says nothing of other controls. "
 _TEMPLATE = (
     "Controlled tasks only. The template is the ideal observer's where the background is a random field; where it is "
     "lumpy, that of Hotelling's observer, the best linear one, which is not ideal. With four classes the cosine is to "
@@ -63,12 +66,13 @@ class Statement:
         table: a name of :class:`study.collecting.Results`.
         where: the rows that it is about: column and value, or values.
         each: columns that tell its rows apart beside task, network and kind.
-        kinds: of networks; None for all.
+        kinds: of networks.
         threshold: which the value must exceed.
         unit: of the value.
         also: further numbers of a row, ``name, name_low, name_high``, and what each must exceed for the statement to
             hold; it fails where one of them fails.
         may_fail: False where a value below the threshold says no more than that nothing was shown.
+        by_construction: whether arithmetic makes it true where the change is small.
         counts: columns of a row, each of which must be 10 at least for a verdict.
         control_of: the statement that this one asks of networks that learned nothing: where it holds, it speaks
             against reading anything learned out of that one.
@@ -80,13 +84,14 @@ class Statement:
     table: str
     where: Mapping[str, Any]
     each: Sequence[str] = ()
-    kinds: Sequence[str] | None = ("trained",)
+    kinds: Sequence[str] = ("trained",)
     threshold: float = 0.0
     unit: str = ""
     also: Mapping[str, float] = field(default_factory=dict)
     counts: Sequence[str] = ()
     control_of: str = ""
     may_fail: bool = True
+    by_construction: bool = False
 
 
 def verdict(lows: Sequence[float], highs: Sequence[float], threshold: float) -> str:
@@ -103,10 +108,14 @@ def verdict(lows: Sequence[float], highs: Sequence[float], threshold: float) -> 
     return UNDECIDED
 
 
-def _by_kl(number: str, text: str, reading: str, control: str, strength: float | None, **options: Any) -> Statement:
-    where: dict[str, Any] = {"arm": "high", "control": control, "endpoint": "kl_log10_ratio"}
-    where |= {} if strength is None else {"strength": strength}
-    return Statement(number, text, reading, "comparisons", where, unit=_KL, **options)
+def middle_strength(strengths: Sequence[float]) -> float:
+    """The strength at which networks are compared.
+
+    Example:
+        >>> middle_strength([0.01, 0.03, 0.1, 0.3])
+        0.1
+    """
+    return sorted(strengths)[len(strengths) // 2]
 
 
 def statements(strengths: Sequence[float]) -> list[Statement]:
@@ -119,8 +128,7 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
     small, great = min(strengths, key=lambda strength: abs(strength - 0.03)), max(strengths)
     return [
         *_component_statements(small),
-        *_learned_statements(sorted(strengths)[len(strengths) // 2]),
-        *_control_statements(small),
+        *_learned_statements(middle_strength(strengths)),
         *_template_statements(),
         *_agreement_statements(),
         *_map_statements(small, great),
@@ -128,62 +136,21 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
     ]
 
 
-def _component_statements(small: float) -> list[Statement]:
-    found = []
-    for number, pair, words in (
-        ("C16", ("high", "low"), "a change along the leading eigenvector {} than noise outside the eigenspace (`low`)"),
-        (
-            "C17",
-            ("high_image", "low_image"),
-            "a change along the image's own component in the eigenspace (`high_image`) {} than an equally large one "
-            "along its component outside (`low_image`)",
-        ),
-    ):
-        where = {"arm": pair[0], "control": pair[1]}
-        found.append(
-            Statement(
-                f"{number}a",
-                f"At strength {small:g}, {words.format('moves the prediction more (KL)')}.",
-                _CONSTRUCTION,
-                "comparisons",
-                {**where, "strength": small, "endpoint": "kl_log10_ratio"},
-                unit=_KL,
-            )
-        )
-        for suffix, (endpoint, effect) in zip("bcd", _EFFECTS.items()):
-            found.append(
-                Statement(
-                    f"{number}{suffix}",
-                    f"At every strength, {words.format(effect)}.",
-                    "A row is a strength. " + _EFFECT_READING,
-                    "comparisons",
-                    {**where, "endpoint": endpoint},
-                    each=("strength",),
-                    unit=_EFFECT_UNITS[endpoint],
-                )
-            )
-        found += [_of_controls(statement) for statement in found[-3:]]
-    return found
-
-
-def _learned_statements(middle: float) -> list[Statement]:
-    """Whether training makes the component matter more, and not only whether it matters."""
-    effects = {"kl_log10_ratio": "moves the prediction more (KL)", **_EFFECTS}
-    return [
-        Statement(
-            f"C18{suffix}",
-            f"At strength {middle:g}, how far a change along the leading eigenvector {effect} than noise outside the "
-            "eigenspace (`low`) is greater in the trained network than in the same network untrained, or trained on "
-            "shuffled labels.",
-            "A row is a control. By construction nowhere. It holds where the intervals of both do not overlap, and the "
-            "trained network's is the greater; with one control network a row it says nothing of others.",
-            "learned",
-            {"endpoint": endpoint, "strength": middle},
-            each=("control",),
-            unit=_EFFECT_UNITS.get(endpoint, _KL),
-        )
-        for suffix, (endpoint, effect) in zip("abcd", effects.items())
-    ]
+def _compared(number: str, pair: Sequence[str], endpoint: str, strength: float | None, reading: str) -> Statement:
+    """One direction against another, at one strength or at every one."""
+    effect, unit = _EFFECTS[endpoint]
+    where = {"arm": pair[0], "control": pair[1], "endpoint": endpoint}
+    when = "at every strength" if strength is None else f"at strength {strength:g}"
+    return Statement(
+        number,
+        f"`{pair[0]}` {effect} than `{pair[1]}`, {when}",
+        reading,
+        "comparisons",
+        where if strength is None else {**where, "strength": strength},
+        each=("strength",) if strength is None else (),
+        unit=unit,
+        by_construction=True,
+    )
 
 
 def _of_controls(statement: Statement) -> Statement:
@@ -191,68 +158,59 @@ def _of_controls(statement: Statement) -> Statement:
     return replace(
         statement,
         number=f"{statement.number}-control",
-        text=f"{statement.number} holds of networks that were never trained, or trained on shuffled labels.",
+        text=f"{statement.number} of networks that were never trained, or trained on shuffled labels",
         reading=f"Where it holds, {statement.number} is no sign that anything was learned.",
         kinds=CONTROL_KINDS,
         control_of=statement.number,
     )
 
 
-def _control_statements(small: float) -> list[Statement]:
-    matched = _by_kl(
-        "C1",
-        f"At strength {small:g}, a change along the leading eigenvector moves the prediction more (KL) than one of the "
-        "same power spectrum outside the eigenspace (`low_matched`).",
-        _CONSTRUCTION,
-        "low_matched",
-        small,
-    )
-    found = [
-        matched,
-        _of_controls(matched),
-        _by_kl(
-            "C3",
-            f"At strength {small:g}, the own leading eigenvector moves the prediction more than that of another image "
-            "(`transfer`).",
-            "To second order nothing beats the own eigenvector; the size says how much depends on the image. In a "
-            "linear model it is zero.",
-            "transfer",
-            small,
-        ),
-        _by_kl(
-            "C4",
-            "At every strength, the own leading eigenvector moves the prediction more than that of another image.",
-            "A row is a strength. By construction where the change is small, not where decisions flip: the local "
-            "picture need not reach that far.",
-            "transfer",
-            None,
-            each=("strength",),
-        ),
-    ]
-    for number, (endpoint, effect) in zip(("C5", "C6", "C7"), _EFFECTS.items()):
-        found.append(
-            Statement(
-                number,
-                f"At every strength, a change along the leading eigenvector {effect} than `low_matched`.",
-                "A row is a strength. " + _EFFECT_READING,
-                "comparisons",
-                {"arm": "high", "control": "low_matched", "endpoint": endpoint},
-                each=("strength",),
-                unit=_EFFECT_UNITS[endpoint],
-            )
+def _component_statements(small: float) -> list[Statement]:
+    found = []
+    for numbers, pair in (
+        (("C16a", "C16b", "C16c", "C16d"), ("high", "low")),
+        (("C17a", "C17b", "C17c", "C17d"), ("high_image", "low_image")),
+        (("C1", "C5", "C6", "C7"), ("high", "low_matched")),
+    ):
+        found.append(_compared(numbers[0], pair, _KL, small, _CONSTRUCTION))
+        found += [
+            _compared(number, pair, endpoint, None, _EFFECT_READING)
+            for number, endpoint in zip(numbers[1:], _DECISIONS)
+        ]
+    found += [_of_controls(statement) for statement in found if statement.number not in ("C16a", "C17a")]
+    own = "To second order nothing beats the own eigenvector; the size says how much depends on the image. In a linear "
+    own += "model it is zero."
+    far = "A row is a strength. By construction where the change is small, not where decisions flip: the local picture "
+    far += "need not reach that far."
+    pair = ("high", "transfer")
+    return [*found, _compared("C3", pair, _KL, small, own), _compared("C4", pair, _KL, None, far)]
+
+
+def _learned_statements(middle: float) -> list[Statement]:
+    """Whether training makes the component matter more, and not only whether it matters."""
+    return [
+        Statement(
+            f"C18{suffix}",
+            f"How far `high` {effect} than `low` is greater than without training, or on shuffled labels, at strength "
+            f"{middle:g}",
+            "A row is a control. By construction nowhere. It holds where the intervals of both do not overlap, and the "
+            "trained network's is the greater; with one control network a row it says nothing of others.",
+            "learned",
+            {"endpoint": endpoint, "strength": middle},
+            each=("control",),
+            unit=unit,
         )
-        found.append(_of_controls(found[-1]))
-    return found
+        for suffix, (endpoint, (effect, unit)) in zip("abcd", _EFFECTS.items())
+    ]
 
 
 def _template_statements() -> list[Statement]:
-    one_control = "Paired image by image, with one control network a row: the interval says nothing of other controls."
+    less = "than without training, on shuffled labels, or with fewer images"
     return [
         Statement(
             "C8a",
-            "The leading eigenvector is nearer to the template of the best linear observer than that of the same "
-            "network untrained, on shuffled labels, or trained on fewer images.",
-            f"{one_control} {_TEMPLATE}",
+            f"The leading eigenvector is nearer to the template of the best linear observer {less}",
+            _ONE_CONTROL + _TEMPLATE,
             "contrasts",
             {"quantity": "template_cosine"},
             each=("control",),
@@ -260,9 +218,8 @@ def _template_statements() -> list[Statement]:
         ),
         Statement(
             "C8b",
-            "`lambda_max` is greater than that of the same network untrained, on shuffled labels, or trained on fewer "
-            "images.",
-            f"{one_control} A network that is sure of its answer has a small one: it need not grow with training.",
+            f"`lambda_max` is greater {less}",
+            f"{_ONE_CONTROL}A network that is sure of its answer has a small one: it need not grow with training.",
             "contrasts",
             {"quantity": "log10_lambda_max"},
             each=("control",),
@@ -270,8 +227,7 @@ def _template_statements() -> list[Statement]:
         ),
         Statement(
             "C9",
-            "The mean cosine between the leading eigenvector and the template of the best linear observer exceeds "
-            "0.90.",
+            "The mean cosine of the leading eigenvector with that template exceeds 0.90",
             _TEMPLATE,
             "networks",
             {"quantity": "template_cosine"},
@@ -283,36 +239,42 @@ def _template_statements() -> list[Statement]:
 
 
 def _agreement_statements() -> list[Statement]:
-    return [
-        Statement(
-            "C10",
-            "Leading eigenspaces of networks trained from other seeds agree more than random ones.",
-            "Mean cosine of the smallest principal angle less the 97.5 % quantile that random subspaces of this size "
-            "give for a single image, so that below it is undecided, not failed; intervals over images, of each pair. "
-            "Pairs share networks and are not independent. Beyond chance is little: see C10-control and C10b.",
-            "agreement",
-            {"relation": "other seed"},
-            unit="cosine above the quantile",
-            may_fail=False,
-        ),
-        Statement(
-            "C10-control",
-            "C10 holds of a trained network and one that learned nothing, or of two that learned nothing, of the same "
-            "architecture.",
-            "Where it holds, C10 is no sign that anything was learned. Networks of the same seed began from the same "
-            "weights.",
-            "agreement",
-            {"relation": _CONTROL_PAIRS, "architectures": "same"},
+    unit = "cosine above the quantile"
+    chance = (
+        "Mean cosine of the smallest principal angle less the 97.5 % quantile that random subspaces of this size give "
+        "for a single image, so that below it is undecided, not failed; intervals over images, of each pair. Pairs "
+        "share networks and are not independent. Beyond chance is little: see the controls and C10b."
+    )
+    found = []
+    for number, words, relation, architectures in (
+        ("C10", "other seeds", "other seed", "same"),
+        ("C11", "other architectures", "other architecture", "other"),
+    ):
+        found.append(
+            Statement(
+                number,
+                f"Leading eigenspaces of {words} agree more than random ones",
+                chance,
+                "agreement",
+                {"relation": relation},
+                unit=unit,
+                may_fail=False,
+            )
+        )
+        control = replace(
+            _of_controls(found[-1]),
+            text=f"{number} of a trained network and one that learned nothing, or of two that learned nothing",
+            where={"relation": _CONTROL_PAIRS, "architectures": architectures},
             each=("relation",),
             kinds=("control",),
-            unit="cosine above the quantile",
-            control_of="C10",
-            may_fail=False,
-        ),
+        )
+        seeds = " Networks of the same seed began from the same weights; smooth maps agree more than random ones."
+        found.append(replace(control, reading=control.reading + seeds))
+    found.insert(
+        2,
         Statement(
             "C10b",
-            "Leading eigenspaces of networks trained from other seeds agree more than those of a trained network and "
-            "an untrained one, or one trained on shuffled labels, of the same architecture and another seed.",
+            "Leading eigenspaces of other seeds agree more than with those of networks that learned nothing",
             "Mean over pairs, image by image; the interval is over images, for these networks. The pairs share "
             "networks and are not independent, so that it says nothing of further seeds.",
             "contrasts",
@@ -320,67 +282,28 @@ def _agreement_statements() -> list[Statement]:
             each=("control",),
             unit="difference of cosines",
         ),
-        Statement(
-            "C11",
-            "Leading eigenspaces of other architectures agree more than random ones.",
-            "As C10.",
-            "agreement",
-            {"relation": "other architecture"},
-            unit="cosine above the quantile",
-            may_fail=False,
-        ),
-        Statement(
-            "C11-control",
-            "C11 holds of a trained network and one that learned nothing, or of two that learned nothing.",
-            "Where it holds, C11 is no sign that anything was learned: smooth maps agree more than random ones.",
-            "agreement",
-            {"relation": _CONTROL_PAIRS, "architectures": "other"},
-            each=("relation",),
-            kinds=("control",),
-            unit="cosine above the quantile",
-            control_of="C11",
-            may_fail=False,
-        ),
-    ]
+    )
+    return found
 
 
 def _map_statements(small: float, great: float) -> list[Statement]:
-    maps = "noise in the 5 % of voxels where the leading eigenvector is greatest {} than noise in the 5 % by each "
-    maps += "attribution."
-    found = [
-        Statement(
-            "C12",
-            "At equal norm, a change along the leading eigenvector moves the prediction more than noise in the 5 % of "
-            "voxels with the greatest attribution.",
-            f"At strength {small:g}. By construction to second order: a dense, signed direction against noise.",
-            "comparisons",
-            {"arm": "high", "control": ATTRIBUTIONS, "strength": small, "endpoint": "kl_log10_ratio"},
-            each=("control",),
-            unit=_KL,
-        ),
-        Statement(
-            "C13",
-            f"At strength {small:g}, {maps.format('moves the prediction more (KL)')}",
-            "Both are noise in as many voxels. By construction to second order with two classes and one channel: no "
-            "other mask of this size has a greater mean of the squared change of the logit.",
-            "comparisons",
-            {"arm": IFIM_NOISE, "control": ATTRIBUTIONS, "strength": small, "endpoint": "kl_log10_ratio"},
-            each=("control",),
-            unit=_KL,
-        ),
-    ]
-    for suffix, endpoint in (("b", "flip_rate"), ("c", "accuracy_drop")):
+    noise = "By construction to second order with two classes and one channel: no other mask of this size has a "
+    noise += "greater mean of the squared change of the logit."
+    fair = "The fair comparison of maps: both are noise in as many voxels. How many decisions it changes is not by "
+    fair += "construction. Mean over both signs."
+    dense = "By construction to second order: a dense, signed direction against noise."
+    found = []
+    for number, direction, endpoint, strength, reading in (
+        ("C12", "high", "kl_log10_ratio", small, dense),
+        ("C13", IFIM_NOISE, "kl_log10_ratio", small, noise),
+        ("C13b", IFIM_NOISE, "flip_rate", great, fair),
+        ("C13c", IFIM_NOISE, "accuracy_drop", great, fair),
+    ):
+        one = _compared(number, (direction, "attribution"), endpoint, strength, reading)
+        where = {**one.where, "control": ATTRIBUTIONS}
+        text = one.text.replace("`attribution`", "noise in the 5 % of voxels that an attribution names")
         found.append(
-            Statement(
-                f"C13{suffix}",
-                f"At strength {great:g}, {maps.format(_EFFECTS[endpoint])}",
-                "The fair comparison of maps: both are noise in as many voxels. How many decisions it changes is not "
-                "by construction. Mean over both signs.",
-                "comparisons",
-                {"arm": IFIM_NOISE, "control": ATTRIBUTIONS, "strength": great, "endpoint": endpoint},
-                each=("control",),
-                unit=_EFFECT_UNITS[endpoint],
-            )
+            replace(one, text=text, where=where, each=("control",), by_construction=endpoint == "kl_log10_ratio")
         )
     return found
 
@@ -388,26 +311,25 @@ def _map_statements(small: float, great: float) -> list[Statement]:
 def _alarm_statements() -> list[Statement]:
     found = []
     for number, targets, words in (
-        ("C14", "error", "finds wrong predictions"),
-        ("C15", ["noise", "blur", "contrast"], "finds corrupted images"),
+        ("C14", "error", "wrong predictions"),
+        ("C15", ["noise", "blur", "contrast"], "corrupted images"),
     ):
         shifts = number == "C15"
         for suffix, score in (("a", "lambda_max"), ("b", "trace")):
+            reading = (
+                "A row is a baseline. Difference of the areas under the ROC curve on the same images; the score's own "
+                "area must exceed 0.5 as well: it fails where it is worse than the baseline, or below 0.5. Undecided "
+                f"with fewer than {_LEAST_COUNT} images of a kind. With two classes the entropy ranks as the "
+                "probability does, and is left out"
+            )
+            reading += ", and the trace is `lambda_max`." if score == "trace" else "."
+            if shifts:
+                reading += " A corrupted image and its clean self are resampled together. Levels 1, 3 and 5 of five."
             found.append(
                 Statement(
                     f"{number}{suffix}",
-                    f"`{score}` {words}, and does so better than the maximum softmax probability and than the entropy.",
-                    "A row is a baseline. Difference of the areas under the ROC curve on the same images; the score's "
-                    "own area must exceed 0.5 as well: it fails where it is worse than the baseline, or below 0.5. "
-                    f"Undecided with fewer than {_LEAST_COUNT} images of a kind."
-                    + (
-                        " A corrupted image and its clean self are resampled together. Levels 1, 3 and 5 of five; all "
-                        "are in the table."
-                        if shifts
-                        else ""
-                    )
-                    + " With two classes the entropy ranks as the probability does, and is left out"
-                    + (", and the trace is `lambda_max`." if score == "trace" else "."),
+                    f"`{score}` finds {words} better than the maximum probability, and than the entropy",
+                    reading,
                     "gains",
                     {"score": score, "target": targets} | ({"level": [1, 3, 5]} if shifts else {}),
                     each=("target", "level", "baseline") if shifts else ("target", "baseline"),
@@ -429,16 +351,13 @@ def judged(results: Results, claims: Sequence[Statement]) -> pd.DataFrame:
     them.
 
     Returns:
-        One row a statement, task, network, kind and further key: ``claim, row`` (by which the document refers to it),
-        ``task, network, kind, detail``, ``verdict``, ``value`` (mean over seeds), ``seeds``, ``seeds_low`` and
-        ``seeds_high`` (interval over seeds), ``least_low`` and ``greatest_high`` (of the intervals over images),
-        ``threshold, unit, table, where``, and ``counts``, the least over seeds.
+        One row a statement, task, network, kind and further key: ``claim``, ``task, network, kind, detail``,
+        ``verdict``, ``value`` (mean over seeds), ``seeds``, ``seeds_low`` and ``seeds_high`` (interval over seeds),
+        ``least_low`` and ``greatest_high`` (of the intervals over images), and ``counts``, the least over seeds.
     """
     rows = []
     for claim in claims:
-        table = _selected(getattr(results, claim.table), claim.where)
-        if claim.kinds is not None:
-            table = table[table.kind.isin(claim.kinds)]
+        table = _selected(getattr(results, claim.table), {**claim.where, "kind": claim.kinds})
         keys = [*CELL[:3], *claim.each]
         for place, part in table.groupby(keys, sort=False):
             # too few images to have a value are told, other rows without one were not measured
@@ -455,7 +374,6 @@ def judged(results: Results, claims: Sequence[Statement]) -> pd.DataFrame:
             too_few = any(count < _LEAST_COUNT for count in counts.values())
             told_counts = ", ".join(f"{count} {name}" for name, count in counts.items())
             named = dict(zip(keys, place))
-            where = {**claim.where, **named}
             decided = UNDECIDED if too_few else _together(found)
             if decided == FAILS and not claim.may_fail:
                 decided = UNDECIDED
@@ -463,28 +381,9 @@ def judged(results: Results, claims: Sequence[Statement]) -> pd.DataFrame:
             if decided == FAILS and claim.also:
                 reasons = [f"{name} below {least:g}" for name, least in claim.also.items()]
                 detail += [told for told, one in zip(["less than the baseline", *reasons], found) if one == FAILS]
-            rows.append(
-                {
-                    "claim": claim.number,
-                    **{name: named[name] for name in CELL[:3]},
-                    "detail": ", ".join(detail),
-                    "verdict": decided,
-                    "value": float(part.value.mean()),
-                    "seeds": len(part),
-                    "seeds_low": seeds.low,
-                    "seeds_high": seeds.high,
-                    "least_low": part.low.min(),
-                    "greatest_high": part.high.max(),
-                    "threshold": claim.threshold,
-                    "unit": claim.unit,
-                    "table": f"{claim.table}.csv",
-                    "where": "; ".join(f"{name}={value}" for name, value in where.items()),
-                    "counts": told_counts,
-                }
-            )
-    table = pd.DataFrame(rows, columns=_COLUMNS)
-    table["row"] = table.claim + "." + (table.groupby("claim").cumcount() + 1).astype(str)
-    return table
+            row = [claim.number, *place[:3], ", ".join(detail), decided, float(part.value.mean()), len(part)]
+            rows.append([*row, seeds.low, seeds.high, part.low.min(), part.high.max(), told_counts])
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def _over_seeds(values: pd.Series, claim: Statement) -> Interval:
@@ -507,19 +406,27 @@ def _together(verdicts: Sequence[str]) -> str:
     return HOLDS if all(found == HOLDS for found in verdicts) else UNDECIDED
 
 
-def claim_summary(claims: Sequence[Statement], verdicts: pd.DataFrame) -> pd.DataFrame:
-    """One row a statement: how often it ``holds``, ``fails`` and is ``undecided``, and the verdict on all together.
+def statement_table(claims: Sequence[Statement], verdicts: pd.DataFrame) -> pd.DataFrame:
+    """One row a statement.
 
-    The verdict on all is the one that all rows share; ``mixed`` where some hold and some fail, ``holds or undecided``
-    and ``fails or undecided`` where none speaks against the others; without rows ``not tested``.
+    Returns:
+        ``claim, statement``; ``verdict`` on all rows together: the one that all share, ``mixed`` where some hold and
+        some fail, ``holds or undecided`` and ``fails or undecided`` where none speaks against the others, without rows
+        ``not tested``; ``holds, fails, undecided``, how many rows; ``least, greatest`` value of a row, and its
+        ``unit``; ``control_of, by_construction, threshold, table, where, reading`` of :class:`Statement`.
     """
     rows = []
     for claim in claims:
-        found = verdicts[verdicts.claim == claim.number] if len(verdicts) else verdicts
-        counts = {name: int((found.verdict == name).sum()) if len(found) else 0 for name in (HOLDS, FAILS, UNDECIDED)}
+        found = verdicts[verdicts.claim == claim.number]
+        counts = {name: int((found.verdict == name).sum()) for name in (HOLDS, FAILS, UNDECIDED)}
         reached = [name for name, count in counts.items() if count]
         together = "mixed" if {HOLDS, FAILS} <= set(reached) else " or ".join(reached) or NOT_TESTED
-        rows.append({"claim": claim.number, "statement": claim.text, "verdict": together, **counts})
+        where = "; ".join(f"{name}={value}" for name, value in {**claim.where, "kind": claim.kinds}.items())
+        row = {"claim": claim.number, "statement": claim.text, "verdict": together, **counts}
+        row |= {"least": found.value.min(), "greatest": found.value.max(), "unit": claim.unit}
+        for name in ("control_of", "by_construction", "threshold", "table"):
+            row[name] = getattr(claim, name)
+        rows.append({**row, "where": where, "reading": claim.reading})
     return pd.DataFrame(rows)
 
 

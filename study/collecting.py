@@ -24,7 +24,23 @@ from study.spectra import spectrum_table
 from study.storing import read_json, stored_table
 from study.tasks import Task
 
-__all__ = ["CELL", "CONTROL_KINDS", "CURVE", "Results", "collected", "over_seeds", "seed_interval"]
+__all__ = [
+    "CELL",
+    "CONTROL_KINDS",
+    "CURVE",
+    "Results",
+    "against_ideal",
+    "collected",
+    "contrast_table",
+    "gain_table",
+    "ideal_spectra",
+    "learned_table",
+    "over_seeds",
+    "pair_agreement",
+    "seed_agreement",
+    "seed_interval",
+    "task_eigenvectors",
+]
 
 # What tells networks apart, in every table.
 CELL = ["task", "network", "kind", "seed"]
@@ -79,14 +95,11 @@ class Results:
     agreement: pd.DataFrame
 
     def stored(self, folder: Path) -> Results:
-        """Write one CSV a table, and ``curves_over_seeds.csv``; give back the tables as they are on file.
+        """Write one CSV a table, and give the tables back as they are on file.
 
         Whoever reads a number off what comes back rounds what a reader can look up, and not what the file has rounded.
         """
-        tables = {name: stored_table(table, folder / f"{name}.csv") for name, table in vars(self).items()}
-        found = Results(**tables)
-        stored_table(over_seeds(found.curves, CURVE), folder / "curves_over_seeds.csv")
-        return found
+        return Results(**{name: stored_table(table, folder / f"{name}.csv") for name, table in vars(self).items()})
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -148,29 +161,30 @@ def collected(cells: Sequence[Cell], folders: Sequence[Path], tasks: Mapping[str
         task, detection = tasks[cell.task], tasks[cell.task].detection
         if detection is not None and detection.background == "gaussian":
             if (cell.task, count) not in ideal:
-                ideal[cell.task, count] = _ideal_spectra(task, detection, count)
-            against = _against_ideal(images[cell], ideal[cell.task, count])
+                ideal[cell.task, count] = ideal_spectra(task, detection, count)
+            against = against_ideal(images[cell], ideal[cell.task, count])
             if task.classes == 2:
                 against.loc[len(against)] = {"quantity": "ideal_auc", "value": detection.ideal_auc}
             found["networks"] = pd.concat([found["networks"], against], ignore_index=True)
         for name, table in found.items():
             tables.setdefault(name, []).append(_placed(table, cell))
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    joined["gains"] = _gains(joined["alarms"], [name for name, task in tasks.items() if task.classes == 2])
-    joined["learned"] = _learned(joined["comparisons"])
+    joined["gains"] = gain_table(joined["alarms"], [name for name, task in tasks.items() if task.classes == 2])
+    joined["learned"] = learned_table(joined["comparisons"])
     by_cell = dict(zip(cells, folders))
-    parts = [part for part in (_contrasts(images), _seed_agreement(by_cell)) if len(part)]
-    contrasts = pd.concat(parts, ignore_index=True) if parts else _contrasts({})
-    return Results(**joined, contrasts=contrasts, agreement=_agreement(by_cell))
+    parts = [part for part in (contrast_table(images), seed_agreement(by_cell)) if len(part)]
+    contrasts = pd.concat(parts, ignore_index=True) if parts else contrast_table({})
+    return Results(**joined, contrasts=contrasts, agreement=pair_agreement(by_cell))
 
 
-def _ideal_spectra(task: Task, detection: SignalDetectionTask, count: int) -> pd.DataFrame:
+def ideal_spectra(task: Task, detection: SignalDetectionTask, count: int) -> pd.DataFrame:
     """Spectra of the ideal observer's iFIM of the images that the networks of a task are measured with."""
     observer = IdealObserver(detection, torch.float64)
     return spectrum_table(input_fisher(observer, task.load("test", count).images.double(), rank=1))
 
 
-def _against_ideal(spectra: pd.DataFrame, ideal: pd.DataFrame) -> pd.DataFrame:
+def against_ideal(spectra: pd.DataFrame, ideal: pd.DataFrame) -> pd.DataFrame:
+    """Quantities that set the spectra of a network against those of the ideal observer, with ``value, low, high``."""
     pairs = spectra.merge(ideal, on="image", suffixes=("", "_ideal"))
     pairs = pairs[pairs.lambda_max > 0]
     ratio = np.log10(pairs.lambda_max / pairs.lambda_max_ideal)
@@ -192,7 +206,8 @@ def _numbers(summary: Mapping[str, float], name: str) -> dict[str, float]:
     return {"value": summary[name], "low": summary[f"{name}_low"], "high": summary[f"{name}_high"]}
 
 
-def _gains(alarms: pd.DataFrame, of_two_classes: Sequence[str]) -> pd.DataFrame:
+def gain_table(alarms: pd.DataFrame, of_two_classes: Sequence[str]) -> pd.DataFrame:
+    """``gains`` of :class:`Results`, from the table of alarms."""
     names = ["difference", "difference_low", "difference_high"]
     areas = {"low": "auroc_low", "high": "auroc_high"}
     table = alarms[alarms.score.isin(["lambda_max", "trace"])].drop(columns="degenerate").rename(columns=areas)
@@ -207,7 +222,8 @@ def _gains(alarms: pd.DataFrame, of_two_classes: Sequence[str]) -> pd.DataFrame:
     return table[~repeated].reset_index(drop=True)
 
 
-def _learned(comparisons: pd.DataFrame) -> pd.DataFrame:
+def learned_table(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """``learned`` of :class:`Results`, from the table of comparisons."""
     table = comparisons[(comparisons.arm == "high") & (comparisons.control == "low")].drop(columns="control")
     controls = table[table.kind.isin(CONTROL_KINDS)].rename(columns={"kind": "control"}).drop(columns="seed")
     pairs = table[table.kind == "trained"].merge(
@@ -219,7 +235,8 @@ def _learned(comparisons: pd.DataFrame) -> pd.DataFrame:
     return pairs[[*CELL, "control", "endpoint", "strength", *_NUMBERS]]
 
 
-def _contrasts(images: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
+def contrast_table(images: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
+    """``contrasts`` of :class:`Results` but for the agreement of seeds, from the tables of images."""
     rows = []
     for cell, table in images.items():
         for other, control in images.items():
@@ -241,7 +258,7 @@ def _contrasts(images: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*CELL, "quantity", "control", *_NUMBERS, "count"])
 
 
-def _seed_agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
+def seed_agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
     """How much more alike trained networks of different seeds are than a trained one and a control of another seed."""
     rows = []
     for task, network in dict.fromkeys((cell.task, cell.network) for cell in folders):
@@ -272,7 +289,8 @@ def _seed_agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
+def pair_agreement(folders: Mapping[Cell, Path]) -> pd.DataFrame:
+    """``agreement`` of :class:`Results`, from the folders of the networks."""
     columns = [*CELL, "relation", "architectures", "first", "second", "cosine", "random_cosine", "chance", *_NUMBERS]
     tables = []
     for task in dict.fromkeys(cell.task for cell in folders):

@@ -4,29 +4,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+import torch
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from PIL import Image
+from torch import Tensor
 
 from monai_ifim.perturbation import DEFAULT_ARMS
-from monai_ifim.visualize import plot_curves, plot_spectrum
-from monai_ifim.visualize.style import NEUTRAL, arm_styles
-from study.sensitivity import ARMS, ATTRIBUTIONS, IFIM_NOISE
+from monai_ifim.visualize import plot_curves
+from study.agreement import principal_angles
+from study.collecting import CURVE, Results, over_seeds, task_eigenvectors
+from study.plan import Cell
+from study.tasks import Task
 
-__all__ = ["draw_agreement", "draw_attributions", "draw_curves", "draw_lambda", "draw_masks", "draw_spectrum", "save"]
+__all__ = ["draw_curves", "draw_examples", "draw_figures", "save"]
 
-_MASKED = (IFIM_NOISE, *ATTRIBUTIONS, "random_mask")
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
+_ENDPOINTS = ("kl", "kl_ratio", "confidence_drop", "flip_rate", "accuracy")
 _MOST_PIXELS = 1400  # across
 _MOST_BYTES = 150_000
 _COLOURS_OF_A_PICTURE = 128
-_MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")
+_PANEL = 1.9  # inches
 
 
 def save(figure: Figure, file: Path) -> None:
@@ -44,108 +47,114 @@ def save(figure: Figure, file: Path) -> None:
         dpi *= 0.85
 
 
-def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of panels in rows, of the size in inches that one panel has."""
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    return figure, axes[:count]
+def draw_figures(
+    results: Results, tasks: Mapping[str, Task], cells: Sequence[Cell], folders: Sequence[Path], place: Path
+) -> dict[str, str]:
+    """Draw ``examples.png``, of the first task, and ``curves.png``, of the first one of a file, if there is one.
+
+    Args:
+        results: the long tables.
+        tasks: those that were run.
+        cells: the networks.
+        folders: of their results.
+        place: folder for the pictures.
+
+    Returns:
+        The caption of each, by name.
+    """
+    names = list(dict.fromkeys(cell.task for cell in cells))
+    clinical = [name for name in names if tasks[name].file is not None]
+    figures = {
+        "examples": _examples(tasks[names[0]], cells, folders),
+        "curves": draw_curves(results.curves, [*clinical, *names][0]),
+    }
+    for name, (figure, _) in figures.items():
+        save(figure, place / f"{name}.png")
+    return {name: caption for name, (_, caption) in figures.items()}
 
 
-def draw_curves(curves: pd.DataFrame, title: str) -> Figure:
-    """The package's curves of its own arms: of one network, or of the mean over networks."""
-    endpoints = ["kl", "kl_ratio", "confidence_drop", "flip_rate", "accuracy"]
-    return plot_curves(curves[curves.arm.isin([*DEFAULT_ARMS, "unperturbed"]) & curves.endpoint.isin(endpoints)], title)
+def draw_curves(curves: pd.DataFrame, task: str) -> tuple[Figure, str]:
+    """The package's curves of its own directions, of a task's first network: the mean over seeds; and a caption."""
+    table = curves[(curves.task == task) & (curves.kind == "trained")]
+    if table.empty:
+        table = curves[curves.task == task]
+    network = table.network.iloc[0]
+    table = table[table.network == network]
+    seeds, over = table.seed.nunique(), "seed 0 (bands: 95 % over images)"
+    if seeds > 1:
+        table, over = over_seeds(table, CURVE).rename(columns={"seeds": "count"}), f"mean of {seeds} seeds"
+        over += " (bands: 95 % over seeds)"
+    shown = table[table.arm.isin([*DEFAULT_ARMS, "unperturbed"]) & table.endpoint.isin(_ENDPOINTS)]
+    title = f"{task}, {network}, {over}"
+    return plot_curves(shown, title), f"What equally large changes do: {title}"
 
 
-def draw_masks(curves: pd.DataFrame, title: str) -> Figure:
-    """Effects of noise inside the masks of the iFIM, of attributions and of chance, beside the leading eigenvector."""
-    arms = [arm for arm in ("high", *_MASKED) if arm in set(curves.arm)]
-    panels = {"kl": "KL divergence (nats)", "flip_rate": "share of decisions flipped", "accuracy": "accuracy"}
-    figure, axes = _panels(len(panels), len(panels), 3.6, 3.4)
-    for axis, (endpoint, label) in zip(axes, panels.items()):
-        for place, arm in enumerate(arms):
-            rows = curves[(curves.arm == arm) & (curves.endpoint == endpoint)].sort_values("strength")
-            axis.fill_between(rows.strength, rows.low, rows.high, color=_COLOURS[place], alpha=0.1, linewidth=0)
-            axis.plot(rows.strength, rows.value, color=_COLOURS[place], marker=_MARKERS[place], label=arm, markersize=5)
-        axis.set(xscale="log", xlabel="strength: RMS of the change / contrast", ylabel=label)
-        axis.grid(alpha=0.25)
-    axes[0].set_yscale("log", nonpositive="clip")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.suptitle(title, fontsize=11)
+def _examples(task: Task, cells: Sequence[Cell], folders: Sequence[Path]) -> tuple[Figure, str]:
+    chosen = [(cell, folder) for cell, folder in zip(cells, folders) if cell.task == task.name and not cell.train_size]
+    vectors = task_eigenvectors(*zip(*chosen))
+    kept = torch.load(chosen[0][1] / "eigenvectors.pt", weights_only=True)
+    titles = [f"class {int(label)}" for label in kept["labels"]]
+    # the first seed of each network, another of the first one, and its controls: more do not fit
+    few = {
+        label: vectors[label][: len(titles), 0]
+        for (cell, _), label in zip(chosen, vectors)
+        if (cell.kind == "trained" and cell.seed == 0)
+        or (cell.network == chosen[0][0].network and (cell.kind != "trained" or cell.seed == 1))
+    }
+    beside = "the leading eigenvector in each network"
+    if task.detection is not None and task.classes == 2:
+        template = task.detection.template.float() / task.detection.template.norm().float()
+        observer = "ideal observer" if task.detection.background == "gaussian" else "best linear observer"
+        few = {f"template of the {observer}": template.expand_as(next(iter(few.values()))), **few}
+        beside = f"the template of the {observer}, and {beside}"
+    return draw_examples(kept["images"], few, titles), f"Images, {beside}: {task.name}"
+
+
+def draw_examples(images: Tensor, vectors: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
+    """Each image beside one direction of each network, with its cosine to that of the first one.
+
+    Directions have the sign that agrees with the first network's, and a symmetric colour scale each. Of volumes the
+    middle axial slice is drawn; of several channels the one with most of the first direction's energy, except that
+    images of three channels are drawn in colour.
+
+    Args:
+        images: (B, C_in, H, W) or (B, C_in, H, W, D).
+        vectors: by network, the same shape.
+        titles: one an image.
+
+    Example:
+        >>> images, vectors = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
+        >>> figure = draw_examples(images, {"cnn": vectors, "resnet": -vectors}, ["a", "b"])
+        >>> [axis.get_title() for axis in figure.axes][:3]
+        ['a', 'cnn', 'resnet\\ncosine 1.00']
+    """
+    volumes = images.ndim == 5
+    reference = next(iter(vectors.values()))
+    size = (_PANEL * (1 + len(vectors)), (_PANEL * images.shape[2] / images.shape[3] + 0.5) * len(images))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(images), 1 + len(vectors), squeeze=False)
+    options = {"origin": "lower" if volumes else "upper", "interpolation": "nearest"}
+
+    def middle(values: Tensor) -> np.ndarray:
+        return (values[..., values.shape[-1] // 2].T if volumes else values).numpy()
+
+    cosines = {
+        name: principal_angles(found[:, None], reference[:, None])[:, 0].cos() for name, found in vectors.items()
+    }
+    for row, image in enumerate(images):
+        channel = int(reference[row].flatten(1).square().sum(dim=1).argmax())
+        coloured = len(image) == 3 and not volumes
+        rescaled = ((image - image.min()) / (image.max() - image.min()).clamp(min=1e-12)).movedim(0, -1)
+        panels[row, 0].imshow(rescaled.numpy() if coloured else middle(image[channel]), cmap="gray", **options)
+        panels[row, 0].set_title(titles[row], fontsize=8.5)
+        for axis, (name, found) in zip(panels[row, 1:], vectors.items()):
+            sign = -1 if (found[row] * reference[row]).sum() < 0 else 1
+            vector = middle(sign * found[row, channel])
+            greatest = float(np.abs(vector).max()) or 1.0
+            axis.imshow(vector, cmap="RdBu_r", vmin=-greatest, vmax=greatest, **options)
+            cosine = float(cosines[name][row])
+            beside = "no eigenvector to compare" if math.isnan(cosine) else f"cosine {cosine:.2f}"
+            axis.set_title(name if found is reference else f"{name}\n{beside}", fontsize=7.5)
+    for axis in panels.flat:
+        axis.set(xticks=[], yticks=[])
     return figure
-
-
-def draw_attributions(curves: pd.DataFrame, strength: float) -> Figure:
-    """KL divergence of every arm at one strength, a panel a network: mean and interval over images."""
-    table = curves[(curves.endpoint == "kl") & np.isclose(curves.strength, strength)]
-    arms = [arm for arm in (*ARMS, *_MASKED) if arm in set(table.arm)]
-    networks = list(dict.fromkeys(table.network))
-    figure, axes = _panels(len(networks), 3, 4.6, 1.2 + 0.24 * len(arms))
-    styles = arm_styles(arms)
-    for axis, network in zip(axes, networks):
-        rows = table[table.network == network].set_index("arm")
-        for place, arm in enumerate(arms[::-1]):
-            if arm in rows.index:
-                _dot(axis, rows.loc[arm], place, styles[arm].colour, styles[arm].marker)
-        axis.set(xscale="log", title=network, xlabel=f"KL (nats) at strength {strength:g}")
-        axis.set_yticks(range(len(arms)), arms[::-1], fontsize=8)
-        axis.grid(axis="x", alpha=0.3)
-    return figure
-
-
-def draw_lambda(networks: pd.DataFrame) -> Figure:
-    """Median log10 lambda_max of every network, with its interval over images, a panel a task."""
-    table = networks[networks.quantity == "log10_lambda_max"]
-    tasks, kinds = list(dict.fromkeys(table.task)), list(dict.fromkeys(["trained", *table.kind]))
-    most = max((table.task == task).sum() for task in tasks)
-    figure, axes = _panels(len(tasks), 2, 6.5, 1.2 + 0.2 * most)
-    handles = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", label=kind)
-        for kind, colour, marker in zip(kinds, _COLOURS, _MARKERS)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
-    for axis, task in zip(axes, tasks):
-        rows = table[table.task == task].sort_values(["kind", "network", "seed"], ascending=False)
-        for place, (_, row) in enumerate(rows.iterrows()):
-            number = kinds.index(row.kind) % len(_COLOURS)
-            _dot(axis, row, place, _COLOURS[number], _MARKERS[number])
-        names = [f"{row.network}, {row.kind}, {row.seed}" for _, row in rows.iterrows()]
-        axis.set_yticks(range(len(rows)), names, fontsize=7)
-        axis.set(title=task, xlabel="median log10 lambda_max")
-        axis.grid(axis="x", alpha=0.3)
-    return figure
-
-
-def draw_spectrum(eigenvalues: np.ndarray) -> Figure:
-    """The eigenvalues of all measured images of a network."""
-    return plot_spectrum(eigenvalues)
-
-
-def draw_agreement(agreement: pd.DataFrame) -> Figure:
-    """The mean cosine of each pair of networks of one task, as a matrix."""
-    labels = sorted(dict.fromkeys([*agreement["first"], *agreement["second"]]))
-    matrix = np.full((len(labels), len(labels)), np.nan)
-    for first, second, cosine in zip(agreement["first"], agreement["second"], agreement.cosine):
-        place = (labels.index(first), labels.index(second))
-        matrix[place] = matrix[place[::-1]] = cosine
-    side = 2.6 + 0.36 * len(labels)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axis = figure.subplots()
-    picture = axis.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
-    for row, column in zip(*np.nonzero(~np.isnan(matrix))):
-        colour = "white" if matrix[row, column] < 0.6 else "black"
-        text = f"{matrix[row, column]:.2f}".removeprefix("0")
-        axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
-    axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
-    axis.set_yticks(range(len(labels)), labels, fontsize=7)
-    figure.colorbar(picture, ax=axis, shrink=0.7, label="mean cosine")
-    return figure
-
-
-def _dot(axis: Axes, row: pd.Series, place: int, colour: str, marker: str) -> None:
-    axis.plot([row.low, row.high], [place, place], color=NEUTRAL, linewidth=1)
-    axis.plot([row.value], [place], marker, color=colour, markersize=5)

@@ -29,18 +29,18 @@ from study.storing import digest, new_folder, save_json, save_torch
 from study.tasks import Task
 from study.training import logits_of, trained_network
 
-__all__ = ["measured_cell"]
+__all__ = ["READERS", "measured_cell", "source_digest"]
 
 # Code that only reads what was measured: a new word in the document measures nothing anew.
-_READERS = ("__main__", "agreement", "claims", "collecting", "document", "figures", "running")
+READERS = ("__main__", "agreement", "claims", "collecting", "document", "figures", "processes", "running", "summary")
 _EXAMPLES = 3
 
 
 @lru_cache
-def _source() -> str:
-    """Changes with any line of the package, and of the study up to the measurement."""
+def source_digest() -> str:
+    """Sixteen digits that change with any line of the package, and of the study up to the measurement."""
     package, study = Path(monai_ifim.__file__).parent, Path(__file__).parent
-    files = [file for file in sorted(study.glob("*.py")) if file.stem not in _READERS]
+    files = [file for file in sorted(study.glob("*.py")) if file.stem not in READERS]
     found = hashlib.sha256()
     for folder, file in [
         *((study, file) for file in files),
@@ -78,7 +78,7 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
     environment = describe_environment("cpu", torch.get_num_threads())
     configuration = {
         "weights": _weights(network),
-        "source": _source(),
+        "source": source_digest(),
         "versions": {name: environment["versions"][name] for name in ("torch", "monai")},
         "cell": asdict(cell),
         "task": task.configuration(),

@@ -14,6 +14,7 @@ from study.tasks import CONTROLLED, Task, smaller
 __all__ = [
     "MAIN_CONTROLLED",
     "MANY_IMAGES",
+    "SHORT",
     "Cell",
     "Effort",
     "effort_of",
@@ -106,13 +107,13 @@ class Effort:
         return asdict(self)
 
 
-_SHORT = Effort(20, 32, 12, 200, (0.03, 0.3), 256, 64, 64)
+SHORT = Effort(20, 32, 12, 200, (0.03, 0.3), 256, 64, 64)
 
 
 def effort_of(cell: Cell, task: Task, short: bool) -> Effort:
     """The effort for a network: the costly ones train for fewer iterations, and are measured with fewer images."""
     if short:
-        return _SHORT
+        return SHORT
     many = cell.train_size or 0
     if many > Effort.train:  # every image once, as with the usual number
         return Effort(iterations=many // Effort.batch_size, train=many)

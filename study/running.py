@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -16,6 +14,7 @@ from tqdm import tqdm
 
 from study.measure import measured_cell
 from study.plan import Cell, effort_of, sized
+from study.processes import end_with_parent
 from study.tasks import Task
 
 __all__ = ["run_cells"]
@@ -85,12 +84,4 @@ def _run(cell: Cell, task: Task, short: bool, cache: Path) -> Path:
 
 def _begin_process() -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for work forever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()

@@ -17,7 +17,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-__all__ = ["digest", "new_folder", "read_json", "save_json", "save_torch", "stored_table"]
+__all__ = ["digest", "new_folder", "read_json", "read_table", "save_json", "save_torch", "stored_table"]
+
+# Columns of tables that hold texts, some or all of which may be empty.
+_TEXTS = ("detail", "counts", "unit", "control_of", "skipped")
 
 
 def digest(configuration: Mapping[str, Any]) -> str:
@@ -54,7 +57,7 @@ def read_json(path: Path) -> Any:
 
 
 def stored_table(table: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """Write a table as CSV, with six digits a number, and give it back as it is on file: texts that are empty as such.
+    """Write a table as CSV, with six digits a number, and give it back as it is on file.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -64,9 +67,13 @@ def stored_table(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     file.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(_unfinished(file), index=False, float_format="%.6g")
     _unfinished(file).replace(file)
-    found = pd.read_csv(file)
-    texts = table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]
-    return found.fillna(dict.fromkeys(texts, ""))
+    return read_table(file)
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """What :func:`stored_table` wrote; texts that are missing are empty."""
+    table = pd.read_csv(file, dtype=dict.fromkeys(_TEXTS, str))
+    return table.fillna(dict.fromkeys(_TEXTS, ""))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from study.plan import Cell, Effort
 from study.storing import digest, save_torch
 from study.tasks import Images, Task
 
-__all__ = ["logits_of", "trained_network"]
+__all__ = ["logits_of", "trained_network", "training_images"]
 
 # The training is cut into this many parts; after each the network is validated, and all is written to file.
 _PARTS = 10
@@ -75,13 +75,15 @@ def trained_network(
     if file.exists():
         kept = torch.load(file, weights_only=True)
     else:
-        train, val = (
-            Images(images.images, _labels(cell, images))
-            for images in (task.load("train", cell.train_size), task.load("val"))
-        )
-        kept = _train(network, cell, train, val, effort, file, stop_after)
+        kept = _train(network, cell, *training_images(cell, task), effort, file, stop_after)
     network.load_state_dict(kept["best"])
     return network.eval(), kept["history"], kept.get("seconds")
+
+
+def training_images(cell: Cell, task: Task) -> tuple[Images, Images]:
+    """Images to train and to validate with; where the cell says so, with labels in random order."""
+    train, val = task.load("train", cell.train_size), task.load("val")
+    return Images(train.images, _labels(cell, train)), Images(val.images, _labels(cell, val))
 
 
 def _labels(cell: Cell, images: Images) -> Tensor:

@@ -11,7 +11,6 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 
 from study.agreement import (
-    agreement_figure,
     agreement_table,
     principal_angles,
     random_cosines,
@@ -171,44 +170,3 @@ def test_a_single_network_and_different_shapes_are_refused():
         agreement_table({"a": bases(2, 1, 1, 4, 4)})
     with pytest.raises(ValueError, match="all of one shape"):
         agreement_table({"a": bases(2, 1, 1, 4, 4), "b": bases(2, 1, 1, 4, 5)})
-
-
-@pytest.mark.parametrize("shape", [(1, 6, 8), (3, 6, 8), (1, 6, 8, 4)])
-def test_the_figure_shows_images_and_eigenvectors_with_the_sign_of_the_first_network(shape, tmp_path):
-    images = torch.rand(2, *shape)
-    first, second = bases(2, 1, *shape), bases(2, 1, *shape, seed=1)
-    product = (first * second).flatten(1).sum(dim=1)
-    figure = agreement_figure(images, {"cnn": first, "resnet": second, "other": -first}, titles=["a", "b $1"])
-    figure.savefig(tmp_path / "agreement.png")
-    panels = np.array(figure.axes, dtype=object).reshape(2, 4)
-    for row in range(2):
-        expected = [["a", "b \\$1"][row], "cnn", f"resnet\ncosine {abs(product[row]):.2f}", "other\ncosine 1.00"]
-        assert [axis.get_title() for axis in panels[row]] == expected
-        channel = first[row, 0].flatten(1).square().sum(dim=1).argmax()
-        sign = -1 if product[row] < 0 else 1
-        for axis, vector in zip(panels[row, 1:], (first[row, 0], sign * second[row, 0], first[row, 0])):
-            picture, low_high = axis.images[0].get_array(), axis.images[0].get_clim()
-            np.testing.assert_array_equal(picture, vector[channel, ..., 2].T if len(shape) == 4 else vector[channel])
-            assert low_high[0] == -low_high[1]
-    image = np.asarray(panels[1, 0].images[0].get_array())
-    if shape[0] == 3:
-        assert image.shape == (6, 8, 3)
-    else:
-        np.testing.assert_array_equal(image, images[1, 0, ..., 2].T if len(shape) == 4 else images[1, 0])
-
-
-def test_the_figure_says_where_a_network_has_no_eigenvector():
-    first, second = bases(2, 1, 1, 4, 4), bases(2, 1, 1, 4, 4, seed=1)
-    second[1] = 0.0
-    titles = [axis.get_title() for axis in agreement_figure(torch.rand(2, 1, 4, 4), {"a": first, "b": second}).axes]
-    assert titles[2].startswith("b\ncosine 0.")
-    assert titles[5] == "b\nno eigenvector to compare"
-
-
-def test_a_figure_of_what_does_not_fit_is_refused():
-    vectors = {"a": bases(2, 1, 1, 4, 4)}
-    for images in (torch.rand(2, 1, 4, 5), torch.rand(1, 1, 4, 4), torch.rand(2, 4, 4)):
-        with pytest.raises(ValueError, match="images must be"):
-            agreement_figure(images, vectors)
-    with pytest.raises(ValueError, match="titles must be 2"):
-        agreement_figure(torch.rand(2, 1, 4, 4), vectors, titles=["a"])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from study.claims import Statement, claim_summary, judged, statements
+from study.claims import Statement, judged, statement_table, statements
 from study.collecting import CELL
 
 CLAIM = Statement("C1", "a is above b", "", "comparisons", {"arm": "high", "strength": 0.03})
@@ -49,8 +49,7 @@ def test_only_rows_of_the_statement_count():
     found.comparisons = pd.concat([found.comparisons, other, found.comparisons.assign(kind="untrained", low=-9.0)])
     table = judged(found, [CLAIM])
     assert table.verdict.to_list() == ["holds"]
-    assert table.row.to_list() == ["C1.1"]
-    assert "arm=high" in table["where"][0]
+    assert "arm=high" in statement_table([CLAIM], table)["where"][0]
 
 
 @pytest.mark.parametrize(
@@ -64,8 +63,8 @@ def test_only_rows_of_the_statement_count():
     ],
 )
 def test_the_summary_says_mixed_only_where_some_rows_hold_and_some_fail(reached, together):
-    verdicts = pd.DataFrame({"claim": "C1", "verdict": pd.Series(reached, dtype=object)})
-    assert claim_summary([CLAIM], verdicts).verdict.to_list() == [together]
+    verdicts = pd.DataFrame({"claim": "C1", "verdict": pd.Series(reached, dtype=object), "value": 0.1})
+    assert statement_table([CLAIM], verdicts).verdict.to_list() == [together]
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1.0, "holds"), (-1.0, "undecided")])

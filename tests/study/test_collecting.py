@@ -12,14 +12,14 @@ from monai_ifim.data import IdealObserver
 from study.agreement import random_quantile
 from study.collecting import (
     CURVE,
-    _against_ideal,
-    _agreement,
-    _contrasts,
-    _gains,
-    _ideal_spectra,
-    _learned,
-    _seed_agreement,
+    against_ideal,
+    contrast_table,
+    gain_table,
+    ideal_spectra,
+    learned_table,
     over_seeds,
+    pair_agreement,
+    seed_agreement,
     seed_interval,
 )
 from study.plan import Cell
@@ -63,7 +63,7 @@ def test_what_is_learned_is_the_difference_of_trained_and_control_with_the_ends_
     rows += [("t", "cnn", "untrained", 0, *effect, 0.2, 0.1, 0.25), ("t", "cnn", "500 images", 0, *effect, 9, 9, 9)]
     rows += [("t", "vit", "untrained", 0, *effect, 9, 9, 9)]
     rows += [("t", "cnn", "trained", 0, "high", "transfer", 0.1, "flip_rate", 9, 9, 9)]
-    found = _learned(pd.DataFrame(rows, columns=columns))
+    found = learned_table(pd.DataFrame(rows, columns=columns))
     assert found[["kind", "seed", "control"]].to_numpy().tolist() == [["trained", s, "untrained"] for s in (0, 1)]
     assert found[["value", "low", "high"]].to_numpy() == pytest.approx(np.array([[0.3, 0.15, 0.6]] * 2))
 
@@ -71,7 +71,7 @@ def test_what_is_learned_is_the_difference_of_trained_and_control_with_the_ends_
 def test_a_network_with_fewer_images_is_a_control_and_one_with_more_is_none():
     values = {Cell("t", "cnn"): 1.0, Cell("t", "cnn", train_size=500): 0.01, Cell("t", "cnn", train_size=256_000): 10.0}
     images = {cell: pd.DataFrame({"image": range(5), "lambda_max": value}) for cell, value in values.items()}
-    (row,) = _contrasts(images).itertuples()
+    (row,) = contrast_table(images).itertuples()
     assert (row.kind, row.control, row.value) == ("trained", "500 images", pytest.approx(2))
 
 
@@ -88,7 +88,7 @@ def alarms():
 
 
 def test_gains_are_over_both_baselines_and_carry_the_own_area_and_the_counts():
-    table = _gains(alarms(), []).set_index(["score", "baseline"])
+    table = gain_table(alarms(), []).set_index(["score", "baseline"])
     assert len(table) == 4
     for (score, baseline), area, difference in (
         (("lambda_max", "max_probability"), 0.7, 0.1),
@@ -105,7 +105,7 @@ def test_gains_are_over_both_baselines_and_carry_the_own_area_and_the_counts():
 
 def test_what_two_classes_make_the_same_is_judged_once():
     # whatever the numbers: intervals of equal areas may differ by their resamples
-    found = _gains(alarms(), ["t"])
+    found = gain_table(alarms(), ["t"])
     assert found[["score", "baseline"]].to_numpy().tolist() == [["lambda_max", "max_probability"]]
 
 
@@ -134,7 +134,7 @@ def networks(tmp_path):
 
 
 def test_the_agreement_of_seeds_is_set_against_that_with_a_control_of_another_seed_image_by_image(tmp_path):
-    (row,) = _seed_agreement(networks(tmp_path)).itertuples()
+    (row,) = seed_agreement(networks(tmp_path)).itertuples()
     assert (row.network, row.kind, row.seed, row.control) == ("cnn", "trained", "0/1", "untrained")
     # trained: 1, 1/2, 1/2; the second with the untrained of the first seed: 0, 1/2, 1/2
     assert row.value == pytest.approx((1.0 + 0.0 + 0.0) / 3, abs=1e-6)
@@ -143,7 +143,7 @@ def test_the_agreement_of_seeds_is_set_against_that_with_a_control_of_another_se
 
 
 def test_chance_is_what_random_directions_seldom_exceed_and_not_their_mean(tmp_path):
-    table = _agreement(networks(tmp_path))
+    table = pair_agreement(networks(tmp_path))
     row = table[table.relation == "other seed"].iloc[0]
     assert row.chance == pytest.approx(random_quantile(4, 1))
     assert row.value == pytest.approx(row.cosine - row.chance)
@@ -152,9 +152,9 @@ def test_chance_is_what_random_directions_seldom_exceed_and_not_their_mean(tmp_p
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_ideal_observer_is_told_from_one_that_is_unsure_by_the_exact_ratio(classes):
     task = CONTROLLED[f"random_field_2d_{classes}classes"]
-    ideal = _ideal_spectra(task, task.detection, 8)
+    ideal = ideal_spectra(task, task.detection, 8)
     exact = ideal.assign(lambda_max=ideal.lambda_max / 100, second_to_first=0.5)
-    found = _against_ideal(exact, ideal).set_index("quantity")
+    found = against_ideal(exact, ideal).set_index("quantity")
     assert found.value.log10_lambda_max_to_ideal == pytest.approx(-2)
     assert ("ideal_second_to_first" in found.index) == (classes == 4)
     if classes == 2:
@@ -169,6 +169,6 @@ def test_the_ideal_observer_is_told_from_one_that_is_unsure_by_the_exact_ratio(c
 
 def test_an_image_without_sensitivity_has_no_ratio_to_the_ideal():
     task = CONTROLLED["random_field_2d_2classes"]
-    ideal = _ideal_spectra(task, task.detection, 6)
+    ideal = ideal_spectra(task, task.detection, 6)
     some = ideal.assign(lambda_max=[0.0, *ideal.lambda_max[1:]])
-    assert _against_ideal(some, ideal).value[0] == pytest.approx(0)
+    assert against_ideal(some, ideal).value[0] == pytest.approx(0)

@@ -1,209 +1,173 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the document: each interval is there, with its kind, and nothing that was left out is silent."""
-
-from types import SimpleNamespace
+"""The document has every number of the short tables, what fails as loudly as what holds, and all that was left out."""
 
 import pandas as pd
 import pytest
 
-from study.claims import Statement, claim_summary, statements
-from study.document import (
-    _alarms,
-    _answer,
-    _claims,
-    _curves,
-    _efforts,
-    _left_out,
-    _performance,
-    _setting,
-    _short,
-    _train_sizes,
-)
-from study.plan import Cell
-from study.storing import save_json
-from study.tasks import CONTROLLED, task_of_file
-from tests.study.test_tasks import write_file
+from monai_ifim.visualize.wording import as_interval, as_number
+from study.claims import statement_table, statements
+from study.document import write_study
+from study.storing import save_json, stored_table
 
-TASK = "random_field_2d_2classes"
+TASK, OTHER = "random_field_2d_2classes", "pneumonia"
+PLACE = ["task", "network", "kind"]
+NUMBERS = {"low": 0.0444049, "high": 0.061, "seeds": 3}
 
 
-def networks(rows):
-    return pd.DataFrame(rows, columns=["task", "network", "kind", "seed", "quantity", "value", "low", "high"])
+def network(task, kind="trained", **options):
+    usual = {"task": task, "network": "cnn", "seed": 0, "kind": kind, "trained": kind != "untrained"}
+    usual |= {"train_images": 64, "iterations": 20, "batch_size": 32, "measured_images": 12, "test_images": 60}
+    return {**usual, "attributions_left_out": {}, **options}
 
 
-def lines_of(parts, beginning):
-    return [line for line in "\n".join(parts).splitlines() if line.startswith(beginning)]
+def plan(**options):
+    file = {
+        "title": "",
+        "source": "`own.npz`, sha256 0123456789ab",
+        "channels": 3,
+        "spatial_size": [9, 8],
+        "classes": 5,
+    }
+    usual = {"command": "python -m study", "minutes_of_trainings": 12.0, "minutes_of_measurements": 3.45678}
+    usual |= {"trainings_of_unknown_time": 0, "strengths": [0.01, 0.03, 0.1], "machines": ["a processor, 2 cores"]}
+    usual |= {"environment": {"date": "2000-01-01", "versions": {"torch": "2", "captum": None}}, "left_out_tasks": {}}
+    usual |= {"tasks": {OTHER: file, TASK: {**file, "source": "simulated", "channels": 1}}, "figures": {}}
+    usual |= {"figures": {"examples": "Some images", "curves": "Some curves"}}
+    networks = [network(task, kind) for task in (OTHER, TASK) for kind in ("trained", "untrained")]
+    networks += [network(TASK, f"{size} images", train_images=size) for size in (500, 16)]
+    networks.append(network(OTHER, network="vit", iterations=250, attributions_left_out={"gradcam": "it has tokens"}))
+    return {**usual, "networks": networks, **options}
 
 
-def setting(tmp_path, task, unknown=0):
-    environment = {"processor": "a processor", "cores": 2, "date": "2000-01-01", "versions": {}}
-    save_json({"attributions_left_out": {}, "environment": environment}, tmp_path / "summary.json")
-    settings = {"command": "c", "environment": environment, "processes": 1, "strengths": [0.1]}
-    settings |= {"minutes_of_trainings": 12.0, "minutes_of_measurements": 34.0, "trainings_of_unknown_time": unknown}
-    return "\n".join(_setting({task.name: task}, {}, [Cell(task.name, "cnn")], [tmp_path], settings, "tables"))
+def verdicts(*rows):
+    found = pd.DataFrame(rows, columns=["claim", *PLACE, "detail", "verdict", "value", "counts"])
+    return found.assign(seeds=1, seeds_low=None, seeds_high=None, least_low=0.0, greatest_high=1.0)
 
 
-def test_a_file_is_named_with_its_sum_and_with_a_word_on_other_files(tmp_path):
-    task = task_of_file(write_file(tmp_path / "own.npz"))
-    assert f"| {task.source} |" in setting(tmp_path, task)
-    assert "other numbers" in setting(tmp_path, task)
-    assert "other numbers" not in setting(tmp_path, CONTROLLED[TASK])
-
-
-def test_trainings_whose_time_is_not_known_are_counted(tmp_path):
-    assert "12 minutes of one thread (without 3 whose time is not known)" in setting(tmp_path, CONTROLLED[TASK], 3)
-    assert "not known" not in setting(tmp_path, CONTROLLED[TASK])
-
-
-def test_an_alarm_of_one_seed_shows_its_interval_over_images_and_of_more_that_over_seeds():
-    columns = ["task", "network", "kind", "seed", "target", "level", "score", "auroc", "low", "high"]
-    place = (TASK, "cnn", "trained")
-    rows = [(*place, 0, "error", 0, "entropy", 0.7, 0.61, 0.79), (*place, 0, "noise", 3, "entropy", 0.6, 0.52, 0.68)]
-    rows += [(TASK, "vit", "trained", seed, "error", 0, "entropy", 0.7 + 0.1 * seed, 0.1, 0.9) for seed in (0, 1, 2)]
-    parts = _alarms(SimpleNamespace(alarms=pd.DataFrame(rows, columns=columns)))
-    alone, shifted = lines_of(parts, f"| {TASK} | cnn")
-    assert "| images |" in alone
-    assert "0.61" in alone
-    assert "0.79" in alone
-    assert "0.52" in shifted
-    (several,) = lines_of(parts, f"| {TASK} | vit")
-    assert "| 3 seeds |" in several
-    assert "0.55" in several  # 0.8 less the half width 0.248 of the t interval
-    assert "0.9 " not in several
-
-
-CLAIMS = [
-    Statement("C5", "It flips.", "", "comparisons", {}),
-    Statement("C5-control", "C5 holds of others.", "", "comparisons", {}, control_of="C5"),
+ROWS = [
+    ("C16b", TASK, "cnn", "trained", "0.03", "holds", 0.1, ""),
+    ("C16b", TASK, "cnn", "trained", "0.1", "undecided", 0.25, ""),
+    ("C16b-control", TASK, "cnn", "untrained", "0.03", "holds", 0.2, ""),
+    ("C5-control", TASK, "cnn", "untrained", "0.03", "fails", -0.2, ""),
+    ("C16c", TASK, "cnn", "trained", "0.03", "fails", -0.123456, ""),
+    ("C16c", TASK, "cnn", "trained", "0.1", "undecided", 0.1, ""),
+    *(("C15a", TASK, "cnn", "trained", f"noise, {level}", "fails", -0.1, "12 positives") for level in (1, 3, 5)),
+    ("C15a", TASK, "vit", "trained", "noise, 1", "holds", 0.1, "12 positives"),
+    ("C3", TASK, "cnn", "trained", "", "holds", 0.5, ""),
 ]
 
 
-def told(verdict, control):
-    """What the document says where a statement has a verdict, and its control another one."""
-    place = {"task": TASK, "network": "cnn", "value": 0.1, "unit": "", "detail": "0.3"}
-    rows = [{**place, "claim": "C5", "kind": "trained", "verdict": verdict}]
-    rows += [{**place, "claim": "C5-control", "kind": "untrained", "verdict": control}]
-    return "\n".join(_claims(CLAIMS, pd.DataFrame(rows), "tables", "study"))
+@pytest.fixture
+def written(tmp_path):
+    """The text of a document, from a plan and the rows of verdicts."""
+
+    def write(rows=ROWS, **options):
+        judged = stored_table(verdicts(*rows), tmp_path / "verdicts.csv")
+        stored_table(statement_table(statements([0.01, 0.03, 0.1]), judged), tmp_path / "statements.csv")
+        effects = [
+            (OTHER, "cnn", kind, endpoint, value, *NUMBERS.values())
+            for kind, value in (("trained", 0.5), ("untrained", 0.25))
+            for endpoint in ("flip_rate", "confidence_drop")
+        ]
+        quantities = [
+            (TASK, "cnn", kind, name, value, *NUMBERS.values())
+            for kind, value in (("trained", 0.8), ("500 images", 0.75), ("16 images", 0.7), ("untrained", 0.123))
+            for name in ("test_auc", "template_cosine")
+        ]
+        quantities.append((OTHER, "cnn", "trained", "test_auc", 0.999, *NUMBERS.values()))
+        areas = [(TASK, "cnn", "trained", "lambda_max", value, *NUMBERS.values()) for value in (0.61, 0.72)]
+        for name, key, values in (
+            ("components", "endpoint", effects),
+            ("networks", "quantity", quantities),
+            ("alarms", "score", areas),
+        ):
+            stored_table(pd.DataFrame(values, columns=[*PLACE, key, "value", *NUMBERS]), tmp_path / f"{name}.csv")
+        lost = [
+            (OTHER, "cnn", "trained", "transfer", "it is too flat", 3, 12),
+            (TASK, *ROWS[0][2:4], "low", "no", 7, 90),
+        ]
+        columns = [*PLACE, "arm", "cause", "images", "measured"]
+        stored_table(pd.DataFrame(lost, columns=columns), tmp_path / "left_out.csv")
+        save_json(plan(**options), tmp_path / "plan.json")
+        write_study(tmp_path / "text" / "study.md", tmp_path)
+        text = (tmp_path / "text" / "study.md").read_text()
+        assert all(len(line) <= 120 for line in text.splitlines() if not line.startswith("|"))
+        return text
+
+    return write
 
 
-@pytest.mark.parametrize(
-    ("verdict", "control", "bad", "against"),
-    [
-        ("holds", "fails", [], []),
-        ("fails", "holds", ["C5"], ["C5-control"]),
-        ("undecided", "undecided", ["C5"], []),
-    ],
-)
-def test_a_control_that_speaks_against_the_claim_is_as_loud_as_a_claim_that_fails(verdict, control, bad, against):
-    text = told(verdict, control)
-    listed, controls = text.split("**What does not hold")[1].split("**Controls")
-    assert [line[2:].split(":")[0] for line in listed.splitlines() if line.startswith("- ")] == bad
-    assert [line[2:].split(":")[0] for line in controls.splitlines() if line.startswith("- ")] == against
-    assert ("Holds for random_field_2d_2classes cnn untrained (0.3)" in controls) == bool(against)
-    for number, verdict_of, loud in (("C5", verdict, bad), ("C5-control", control, against)):
-        (row,) = lines_of([text], f"| [{number}]")
-        assert f"| **{verdict_of}** |" in row if loud else f"| {verdict_of} |" in row
+def lines_of(text, beginning):
+    return [line for line in text.splitlines() if line.startswith(beginning)]
 
 
-def test_every_question_is_answered_by_the_counts_of_statements_that_exist():
-    claims = statements([0.01, 0.03, 0.1])
-    verdicts = pd.DataFrame({"claim": "C16b", "verdict": ["holds", "holds", "undecided"]})
-    text = "\n".join(_short(claim_summary(claims, verdicts), "study"))
-    assert "more flipped decisions: holds in 2 of 3 rows, fails in 0 ([C16b](study/rows.md#c16b))" in text
-    assert "was not tested ([C16d]" in text
+def flat(text):
+    return " ".join(text.replace("\N{NO-BREAK SPACE}", " ").split())
 
 
-def test_iterations_and_images_of_every_network_are_told_and_what_was_not_run(tmp_path):
-    folders = []
-    for name, iterations in (("cnn", 1000), ("vit", 250)):
-        (tmp_path / name).mkdir()
-        summary = {"effort": {"iterations": iterations}, "measured_images": 200, "test_images": 600}
-        save_json(summary, tmp_path / name / "summary.json")
-        folders.append(tmp_path / name)
-    text = "\n".join(_efforts(CONTROLLED, [Cell(TASK, "cnn", trained=False), Cell(TASK, "vit")], folders))
-    assert f"| {TASK}: cnn | 1000 | 200 | 600 |" in text
-    assert f"| {TASK}: vit | 250 | 200 | 600 |" in text
-    assert f"untrained): {TASK}: cnn." in text
-    assert "`lumpy_3d_4classes`" in text
-    assert "`densenet121`" in text
+def test_every_question_is_answered_by_the_counts_of_its_statements(written):
+    text = flat(written())
+    assert "outside it?** *In part.*" in text  # 1 of 4 rows holds, 1 fails
+    assert "eigenspace in 1 of 2 rows (0 fail, C16b)" in text
+    assert "0.1 to 0.25 of the decisions" in text
+    assert "depend on the image?** *Yes.*" in text
+    assert "own confidence?** *No.*" in text
+    assert "corrupted images in 1 of 4 rows (3 fail, C15a)" in text
+    assert "wrong predictions are 0.61 to 0.72" in text
+    assert "share these directions?** *Not tested.*" in text
 
 
-def test_the_answer_has_trained_networks_and_those_that_learned_nothing_at_the_middle_strength():
-    place = [(TASK, "cnn", kind, 0) for kind in ("trained", "untrained", "500 images")]
-    rows = [
-        (*cell, arm, control, strength, "flip_rate", strength + 0.01, 0.0, 0.9)
-        for cell in place
-        for arm, control in (("high", "low"), ("high", "transfer"))
-        for strength in (0.1, 0.3, 0.5)
-    ]
-    columns = ["task", "network", "kind", "seed", "arm", "control", "strength", "endpoint", "value", "low", "high"]
-    results = SimpleNamespace(comparisons=pd.DataFrame(rows, columns=columns))
-    lines = lines_of(_answer(results, [0.1, 0.3, 0.5]), f"| {TASK}")
-    assert [line.split(" | ")[2] for line in lines] == ["trained", "untrained"]
-    assert all("0.31" in line for line in lines)
+def test_every_statement_has_a_row_with_counts_span_and_those_of_networks_that_learned_nothing(written):
+    text = written()
+    for claim in statements([0.01, 0.03, 0.1]):
+        assert len(lines_of(text, f"| {claim.number} ")) == (not claim.control_of)
+    (row,) = lines_of(text, "| C16b †")
+    assert row.endswith("| 1 | 0 | 1 | 0.1 to 0.25 share of decisions | **1**, 0, 0 |")
+    (row,) = lines_of(text, "| C5 †")
+    assert row.endswith("| 0 | 0 | 0 | not tested | 0, 1, 0 |")
 
 
-def test_a_curve_of_one_seed_shows_its_interval_over_images(tmp_path):
-    row = {"task": TASK, "network": "vit", "kind": "trained", "seed": 0, "arm": "high", "strength": 0.3}
-    row |= {"endpoint": "kl", "value": 0.5, "low": 0.41, "high": 0.63, "count": 9}
-    none = pd.DataFrame(columns=["task", "network", "kind", "arm", "half_flip_strength", "quadratic_strength"])
-    results = SimpleNamespace(curves=pd.DataFrame([row]), thresholds=none)
-    parts = _curves(results, {TASK: CONTROLLED[TASK]}, [0.1, 0.3], tmp_path, tmp_path / "study.md")
-    (line,) = lines_of(parts, f"| {TASK} | vit | high")
-    assert "| images |" in line
-    assert "0.41" in line
-    assert "0.63" in line
+def test_what_fails_is_listed_by_name_and_controls_that_hold_beside_it(written):
+    text = written()
+    failing, after = text.split("## What fails")[1].split("**Networks that learned nothing")
+    assert [line[4:].split()[0] for line in failing.splitlines() if line.startswith("- ")] == ["C16c", "C15a"]
+    failing, after = flat(failing), flat(after)
+    assert (
+        f"C16c fails in 1 of 2 rows** (`high` costs more accuracy than `low`, at every strength): {TASK} cnn (0.03)."
+        in failing
+    )
+    assert f"{TASK} cnn (3 of 3)." in failing
+    assert "**In no row holds** C16c." in failing
+    assert "of anything learned: C16b in 1 of 1 rows." in after
+    silent = flat(written([("C3", TASK, "cnn", "trained", "", "holds", 0.5, "")]).split("## What fails")[1])
+    assert "No statement fails in a row. **In no row holds** none." in silent
 
 
-def test_the_ratio_of_eigenvalues_is_in_the_table_of_networks():
-    rows = [(TASK, "cnn", "trained", 0, "second_to_first", 0.2, 0.15, 0.28)]
-    parts = _performance(SimpleNamespace(networks=networks(rows)))
-    assert lines_of(parts, "| task")[0].count("second to first") == 1
-    (line,) = lines_of(parts, f"| {TASK}")
-    assert "0.15" in line
-    assert "0.28" in line
+def test_trained_networks_stand_beside_those_that_learned_nothing(written):
+    (row,) = lines_of(written(), f"| {OTHER} | cnn | 0.5")
+    numbers = [as_interval(value, NUMBERS["low"], NUMBERS["high"]) for value in (0.5, 0.25)]
+    assert row == f"| {OTHER} | cnn | {numbers[0]} |  | {numbers[1]} | {numbers[0]} |  | {numbers[1]} |"
 
 
-def test_answers_stand_beside_what_networks_of_controlled_tasks_reach_and_nowhere_else():
-    rows = [(TASK, "cnn", "trained", 0, "template_cosine", 0.96, 0.95, 0.97)]
-    rows += [(TASK, "cnn", "trained", 0, "log10_lambda_max_to_ideal", -0.123, -0.2, -0.1)]
-    rows += [("pneumonia", "cnn", "trained", 0, "test_auc", 0.9, 0.8, 0.95)]
-    *_, answers = _performance(SimpleNamespace(networks=networks(rows)))
-    (line,) = lines_of([answers], "| random")
-    assert "0.96" in line
-    assert "0.12" in line
-    assert "pneumonia" not in answers
-    assert len(_performance(SimpleNamespace(networks=networks(rows[2:])))) == 3
+def test_networks_of_controlled_tasks_stand_beside_the_answer_in_the_order_of_their_images(written):
+    text = written().split("**Where the answer is known.**")[1]
+    rows = [line.split(" | ") for line in lines_of(text, f"| {TASK}")]
+    assert [row[2] for row in rows] == ["16", "64", "500"]
+    assert [row[3].split()[0] for row in rows] == ["0.7", "0.8", "0.75"]
+    assert not lines_of(text, f"| {OTHER}")
+    assert "0.123" not in text
 
 
-def test_networks_of_fewer_training_images_stand_beside_the_one_of_all_in_order():
-    quantities = ("test_auc", "template_cosine", "log10_lambda_max")
-    kinds = {"4000 images": 0.75, "trained": 0.8, "256000 images": 0.9, "500 images": 0.7, "untrained": 0.5}
-    rows = [
-        (TASK, "cnn", kind, 0, name, value, value - 0.04, value + 0.04)
-        for kind, value in kinds.items()
-        for name in quantities
-    ]
-    rows += [(TASK, "cnn", "trained", 1, "test_auc", 0.9, 0.85, 0.95), (TASK, "vit", "trained", 0, "test_auc", 1, 1, 1)]
-    table = networks(rows)
-    lines = lines_of(_train_sizes(SimpleNamespace(networks=table), CONTROLLED), "| random")
-    assert [line.split(" | ")[2] for line in lines] == ["500", "4000", "64000", "256000"]
-    for line, value in zip(lines, (0.7, 0.75, 0.8, 0.9)):
-        assert line.count(f"{value - 0.04:.2f}") == line.count(f"{value + 0.04:.2f}") == 3
-    assert _train_sizes(SimpleNamespace(networks=table[table.kind == "trained"]), CONTROLLED) == []
-
-
-def test_arms_that_lost_images_are_told_with_number_and_cause():
-    place = [(TASK, "cnn", "trained", seed) for seed in (0, 1)]
-    measured = networks([(*cell, "measured_images", 200, None, None) for cell in place])
-    columns = ["task", "network", "kind", "seed", "arm", "cause", "images"]
-    lost = [(*place[0], "transfer", "too flat", 3), (*place[1], "transfer", "too flat", 4)]
-    lost += [(*place[0], "low", "too flat", 7), (*place[0], "high", "zero", 1)]
-    results = SimpleNamespace(networks=measured, left_out=pd.DataFrame(lost, columns=columns))
-    assert lines_of(_left_out(results), f"| {TASK}") == [
-        f"| {TASK} | cnn | trained | `transfer`, `low` | too flat | 7 of 400 |",
-        f"| {TASK} | cnn | trained | `high` | zero | 1 of 400 |",
-    ]
-    nothing = SimpleNamespace(networks=measured, left_out=pd.DataFrame(columns=columns))
-    assert "No image" in _left_out(nothing)[0]
+def test_the_setting_tells_what_was_run_on_which_files_and_what_was_left_out(written):
+    text = flat(written(trainings_of_unknown_time=3, left_out_tasks={"blood": "needs a file."}))
+    assert f"| {OTHER} | `own.npz`, sha256 0123456789ab | 3 x 9 x 8 | 5 | cnn: 20; vit: 250 | 12 | 60 |" in text
+    assert "iterations of 32 images" in text
+    assert "Left out: `gradcam` of vit, since it has tokens. Left out: `blood`, since it needs a file." in text
+    assert "at most 3 of 12, of `transfer` in pneumonia cnn trained, since it is too flat" in text
+    assert (
+        f"12 minutes of one thread for the trainings, and {as_number(3.45678)} for the measurements (without 3" in text
+    )
+    assert "[`verdicts.csv`](../verdicts.csv)" in text
+    assert "*Some images.*" in text
+    assert "![curves](study/curves.png)" in text

@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A result is taken from file only for the same network, code and versions."""
 
-import os
-import subprocess
-import sys
+import ast
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,20 +11,28 @@ import pytest
 import torch
 
 from study import measure
-from study.measure import _READERS, measured_cell
+from study.measure import READERS, measured_cell, source_digest
 from study.plan import Cell, Effort
 from study.storing import read_json
 from study.tasks import CONTROLLED, smaller
 
-ROOT = Path(__file__).parents[2]
+STUDY = Path(measure.__file__).parent
 TASK = smaller(CONTROLLED["random_field_2d_2classes"], 32, 16, 16)
 CELL = Cell(TASK.name, "cnn")
 EFFORT = Effort(iterations=10, batch_size=8, measured=3, resamples=20, strengths=(0.1,))
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    place = tmp_path_factory.mktemp("cache")
+    measured_cell(CELL, TASK, EFFORT, place)
+    return place
+
+
 @pytest.fixture
-def first(tmp_path):
-    return measured_cell(CELL, TASK, EFFORT, tmp_path)
+def first(cache, tmp_path):
+    shutil.copytree(cache, tmp_path, dirs_exist_ok=True)
+    return next((tmp_path / "measured").iterdir())
 
 
 def test_a_summary_names_weights_code_versions_and_machine_and_the_times_are_both_there(first):
@@ -52,7 +59,7 @@ def test_a_network_of_other_weights_under_the_same_name_is_measured_anew(first, 
 
 def test_other_code_and_other_versions_are_measured_anew(first, tmp_path, monkeypatch):
     known = measure.describe_environment("cpu", 1)
-    monkeypatch.setattr(measure, "_source", lambda: "other")
+    monkeypatch.setattr(measure, "source_digest", lambda: "other")
     second = measured_cell(CELL, TASK, EFFORT, tmp_path)
     known["versions"]["monai"] = "0"
     monkeypatch.setattr(measure, "describe_environment", lambda *_: known)
@@ -74,18 +81,24 @@ def test_the_source_changes_with_every_line_of_package_and_study_and_not_with_wh
         (tmp_path / name).write_text("a = 1\n")
     monkeypatch.setattr(measure, "monai_ifim", SimpleNamespace(__file__=str(tmp_path / "package" / "__init__.py")))
     monkeypatch.setattr(measure, "__file__", str(tmp_path / "study" / "measure.py"))
-    before = measure._source.__wrapped__()
+    digest = source_digest.__wrapped__
+    before = digest()
     (tmp_path / "study" / "document.py").write_text("a = 2\n")
-    assert measure._source.__wrapped__() == before
+    assert digest() == before
     (tmp_path / place).write_text("a = 2\n")
-    assert measure._source.__wrapped__() != before
+    assert digest() != before
+
+
+def imported(module):
+    """Modules of the study that one of them imports, themselves and through others."""
+    nodes = ast.walk(ast.parse((STUDY / f"{module}.py").read_text()))
+    froms = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    direct = {name.removeprefix("study.") for name in froms if name.startswith("study.")}
+    return direct.union(*map(imported, direct))
 
 
 def test_no_measurement_needs_the_code_that_only_reads():
-    code = "import sys, study.measure; print(*(name for name in sys.modules if name.startswith('study')))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    loaded = {name.rpartition(".")[2] for name in done.stdout.split()}
-    assert "measure" in loaded
-    assert not loaded & set(_READERS)
-    assert {file.stem for file in (ROOT / "study").glob("*.py")} > set(_READERS)
+    needed = imported("measure")
+    assert {"alarms", "training", "corruption"} <= needed
+    assert not needed & set(READERS)
+    assert {file.stem for file in STUDY.glob("*.py")} == {*READERS, *needed, "measure", "__init__"}

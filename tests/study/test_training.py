@@ -11,11 +11,11 @@ import torch
 from study import training
 from study.plan import Cell, Effort
 from study.tasks import CONTROLLED, smaller
-from study.training import trained_network
+from study.training import trained_network, training_images
 
-TASK = smaller(CONTROLLED["random_field_2d_2classes"], 96, 32, 32)
+TASK = smaller(CONTROLLED["random_field_2d_2classes"], 48, 16, 16)
 CELL = Cell(TASK.name, "small_resnet")
-EFFORT = Effort(iterations=20, batch_size=16)
+EFFORT = Effort(iterations=10, batch_size=8)
 
 
 def weights(network):
@@ -30,7 +30,7 @@ def test_a_killed_training_ends_with_the_same_network(tmp_path):
     resumed, resumed_history, _ = trained_network(CELL, TASK, EFFORT, tmp_path / "killed")
     assert torch.equal(weights(whole), weights(resumed))
     assert history == resumed_history
-    assert [entry["iteration"] for entry in history] == list(range(2, 21, 2))
+    assert [entry["iteration"] for entry in history] == list(range(1, 11))
 
 
 @pytest.mark.parametrize("timed", [True, False])
@@ -54,7 +54,7 @@ def test_the_seconds_are_those_of_all_runs_or_unknown_where_a_file_of_before_lac
     assert trained_network(CELL, TASK, EFFORT, tmp_path)[2] is None
 
 
-def test_what_is_on_file_is_not_trained_again(tmp_path):
+def test_what_is_on_file_is_not_trained_again_and_another_configuration_is_another_file(tmp_path):
     first, history, seconds = trained_network(CELL, TASK, EFFORT, tmp_path)
     (file,) = (tmp_path / "trained").iterdir()
     stamp = file.stat().st_mtime_ns
@@ -63,39 +63,26 @@ def test_what_is_on_file_is_not_trained_again(tmp_path):
     assert history == same
     assert seconds == same_seconds > 0
     assert file.stat().st_mtime_ns == stamp
-
-
-def test_another_configuration_is_another_file(tmp_path):
-    trained_network(CELL, TASK, EFFORT, tmp_path)
     trained_network(CELL, TASK, Effort(iterations=10, batch_size=16), tmp_path)
     assert len(list((tmp_path / "trained").iterdir())) == 2
 
 
 def test_the_kept_network_is_the_first_with_the_highest_validation_area(tmp_path, monkeypatch):
-    areas, seen = iter([0.5, 0.7, 0.7, 0.6, 0.8, 0.8, 0.3, 0.79, 0.8, 0.1]), []
+    areas, seen, known = iter([0.5, 0.7, 0.7, 0.6, 0.8, 0.8, 0.3, 0.79, 0.8, 0.1]), [], training.logits_of
 
-    def validated(network, val):
+    def logits_of(network, images):
         seen.append(weights(network))
-        return {"val_auc": next(areas), "val_accuracy": 0.5}
+        return known(network, images)
 
-    monkeypatch.setattr(training, "_validated", validated)
+    monkeypatch.setattr(training, "logits_of", logits_of)
+    monkeypatch.setattr(training, "one_vs_rest_auc", lambda *_: next(areas))
     network, _, _ = trained_network(CELL, TASK, EFFORT, tmp_path)
     assert [torch.equal(weights(network), other) for other in seen] == [number == 4 for number in range(10)]
 
 
-def test_shuffled_labels_are_those_of_the_task_in_another_order_where_it_is_trained_and_validated(
-    tmp_path, monkeypatch
-):
-    given = {}
-
-    def train(network, cell, train, val, *_):
-        given[cell.labels] = (train, val)
-        return {"best": network.state_dict(), "history": []}
-
-    monkeypatch.setattr(training, "_train", train)
-    for labels in ("real", "shuffled"):
-        trained_network(Cell(TASK.name, "cnn", labels=labels), TASK, EFFORT, tmp_path / labels)
-    for real, shuffled in zip(given["real"], given["shuffled"]):
+def test_shuffled_labels_are_those_of_the_task_in_another_order_where_it_is_trained_and_validated():
+    parts = [training_images(Cell(TASK.name, "cnn", labels=labels), TASK) for labels in ("real", "shuffled")]
+    for real, shuffled in zip(*parts):
         assert torch.equal(real.images, shuffled.images)
         assert not torch.equal(real.labels, shuffled.labels)
         assert torch.equal(real.labels.sort().values, shuffled.labels.sort().values)
