@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.cells import Cell
 from benchmarks.environment import describe_environment
-from benchmarks.networks import Problem, build_problem
+from benchmarks.problems import Problem, build_problem
 from benchmarks.readme import insert
 from benchmarks.table import describe_machine, markdown_table
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMSaver

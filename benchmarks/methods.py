@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.cells import Cell
-from benchmarks.networks import Problem
+from benchmarks.problems import Problem
 from monai_ifim import input_fisher
 from monai_ifim.network import default_micro_batch_size
 from monai_ifim.substitutes import Substitutes
 
-__all__ = ["FLOOR", "METHODS", "OURS", "Method", "Run", "register"]
+__all__ = ["FLOOR", "METHODS", "OURS", "Method", "Run", "register", "twice_root"]
 
 # From images (B, C_in, *spatial) to eigenvalues (B, n), descending, where the method gives any.
 Run = Callable[[Tensor], "Tensor | None"]
@@ -169,7 +169,7 @@ def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
     return eigenvalues.flip(-1)[:, :-1], leading  # the C-th is zero
 
 
-def _twice_root(logits: Tensor) -> Tensor:
+def twice_root(logits: Tensor) -> Tensor:
     """``g = 2 sqrt p``, whose Jacobian has ``F = J_g^T J_g``."""
     return 2 * torch.exp(torch.log_softmax(logits, dim=-1) / 2)
 
@@ -202,18 +202,18 @@ def _in_micro_batches(jacobian: Callable[[Problem], Callable[[Tensor], Tensor]])
 
 
 def _vmap_jacrev(problem: Problem) -> Callable[[Tensor], Tensor]:
-    one = torch.func.jacrev(lambda image: _twice_root(problem.frozen(image.unsqueeze(0)))[0])
+    one = torch.func.jacrev(lambda image: twice_root(problem.frozen(image.unsqueeze(0)))[0])
     return lambda images: torch.func.vmap(one)(images).flatten(2)
 
 
 def _jacrev_of_sum(problem: Problem) -> Callable[[Tensor], Tensor]:
-    summed = torch.func.jacrev(lambda images: _twice_root(problem.frozen(images)).sum(dim=0))
+    summed = torch.func.jacrev(lambda images: twice_root(problem.frozen(images)).sum(dim=0))
     return lambda images: summed(images).flatten(2).transpose(0, 1)
 
 
 def _functional_jacobian(problem: Problem) -> Callable[[Tensor], Tensor]:
     def summed(images: Tensor) -> Tensor:
-        return _twice_root(problem.frozen(images)).sum(dim=0)
+        return twice_root(problem.frozen(images)).sum(dim=0)
 
     return lambda images: torch.autograd.functional.jacobian(summed, images).flatten(2).transpose(0, 1)
 
@@ -223,7 +223,7 @@ def _backward(problem: Problem) -> Callable[[Tensor], Tensor]:
 
     def rows(images: Tensor) -> Tensor:
         inputs = images.detach().clone().requires_grad_()
-        roots = _twice_root(network(inputs)).sum(dim=0)
+        roots = twice_root(network(inputs)).sum(dim=0)
         gradients: list[Tensor] = []
         for value in roots:
             inputs.grad = None

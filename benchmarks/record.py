@@ -21,7 +21,7 @@ from benchmarks.environment import describe_environment
 from benchmarks.measure import fitting, loop_without_synchronisation, take_turns, timed
 from benchmarks.memory import peak_memory
 from benchmarks.methods import FLOOR, METHODS, OURS
-from benchmarks.networks import Problem, build_problem
+from benchmarks.problems import Problem, build_problem
 from benchmarks.table import summary
 
 __all__ = [

@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from scipy.stats import DegenerateDataWarning, bootstrap
 
-from monai_ifim.intervals import DEFAULT_RESAMPLES, Interval, _ends, _wins, auc_interval
+from monai_ifim.intervals import DEFAULT_RESAMPLES, Interval, auc_interval
 
 __all__ = ["SCORES", "detection_table"]
 
@@ -17,6 +21,7 @@ SCORES = {"lambda_max": "greater", "trace": "greater", "max_probability": "small
 _RANKED_BY = {"max_probability": "log_doubt"}
 _DIFFERENCES = {"max_probability": "difference", "entropy": "entropy_difference"}
 _COMPARED = ("lambda_max", "trace")
+_MOST_NUMBERS = 2**22  # in memory while resampling
 _ENDS = ("", "_low", "_high")
 _COLUMNS = ["score", "positive_when", "auroc", "low", "high", "positives", "negatives"]
 _COLUMNS += [name + end for name in _DIFFERENCES.values() for end in _ENDS] + ["degenerate"]
@@ -83,7 +88,8 @@ def _area(truth: np.ndarray, values: np.ndarray, paired: bool, resamples: int, s
     values = values[:, None] if values.ndim == 1 else values
     if not paired:
         return auc_interval(truth[:, None], values[..., None], resamples=resamples, seed=seed)
-    wins = _wins(truth == 1, values) / values.shape[1]
+    ours, theirs = values[truth == 1][:, None], values[truth == 0]
+    wins = ((ours > theirs) + 0.5 * (ours == theirs)).mean(axis=-1)
     count = len(wins)
     if count < 2:
         return Interval(float(wins.mean()) if count else np.nan, np.nan, np.nan, count, False, "none")
@@ -95,8 +101,16 @@ def _area(truth: np.ndarray, values: np.ndarray, paired: bool, resamples: int, s
         areas = ((times @ wins) * times).sum(axis=1) / times.sum(axis=1) ** 2
         return areas.reshape(drawn.shape[:-1])
 
-    low, high, method = _ends([np.arange(count)], area, count, 0.95, resamples, seed)
-    return Interval(float(wins.mean()), low, high, count, low == high, method)
+    options: dict[str, Any] = {"vectorized": True, "batch": max(1, _MOST_NUMBERS // count)}
+    options |= {"n_resamples": resamples, "method": "BCa", "rng": np.random.default_rng(seed)}
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = bootstrap([np.arange(count)], area, **options)
+        if not np.isfinite(found.confidence_interval).all():
+            options |= {"n_resamples": 0, "method": "percentile", "bootstrap_result": found}
+            found = bootstrap([np.arange(count)], area, **options)
+    low, high = (float(end) for end in found.confidence_interval)
+    return Interval(float(wins.mean()), low, high, count, low == high, options["method"])
 
 
 def _in_pairs(known: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
