@@ -101,7 +101,7 @@ def _evaluation(problem: Problem, loader: DataLoader, handlers: Sequence[Any] = 
 
 def _forward_seconds(problem: Problem) -> float:
     """Wall seconds of one image in a bare loop of forward passes; both signs of a micro-batch go together."""
-    batch = 2 * default_micro_batch_size(problem.cell.image_numbers)
+    batch = 2 * default_micro_batch_size(problem.cell.image_elements)
     images = torch.randn(batch, *problem.cell.image_shape, device=problem.images.device)
     seconds = []
     with torch.no_grad():

@@ -103,7 +103,7 @@ Options = Callable[[Cell], dict[str, Any]]
 
 
 def _same_micro_batch(cell: Cell) -> str | None:
-    own = min(cell.batch, default_micro_batch_size(cell.image_numbers))
+    own = min(cell.batch, default_micro_batch_size(cell.image_elements))
     return "the same micro-batch as the floor's" if own == cell.micro_batch else None
 
 
@@ -143,7 +143,7 @@ _own("ours (default micro-batch)", lambda cell: {"micro_batch_size": None}, excl
 _own("ours (64 cotangents at a time)", lambda cell: {"cotangents_at_a_time": 64}, by_default=False)
 _own(
     "ours (G in four blocks)",
-    lambda cell: {"most_factor_numbers": cell.image_numbers * (-(-(cell.classes - 1) // 4) + 1)},
+    lambda cell: {"most_factor_numbers": cell.image_elements * (-(-(cell.classes - 1) // 4) + 1)},
     passes=lambda cell: 2.5 * cell.classes,
     excluded=_few_classes,
     by_default=False,

@@ -186,7 +186,7 @@ def measure_cell(cell: Cell, settings: Settings, progress: tqdm | None = None) -
     record = {
         "cell": cell.name,
         "micro_batch": cell.micro_batch,
-        "image_numbers": cell.image_numbers,
+        "image_elements": cell.image_elements,
         "settings": settings.must_agree() | {"repeats": settings.repeats, "budget": settings.budget},
         "environment": describe_environment(settings.device, settings.threads),
         "synchronisation": _synchronisation(problem),

@@ -21,7 +21,7 @@ from monai_ifim.intervals import DEFAULT_RESAMPLES, bootstrap_interval
 __all__ = ["agreement_table", "principal_angles", "random_cosines", "random_quantile"]
 
 _RANDOM_SUBSPACES = 400
-_COLUMNS = ["first", "second", "count", "numbers", "rank", "cosine", "low", "high", "random_cosine", "random_quantile"]
+_COLUMNS = ["first", "second", "count", "elements", "rank", "cosine", "low", "high", "random_cosine", "random_quantile"]
 _COLUMNS += ["mean_cosine", "mean_low", "mean_high", "random_mean_cosine"]
 
 
@@ -39,7 +39,7 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
         The angles; NaN for an image of which a vector is zero or not finite, as eigenvectors are beyond the rank.
 
     Raises:
-        ValueError: When the shapes differ, or there are more vectors than numbers in an image.
+        ValueError: When the shapes differ, or there are more vectors than elements in an image.
 
     Example:
         >>> plane = torch.eye(3)[:2].view(1, 2, 1, 1, 3)
@@ -49,7 +49,7 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
     """
     if first.shape != second.shape or first.ndim < 3 or first.shape[1] > first[0, 0].numel():
         raise ValueError(
-            "Bases must be (B, k, C_in, *spatial) of the same shape, with k no greater than the numbers in an image, "
+            "Bases must be (B, k, C_in, *spatial) of the same shape, with k no greater than the elements in an image, "
             f"got {tuple(first.shape)} and {tuple(second.shape)}."
         )
     bases = [basis.detach().as_subclass(Tensor).double().flatten(2).mT for basis in (first, second)]
@@ -64,13 +64,13 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
     return found
 
 
-def random_cosines(numbers: int, rank: int) -> tuple[float, float]:
+def random_cosines(elements: int, rank: int) -> tuple[float, float]:
     """Mean cosines between independent random subspaces: of the smallest angle, and over all angles.
 
     Exact for a single direction, ``E|cos| = Gamma(D/2) / (sqrt(pi) Gamma((D+1)/2))``; otherwise a mean over draws.
 
     Args:
-        numbers: D, in an image.
+        elements: D, in an image.
         rank: dimension of the subspaces.
 
     Example:
@@ -78,19 +78,19 @@ def random_cosines(numbers: int, rank: int) -> tuple[float, float]:
         2.0
     """
     if rank == 1:
-        cosine = math.exp(math.lgamma(numbers / 2) - math.lgamma((numbers + 1) / 2)) / math.sqrt(math.pi)
+        cosine = math.exp(math.lgamma(elements / 2) - math.lgamma((elements + 1) / 2)) / math.sqrt(math.pi)
         return cosine, cosine
-    cosines = _drawn_cosines(numbers, rank)
+    cosines = _drawn_cosines(elements, rank)
     return float(cosines[:, 0].mean()), float(cosines.mean())
 
 
-def random_quantile(numbers: int, rank: int, level: float = 0.975) -> float:
+def random_quantile(elements: int, rank: int, level: float = 0.975) -> float:
     """What the cosine of the smallest angle between independent random subspaces exceeds by chance in ``1 - level``.
 
     Exact for a single direction, whose squared cosine has the distribution ``Beta(1/2, (D-1)/2)``; otherwise of draws.
 
     Args:
-        numbers: D, in an image.
+        elements: D, in an image.
         rank: dimension of the subspaces.
         level: of the quantile.
 
@@ -99,16 +99,16 @@ def random_quantile(numbers: int, rank: int, level: float = 0.975) -> float:
         0.975
     """
     if rank == 1:
-        return math.sqrt(beta.ppf(level, 0.5, (numbers - 1) / 2)) if numbers > 1 else 1.0
-    return float(_drawn_cosines(numbers, rank)[:, 0].quantile(level))
+        return math.sqrt(beta.ppf(level, 0.5, (elements - 1) / 2)) if elements > 1 else 1.0
+    return float(_drawn_cosines(elements, rank)[:, 0].quantile(level))
 
 
-def _drawn_cosines(numbers: int, rank: int) -> Tensor:
+def _drawn_cosines(elements: int, rank: int) -> Tensor:
     """Cosines (draws, rank) of the principal angles between random subspaces."""
     generator = torch.Generator().manual_seed(0)
     drawn = []
     for _ in range(_RANDOM_SUBSPACES):
-        basis = torch.linalg.qr(torch.randn(numbers, rank, generator=generator, dtype=torch.float64)).Q
+        basis = torch.linalg.qr(torch.randn(elements, rank, generator=generator, dtype=torch.float64)).Q
         drawn.append(torch.linalg.svdvals(basis[:rank]))  # against the first axes: only the angle between them counts
     return torch.stack(drawn).clamp(max=1)
 
@@ -125,7 +125,7 @@ def agreement_table(
 
     Returns:
         One row a pair: ``first, second``; ``count``, images on which both networks have all k eigenvectors;
-        ``numbers``, in an image, and ``rank``, k; ``cosine``, of the smallest angle, a mean over images with its 95 %
+        ``elements``, in an image, and ``rank``, k; ``cosine``, of the smallest angle, a mean over images with its 95 %
         interval ``low`` to ``high``; ``mean_cosine`` with ``mean_low`` to ``mean_high`` the same of the mean over all k
         angles; ``random_cosine`` and ``random_mean_cosine``, what independent random subspaces give on average; and
         ``random_quantile``, of :func:`random_quantile`, which a single image exceeds by chance in 2.5 %.
@@ -144,15 +144,15 @@ def agreement_table(
         raise ValueError(f"eigenvectors must be of 2 networks at least, all of one shape, got {shapes}.")
     rows = []
     shape = next(iter(eigenvectors.values())).shape
-    numbers, rank = math.prod(shape[2:]), shape[1]
-    expected, quantile = random_cosines(numbers, rank), random_quantile(numbers, rank)
+    elements, rank = math.prod(shape[2:]), shape[1]
+    expected, quantile = random_cosines(elements, rank), random_quantile(elements, rank)
     for first, second in itertools.combinations(eigenvectors, 2):
         cosines = principal_angles(eigenvectors[first], eigenvectors[second]).cos().cpu()
         smallest, mean = (
             bootstrap_interval(values.numpy(), resamples=resamples, seed=seed)
             for values in (cosines[:, 0], cosines.mean(dim=1))
         )
-        row = [first, second, smallest.count, numbers, rank, smallest.value, smallest.low, smallest.high]
+        row = [first, second, smallest.count, elements, rank, smallest.value, smallest.low, smallest.high]
         rows.append([*row, expected[0], quantile, mean.value, mean.low, mean.high, expected[1]])
     return pd.DataFrame(rows, columns=_COLUMNS)
 

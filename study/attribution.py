@@ -34,7 +34,7 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
 
 def missing_methods(network: nn.Module | None = None) -> dict[str, str]:
-    """The methods that cannot be had here, with the reason.
+    """The methods that are not available here, with the reason.
 
     Args:
         network: the classifier; without one, only missing packages are named.
@@ -73,7 +73,7 @@ def attribution_arms(
         share: of the places, in (0, 1]; one place at least.
 
     Raises:
-        ValueError: When a method is unknown or cannot be had here, or the share or a shape is out of range.
+        ValueError: When a method is unknown or not available here, or the share or a shape is out of range.
 
     Example:
         >>> from monai_ifim import input_fisher, sensitivity_curves
@@ -109,7 +109,7 @@ def attribution_maps(network: nn.Module, images: Tensor, predicted: Tensor, meth
         method: ``"saliency"``, ``"integrated_gradients"``, ``"gradcam"`` or ``"occlusion"``.
 
     Raises:
-        ValueError: When the method is none of these or cannot be had here, or a shape does not fit.
+        ValueError: When the method is none of these or not available here, or a shape does not fit.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
@@ -293,4 +293,4 @@ def _check(network: nn.Module, images: Tensor, predicted: Tensor, methods: Seque
         if method not in METHODS:
             raise ValueError(f"Unknown method {method!r}; the methods are {', '.join(METHODS)}.")
         if method in missing:
-            raise ValueError(f"The method {method!r} cannot be had here: {missing[method]}. Leave it out.")
+            raise ValueError(f"The method {method!r} is not available here: {missing[method]}. Leave it out.")

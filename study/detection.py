@@ -21,7 +21,7 @@ SCORES = {"lambda_max": "greater", "trace": "greater", "max_probability": "small
 _RANKED_BY = {"max_probability": "log_doubt"}
 _DIFFERENCES = {"max_probability": "difference", "entropy": "entropy_difference"}
 _COMPARED = ("lambda_max", "trace")
-_MOST_NUMBERS = 2**22  # in memory while resampling
+_MOST_ELEMENTS = 2**22  # in memory while resampling
 _ENDS = ("", "_low", "_high")
 _COLUMNS = ["score", "positive_when", "auroc", "low", "high", "positives", "negatives"]
 _COLUMNS += [name + end for name in _DIFFERENCES.values() for end in _ENDS] + ["degenerate"]
@@ -101,7 +101,7 @@ def _area(truth: np.ndarray, values: np.ndarray, paired: bool, resamples: int, s
         areas = ((times @ wins) * times).sum(axis=1) / times.sum(axis=1) ** 2
         return areas.reshape(drawn.shape[:-1])
 
-    options: dict[str, Any] = {"vectorized": True, "batch": max(1, _MOST_NUMBERS // count)}
+    options: dict[str, Any] = {"vectorized": True, "batch": max(1, _MOST_ELEMENTS // count)}
     options |= {"n_resamples": resamples, "method": "BCa", "rng": np.random.default_rng(seed)}
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)

@@ -33,7 +33,7 @@ _PANEL = 1.9  # inches
 
 
 def save(figure: Figure, file: Path) -> None:
-    """As a PNG of few colours, made smaller until it is below 150 kB."""
+    """Write a figure as a PNG of few colours, made smaller until it is below 150 kB."""
     file.parent.mkdir(parents=True, exist_ok=True)
     dpi = min(75.0, _MOST_PIXELS / figure.get_figwidth())
     while True:

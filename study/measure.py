@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""All numbers of one network, into one folder."""
+"""Everything that is measured of one network, in one folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _EXAMPLES = 3
 
 @lru_cache
 def source_digest() -> str:
-    """Sixteen digits that change with any line of the package, and of the study up to the measurement."""
+    """Sixteen hexadecimal digits that change with any line of the package, and of the study up to the measurement."""
     package, study = Path(monai_ifim.__file__).parent, Path(__file__).parent
     files = [file for file in sorted(study.glob("*.py")) if file.stem not in READERS]
     found = hashlib.sha256()
@@ -58,7 +58,7 @@ def _weights(network: nn.Module) -> str:
 
 
 def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
-    """Train, measure and write a network's numbers, unless they are on file.
+    """Train and measure a network, unless its results are on file.
 
     Args:
         cell: which network.

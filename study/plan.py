@@ -71,7 +71,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For files.
+        """The name of its files.
 
         Example:
             >>> Cell("pneumonia", "vit", 1).name
@@ -103,7 +103,7 @@ class Effort:
     test: int = 600
 
     def configuration(self) -> dict[str, Any]:
-        """As it goes into the names of results."""
+        """The values by name, as they go into the names of results."""
         return asdict(self)
 
 
@@ -111,7 +111,7 @@ SHORT = Effort(20, 32, 12, 200, (0.03, 0.3), 256, 64, 64)
 
 
 def effort_of(cell: Cell, task: Task, short: bool) -> Effort:
-    """The effort for a network: the costly ones train for fewer iterations, and are measured with fewer images."""
+    """How much is done for a network: costly ones are trained for fewer iterations and measured with fewer images."""
     if short:
         return SHORT
     many = cell.train_size or 0
@@ -123,7 +123,7 @@ def effort_of(cell: Cell, task: Task, short: bool) -> Effort:
         return Effort(iterations=250, measured=100)
     if len(task.spatial_size) == 3:
         return Effort(iterations=300, measured=120)
-    return Effort(iterations=500 if task.numbers > 4000 else 1000)
+    return Effort(iterations=500 if task.elements > 4000 else 1000)
 
 
 def sized(task: Task, effort: Effort) -> Task:
@@ -186,7 +186,7 @@ def estimated_minutes(cells: Sequence[Cell], tasks: Mapping[str, Task], short: b
     for cell in cells:
         task = tasks[cell.task]
         effort = effort_of(cell, task, short)
-        seconds = _PASS_SECONDS.get(cell.task, 1e-7 * task.numbers) * NETWORKS[cell.network].cost
+        seconds = _PASS_SECONDS.get(cell.task, 1e-7 * task.elements) * NETWORKS[cell.network].cost
         rank = task.classes - 1
         training = 3 * effort.iterations * effort.batch_size * cell.trained
         perturbed = 2 * len(effort.strengths) * 13 * effort.measured

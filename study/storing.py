@@ -24,7 +24,7 @@ _TEXTS = ("detail", "counts", "unit", "control_of", "skipped")
 
 
 def digest(configuration: Mapping[str, Any]) -> str:
-    """Eight digits that change with any value of the configuration.
+    """Eight hexadecimal digits that change with any value of a configuration.
 
     Example:
         >>> digest({"seed": 0}) == digest({"seed": 0}), digest({"seed": 0}) == digest({"seed": 1})
@@ -40,13 +40,13 @@ def _unfinished(path: Path) -> Path:
 
 
 def save_torch(content: Any, path: Path) -> None:
-    """Write with :func:`torch.save`, beside the place first."""
+    """Write with :func:`torch.save`: the whole file or none."""
     torch.save(content, _unfinished(path))
     _unfinished(path).replace(path)
 
 
 def save_json(content: Any, path: Path) -> None:
-    """Write as JSON, beside the place first."""
+    """Write as JSON: the whole file or none."""
     _unfinished(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _unfinished(path).replace(path)
 

@@ -63,7 +63,7 @@ class Task:
         classes: C.
         detection: the controlled task; None for a file.
         file: in MedMNIST format; None for a controlled task.
-        train, val, test: greatest numbers of images, a seeded choice where the file has more.
+        train, val, test: most images of a split, a seeded choice where the file has more.
     """
 
     name: str
@@ -78,8 +78,8 @@ class Task:
     test: int = 600
 
     @property
-    def numbers(self) -> int:
-        """D, the numbers of one image."""
+    def elements(self) -> int:
+        """D, the elements of one image."""
         return self.channels * torch.Size(self.spatial_size).numel()
 
     def configuration(self) -> dict[str, Any]:
@@ -198,5 +198,5 @@ def available_tasks(data: Path | None = None, files: Sequence[Path] = ()) -> tup
 
 
 def smaller(task: Task, train: int, val: int, test: int) -> Task:
-    """The same with fewer images."""
+    """The task with at most these numbers of images."""
     return replace(task, train=min(task.train, train), val=min(task.val, val), test=min(task.test, test))

@@ -27,8 +27,8 @@ def bases(*shape: int, seed: int = 0) -> Tensor:
 
 def turned(angles: list[float], *shape: int) -> tuple[Tensor, Tensor]:
     """Two bases (1, k, *shape) whose principal angles are the given ones, mixed by random rotations."""
-    rank, numbers = len(angles), math.prod(shape)
-    frame = bases(1, 2 * rank, numbers)[0]
+    rank, elements = len(angles), math.prod(shape)
+    frame = bases(1, 2 * rank, elements)[0]
     first = frame[:rank]
     radians = torch.tensor(angles, dtype=torch.float64).unsqueeze(1)
     second = radians.cos() * first + radians.sin() * frame[rank:]
@@ -86,37 +86,37 @@ def test_bases_of_different_shapes_and_too_many_vectors_are_refused():
             principal_angles(first, second)
 
 
-@pytest.mark.parametrize("numbers", [2, 3, 10, 784])
-def test_the_cosine_of_random_directions_is_that_of_simulated_ones(numbers):
+@pytest.mark.parametrize("elements", [2, 3, 10, 784])
+def test_the_cosine_of_random_directions_is_that_of_simulated_ones(elements):
     assert random_cosines(3, 1) == pytest.approx((0.5, 0.5), rel=1e-12)  # uniform on the sphere
     draws = 20000
-    directions = torch.randn(draws, numbers, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    directions = torch.randn(draws, elements, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cosines = (directions[:, 0] / torch.linalg.vector_norm(directions, dim=1)).abs()
     error = float(cosines.std()) / draws**0.5
-    assert random_cosines(numbers, 1)[0] == pytest.approx(float(cosines.mean()), abs=4 * error)
+    assert random_cosines(elements, 1)[0] == pytest.approx(float(cosines.mean()), abs=4 * error)
 
 
 def test_the_cosine_of_random_directions_does_not_overflow_in_large_volumes():
-    numbers = 128**3
-    assert random_cosines(numbers, 1)[0] == pytest.approx(math.sqrt(2 / (math.pi * numbers)), rel=1e-6)
+    elements = 128**3
+    assert random_cosines(elements, 1)[0] == pytest.approx(math.sqrt(2 / (math.pi * elements)), rel=1e-6)
 
 
-@pytest.mark.parametrize(("numbers", "rank"), [(20, 2), (50, 4)])
-def test_the_cosines_of_random_subspaces_are_those_between_pairs_of_them(numbers, rank):
+@pytest.mark.parametrize(("elements", "rank"), [(20, 2), (50, 4)])
+def test_the_cosines_of_random_subspaces_are_those_between_pairs_of_them(elements, rank):
     draws = 2000
-    cosines = principal_angles(bases(draws, rank, 1, numbers), bases(draws, rank, 1, numbers, seed=1)).cos()
-    for found, expected in zip(random_cosines(numbers, rank), (cosines[:, 0], cosines.mean(dim=1))):
+    cosines = principal_angles(bases(draws, rank, 1, elements), bases(draws, rank, 1, elements, seed=1)).cos()
+    for found, expected in zip(random_cosines(elements, rank), (cosines[:, 0], cosines.mean(dim=1))):
         error = float(expected.std()) / 400**0.5  # of the drawn ones, which are fewer
         assert found == pytest.approx(float(expected.mean()), abs=4 * error)
 
 
-@pytest.mark.parametrize("numbers", [1, 2, 3, 10, 784])
-def test_one_random_direction_in_forty_is_nearer_than_the_quantile(numbers):
-    directions = torch.randn(20000, numbers, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+@pytest.mark.parametrize("elements", [1, 2, 3, 10, 784])
+def test_one_random_direction_in_forty_is_nearer_than_the_quantile(elements):
+    directions = torch.randn(20000, elements, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cosines = (directions[:, 0] / torch.linalg.vector_norm(directions, dim=1)).abs()
-    exceeding = float((cosines > random_quantile(numbers, 1) * (1 + 1e-12)).double().mean())
+    exceeding = float((cosines > random_quantile(elements, 1) * (1 + 1e-12)).double().mean())
     error = (0.025 * 0.975 / 20000) ** 0.5
-    assert exceeding == pytest.approx(0.025 if numbers > 1 else 0.0, abs=4 * error)
+    assert exceeding == pytest.approx(0.025 if elements > 1 else 0.0, abs=4 * error)
 
 
 def test_the_quantile_of_subspaces_is_exceeded_by_one_pair_in_forty():
@@ -139,7 +139,7 @@ def test_each_pair_of_networks_has_a_row_with_the_mean_cosines_over_images():
     ours, theirs = torch.cat([first, third]), torch.cat([second, fourth])
     table = agreement_table({"cnn": ours, "resnet": theirs, "vit": ours})
     assert table[["first", "second"]].to_numpy().tolist() == [["cnn", "resnet"], ["cnn", "vit"], ["resnet", "vit"]]
-    assert table[["count", "numbers", "rank"]].to_numpy().tolist() == [[2, 25, 2]] * 3
+    assert table[["count", "elements", "rank"]].to_numpy().tolist() == [[2, 25, 2]] * 3
     smallest = (math.cos(0.2) + math.cos(0.4)) / 2
     mean = (smallest + (math.cos(0.9) + math.cos(1.1)) / 2) / 2
     assert table.cosine.tolist() == pytest.approx([smallest, 1.0, smallest], rel=1e-12)

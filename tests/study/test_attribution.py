@@ -304,7 +304,7 @@ def test_without_captum_its_methods_are_missing_with_the_command_that_installs_i
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "captum" else find_spec(name))
     assert set(missing_methods()) == set(CAPTUM)
     assert "pip install 'monai-ifim[benchmark]'" in missing_methods()["saliency"]
-    with pytest.raises(ValueError, match="'saliency' cannot be had here: captum is not installed"):
+    with pytest.raises(ValueError, match="'saliency' is not available here: captum is not installed"):
         attribution_arms(detectors(), torch.randn(1, 1, 8, 8), torch.tensor([0]), ["saliency"])
 
 
