@@ -8,11 +8,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from monai_ifim.likelihoods import LIKELIHOODS
+
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """The exit status of one command, which is run.
 
     Args:
         arguments: of the command line; default those of the process.
@@ -34,14 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     attach.add_argument("--dry_run", action="store_true", help="only print")
     attach.add_argument("--force", action="store_true", help="overwrite an overlay that is there")
     attach.add_argument("--evaluator", metavar="ID", help="which evaluator, where there are several")
-    attach.add_argument("--predictive", choices=("softmax", "sigmoid"), help="where the configs are wrong or silent")
+    attach.add_argument(
+        "--likelihood",
+        choices=tuple(LIKELIHOODS),
+        help="what the outputs mean, where the configs are wrong or silent: logits of a softmax or of sigmoids, or the "
+        "means of a regression (gaussian)",
+    )
     attach.add_argument(
         "--output_key",
         metavar="KEY",
-        help="which output of the network has the logits, where it returns several",
+        help="which output of the network has the logits or means, where it returns several",
     )
     attach.add_argument(
-        "--assume_classifier", action="store_true", help="attach although the configs speak against a classifier"
+        "--assume_classifier",
+        action="store_true",
+        help="attach although the configs speak against one row of outputs an image",
     )
     attach.set_defaults(command=_attach)
 
@@ -73,7 +82,7 @@ def _attach(chosen: argparse.Namespace) -> None:
         dry_run=chosen.dry_run,
         force=chosen.force,
         evaluator=chosen.evaluator,
-        predictive=chosen.predictive,
+        likelihood=chosen.likelihood,
         output_key=int(key) if key is not None and key.lstrip("-").isdigit() else key,
         assume_classifier=chosen.assume_classifier,
     )

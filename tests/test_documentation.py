@@ -11,11 +11,19 @@ import pytest
 import torch
 
 import monai_ifim
-from monai_ifim.perturbation import ARMS, DEFAULT_ARMS
+from monai_ifim.perturbation import DEFAULT_DIRECTIONS, DIRECTIONS, ENDPOINTS
 from monai_ifim.statistics import summary_names
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+EXPERIMENT = (ROOT / "docs" / "experiment.md").read_text()
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("tutorials/*.md")])
+
+
+def table_behind(text: str, head: str) -> list[list[str]]:
+    """The rows of the table with this head, without the marks of code."""
+    rows = text[text.index(head) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows]
 
 
 def first_shell_block(section: str) -> str:
@@ -44,18 +52,43 @@ def test_readme_example_runs():
 
 
 def test_readme_describes_every_metric_that_is_logged():
-    described = set(re.findall(r"`ifim_([\w<>]+)`", README))
-    assert {name.replace("_mine", "_<arm>") for name in summary_names(["mine"])} <= described
-    assert {name for name in summary_names(DEFAULT_ARMS) if name.startswith("coupling")} <= described
-    table = README[README.index("| arm |") :].split("\n\n")[0]
-    assert all(f"`{arm}`" in table for arm in ARMS)
+    described = {name for row in table_behind(README, "| metric |") for name in re.findall(r"ifim_([\w<>]+)", row[0])}
+    logged = summary_names(["mine"]) | {name for name in summary_names(DEFAULT_DIRECTIONS) if "coupling" in name}
+    assert {name.replace("_mine", "_<direction>") for name in logged} == described
+
+
+def test_readme_describes_every_direction():
+    described = [name for row in table_behind(README, "| direction |") for name in re.findall(r"\w+", row[0])]
+    assert sorted(described) == sorted(DIRECTIONS)
+
+
+def test_page_of_the_experiment_has_the_endpoints_of_the_code():
+    described = table_behind(EXPERIMENT, "| endpoint | column | unit | over the set | what it is |")
+    assert described == [
+        [point.name, point.column, point.unit, point.statistic, point.words] for point in ENDPOINTS.values()
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, place = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page.name} links to {target}, which is not there"
+        if place:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings]
+            assert place in anchors, f"{page.name} links to {target}, where there is no such heading"
 
 
 def test_public_names_are_at_the_top_level():
     assert set(monai_ifim.__all__) == {
         "Bernoulli",
         "Categorical",
+        "Gaussian",
         "InputFisher",
+        "Model",
+        "PerImage",
         "SensitivityCurves",
         "input_fisher",
         "sensitivity_curves",
@@ -72,9 +105,3 @@ def test_installed_package_declares_what_setup_cfg_declares():
     assert names == wanted
     assert not any(re.search("[<>=]", name) for name in wanted)
     assert metadata.version("monai-ifim") == monai_ifim.__version__
-
-
-def test_core_knows_neither_monai_nor_ignite_nor_matplotlib():
-    for name in ("predictive", "network", "fisher", "arms", "perturbation", "intervals", "statistics"):
-        source = (ROOT / "monai_ifim" / f"{name}.py").read_text()
-        assert not re.search(r"^\s*(?:from|import) (?:monai|ignite|matplotlib)\b(?!_ifim)", source, re.MULTILINE)

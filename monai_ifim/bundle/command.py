@@ -23,11 +23,11 @@ def attach_to_bundle(
     dry_run: bool = False,
     force: bool = False,
     evaluator: str | None = None,
-    predictive: str | None = None,
+    likelihood: str | None = None,
     output_key: int | str | None = None,
     assume_classifier: bool = False,
 ) -> list[Path]:
-    """Write the overlay that adds iFIM to a bundle, and print what was found and the commands to run.
+    """The overlay files that add iFIM to a bundle, written; what was found and the commands to run are printed.
 
     Nothing of the bundle is run, and none of its files is changed.
 
@@ -38,8 +38,8 @@ def attach_to_bundle(
         dry_run: only print.
         force: overwrite what is there.
         evaluator: id of the evaluator, where there are several.
-        predictive: ``"softmax"`` or ``"sigmoid"``, where the configs are wrong or silent.
-        output_key: which output of a network that returns a tuple or dictionary holds the logits.
+        likelihood: a name in ``monai_ifim.likelihoods.LIKELIHOODS``, where the configs are wrong or silent.
+        output_key: which output of a network that returns a tuple or dictionary holds the logits or means.
         assume_classifier: attach although the configs speak against it.
 
     Returns:
@@ -69,7 +69,7 @@ def attach_to_bundle(
             workflows,
             metadata,
             wanted if workflow in (having or workflows) else None,
-            predictive,
+            likelihood,
             output_key,
             assume_classifier,
         )
@@ -112,7 +112,7 @@ def _refusal_text(root: Path, reasons: Mapping[str, str], may_mislead: bool) -> 
     lines = [f"iFIM cannot be attached to {root.resolve().name}:"]
     lines += [f"  {name}: {reason}." for name, reason in reasons.items()]
     if may_mislead:
-        lines.append("If the configs mislead and it is a classifier with outputs (B, outputs): --assume_classifier.")
+        lines.append("If the configs mislead and the outputs are (B, outputs), one row an image: --assume_classifier.")
     return "\n".join(lines)
 
 

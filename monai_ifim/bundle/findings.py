@@ -1,25 +1,26 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a workflow's configs say about its classifier, where each thing was found, and what had to be guessed."""
+"""What a workflow's configs say about its network, where each thing was found, and what had to be guessed."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from monai.utils import CommonKeys
+from monai_ifim.bundle.configs import Component, Config, Workflow, described
+from monai_ifim.bundle.evidence import Evidence, evidence, for_prediction, postprocessing
+from monai_ifim.bundle.refusal import is_no_classifier, output_shape, refusal
+from monai_ifim.likelihoods import LIKELIHOODS, Likelihood, LikelihoodLike
 
-from monai_ifim.bundle.configs import Component, Config, Workflow, described, is_disabled
-from monai_ifim.bundle.refusal import is_no_classifier, refusal
+__all__ = ["GAUSSIAN", "OWN_IDS", "Finding", "Findings", "find"]
 
-__all__ = ["OWN_IDS", "Finding", "Findings", "find"]
-
+# What the overlay can say of a regression in place of its likelihood's name.
+GAUSSIAN = "likelihood: {_target_: monai_ifim.Gaussian, scale: 1.0}"
 OWN_IDS = ("ifim", "ifim_figures", "ifim_saver")  # that the overlay defines
 
-_SOFTMAX_LOSSES = {"CrossEntropyLoss", "NLLLoss"}
-_SIGMOID_LOSSES = {"BCEWithLogitsLoss", "MultiLabelSoftMarginLoss", "SoftMarginLoss"}
 _OUTPUTS = ("num_classes", "out_channels", "num_outputs", "n_classes", "classes")
 _CHANNELS = ("in_channels", "n_input_channels", "input_channels")
 # Names of channels that a person draws, and transforms that make them.
@@ -98,7 +99,7 @@ def find(
     others: Sequence[Workflow] = (),
     metadata: Mapping[str, Any] | None = None,
     evaluator: str | None = None,
-    predictive: str | None = None,
+    likelihood: LikelihoodLike | None = None,
     output_key: int | str | None = None,
     assume_classifier: bool = False,
 ) -> Findings:
@@ -109,7 +110,7 @@ def find(
         others: workflows of the same bundle, whose loss counts where this one has none.
         metadata: of the bundle.
         evaluator: id of the evaluator, where there are several.
-        predictive: what the user says.
+        likelihood: what the user says, a name or an object.
         output_key: what the user says.
         assume_classifier: attach although the configs speak against it.
 
@@ -141,7 +142,8 @@ def find(
     if taken is not None:
         findings.refusal = f"it defines an id {taken} itself, which the overlay would replace; rename that one"
     outputs = _find_outputs(findings, network, engine, described_outputs)
-    _find_predictive(findings, engine, loss, loss_source, outputs, described_outputs, predictive)
+    found = list(evidence(workflow, engine, network, loss, loss_source, described_outputs))
+    _find_likelihood(findings, found, loss is not None, outputs, likelihood)
     _find_output_key(findings, network, str(network_value), output_key)
     _find_channel_mask(findings, network, metadata)
     _find_keys(findings, engine)
@@ -200,8 +202,12 @@ def _find_outputs(
             if isinstance(value, int):
                 findings.add("outputs", value, findings.workflow.source(f"{network.id}#{name}"))
                 return value
-    for transform in _postprocessing(config, engine):
-        value = _for_prediction(config, transform, "to_onehot")
+        shape = output_shape(config, network)
+        if shape is not None:
+            findings.add("outputs", math.prod(shape), findings.workflow.source(f"{network.id}#out_shape"))
+            return math.prod(shape)
+    for transform in postprocessing(config, engine):
+        value = for_prediction(config, transform, "to_onehot")
         if transform.name.startswith("AsDiscrete") and isinstance(value, int) and not isinstance(value, bool):
             findings.add("outputs", value, findings.workflow.source(f"{transform.id}#to_onehot"))
             return value
@@ -214,72 +220,45 @@ def _find_outputs(
     return None
 
 
-def _find_predictive(
+def _find_likelihood(
     findings: Findings,
-    engine: Component,
-    loss: Component | None,
-    loss_source: str,
+    found: Sequence[Evidence],
+    loss_is_known: bool,
     outputs: int | None,
-    described_outputs: Mapping[str, Mapping[str, Any]],
-    wanted: str | None,
+    wanted: LikelihoodLike | None,
 ) -> None:
-    said = list(_evidence(findings, engine, loss, loss_source, described_outputs))
     guess = ""
+    value: LikelihoodLike
     if wanted is not None:
         value, source = wanted, "the command line"
-        for other, says in said:
-            if other != wanted and loss is not None and says.startswith(f"{loss_source} = "):
-                guess = f"{says} says {other}"
-    elif outputs == 1:
+        name = wanted if isinstance(wanted, str) else _name_of(wanted)
+        against = next((other for other in found if other.is_loss and other.likelihood != name), None)
+        guess = f"{against.says} says {against.likelihood}" if against is not None else ""
+    elif outputs == 1 and not (found and found[0].likelihood == "gaussian"):
         value, source = "sigmoid", "there is one output, over which a softmax would be constant"
-    elif said:
-        value, source = said[0]
-        against = next((other for other in said if other[0] != value), None)
+        guess = "" if found else "if the label is no class but a measured value, --likelihood gaussian"
+    elif found:
+        value, source = found[0].likelihood, found[0].says
+        against = next((other for other in found if other.likelihood != value), None)
         if against is not None:
-            source += f"; {against[1]} says {against[0]}, which is trusted less"
-        if loss is None and (against is not None or value == "sigmoid"):
-            other = "sigmoid" if value == "softmax" else "softmax"
-            guess = f"no loss is known: if the outputs were trained with another one, --predictive {other}"
+            source += f"; {against.says} says {against.likelihood}, which is trusted less"
+        if value == "gaussian" and against is not None:
+            guess = f"if the label is a class, --likelihood {against.likelihood}"
+        elif not loss_is_known and (against is not None or value == "sigmoid"):
+            other = against.likelihood if against is not None else "softmax"
+            guess = f"no loss is known: if the outputs were trained with another one, --likelihood {other}"
     else:
-        value, source = "softmax", "nothing speaks for sigmoid"
-        guess = "set it with --predictive"
-    findings.options["predictive"] = value
-    findings.add("predictive", value, source, guess)
+        value, source = "softmax", "nothing speaks for another one"
+        guess = "set it with --likelihood"
+    findings.options["likelihood"] = value
+    findings.add("likelihood", value, source, guess)
+    if value == "gaussian":
+        advice = f"set it to the root mean square error on held-out data, in the overlay: {GAUSSIAN}"
+        findings.add("noise scale", 1.0, "the configs do not say", advice)
 
 
-def _evidence(
-    findings: Findings,
-    engine: Component,
-    loss: Component | None,
-    loss_source: str,
-    described_outputs: Mapping[str, Mapping[str, Any]],
-) -> Iterator[tuple[str, str]]:
-    """Softmax or sigmoid, and who says so: loss, Activationsd, AsDiscreted, metadata, in this order of trust."""
-    config = findings.workflow.config
-    if loss is not None:
-        by_loss = "softmax" if loss.name in _SOFTMAX_LOSSES else "sigmoid" if loss.name in _SIGMOID_LOSSES else None
-        if loss.name == "FocalLoss":
-            by_loss = "softmax" if config.literal(loss.content.get("use_softmax")) else "sigmoid"
-        if by_loss is not None:
-            yield by_loss, f"{loss_source} = {loss.target}"
-    transforms = list(_postprocessing(config, engine))
-    for transform in transforms:
-        if transform.name.startswith("Activations"):
-            for name in ("softmax", "sigmoid"):
-                if _for_prediction(config, transform, name) is True:
-                    yield name, f"{findings.workflow.source(transform.id)} = {transform.name} with {name}: true"
-    for transform in transforms:
-        if transform.name.startswith("AsDiscrete"):
-            if _for_prediction(config, transform, "argmax") is True:
-                yield "softmax", f"{findings.workflow.source(transform.id)} = {transform.name} with argmax: true"
-            elif _for_prediction(config, transform, "threshold") is not None:
-                yield "sigmoid", f"{findings.workflow.source(transform.id)} = {transform.name} with a threshold"
-    for output in described_outputs.values():
-        if output.get("format") in ("classes", "classification", "labels") and isinstance(
-            output.get("num_channels"), int
-        ):
-            value = "sigmoid" if output["num_channels"] == 1 else "softmax"
-            yield value, f"metadata.json: {output['num_channels']} {output['format']}"
+def _name_of(likelihood: Likelihood) -> str:
+    return next((name for name, kind in LIKELIHOODS.items() if isinstance(likelihood, kind)), "")
 
 
 def _find_output_key(findings: Findings, network: Component | None, made: str, wanted: int | str | None) -> None:
@@ -441,34 +420,3 @@ def _is_shared(config: Config, value: Any, at: str) -> bool:
         at, own = value[1:].replace("::", "#"), 1
         value = config.get(at)
     return False
-
-
-def _postprocessing(config: Config, engine: Component) -> Iterator[Component]:
-    """The transforms behind the evaluator, in their order."""
-    at, value = config.follow(engine.content.get("postprocessing"), f"{engine.id}#postprocessing")
-    yield from _transforms(config, value, at)
-
-
-def _transforms(config: Config, value: Any, at: str) -> Iterator[Component]:
-    at, value = config.follow(value, at)
-    if is_disabled(value):
-        return
-    if isinstance(value, Mapping) and "transforms" in value:
-        yield from _transforms(config, value["transforms"], f"{at}#transforms")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _transforms(config, item, f"{at}#{index}")
-    elif isinstance(value, Mapping) and "_target_" in value:
-        yield Component(at, value)
-    elif isinstance(value, str) and value.startswith("$"):
-        for id in config.references(value):  # an expression that joins lists
-            yield from _transforms(config, f"@{id}", id)
-
-
-def _for_prediction(config: Config, transform: Component, option: str) -> Any:
-    """An option of a dictionary transform for the prediction, where it has one value for each of several keys."""
-    keys, value = config.literal(transform.content.get("keys")), config.literal(transform.content.get(option))
-    keys = keys if isinstance(keys, list) else [keys]
-    if CommonKeys.PRED not in keys:
-        return None
-    return value[keys.index(CommonKeys.PRED)] if isinstance(value, list) and len(value) == len(keys) else value

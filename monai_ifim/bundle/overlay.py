@@ -14,12 +14,18 @@ from typing import Any
 
 import yaml
 
-from monai_ifim.bundle.findings import OWN_IDS, Findings
+from monai_ifim.bundle.findings import GAUSSIAN, OWN_IDS, Finding, Findings
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
+from monai_ifim.handlers.options import FIGURE_OPTIONS, OPTIONS, SAVER_OPTIONS
 
 __all__ = ["Overlay", "additions", "overlays", "run_command"]
 
 _WIDTH = 120
+_NOISE = (
+    "The noise then has standard deviation 1, and KL counts squared units of the output. Set it, best to the root mean",
+    "square error on held-out data: in place of the next line write",
+    f"  {GAUSSIAN}",
+)
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,15 @@ class Overlay:
             "# From the bundle's folder:",
             *(f"#   {run_command(found, self.file)}" for found in self.findings),
             "ifim:",
-            *_options(ifim, IFIMMetric, first.options, {item.name: item for item in first.items}),
+            *_options(ifim, OPTIONS, first.options, {item.name: item for item in first.items}),
             "# figures and curves, in TensorBoard beside the other metrics",
             "ifim_figures:",
-            *_options(IFIMFigureHandler, IFIMFigureHandler, {"ifim": "@ifim", "log_dir": self._log_dir}),
+            *_options(IFIMFigureHandler, FIGURE_OPTIONS, {"ifim": "@ifim", "log_dir": self._log_dir}),
             "# tables, figures and components of the last evaluation; `python -m monai_ifim report` makes a page",
             "ifim_saver:",
-            *_options(IFIMSaver, IFIMSaver, {"ifim": "@ifim", "output_dir": first.output_dir, "folder": self.folder}),
+            *_options(
+                IFIMSaver, SAVER_OPTIONS, {"ifim": "@ifim", "output_dir": first.output_dir, "folder": self.folder}
+            ),
         ]
         for key, value in additions(first).items():
             lines += yaml.safe_dump({key: value}, sort_keys=False, width=_WIDTH).splitlines()
@@ -144,23 +152,30 @@ def additions(findings: Findings, ours: Sequence[str] = OWN_IDS) -> dict[str, An
 
 
 def _options(
-    target: type, documented: type, chosen: Mapping[str, Any], found: Mapping[str, Any] | None = None
+    target: type, descriptions: Mapping[str, str], chosen: Mapping[str, Any], found: Mapping[str, Finding] | None = None
 ) -> list[str]:
     """YAML lines of a component: the chosen options, then every other one at its default, as comments."""
-    descriptions = _descriptions(documented)
     lines = [f"  _target_: {target.__module__.rpartition('.')[0]}.{target.__name__}"]
-    parameters = list(inspect.signature(documented).parameters.values())
-    visible = {*chosen, "max_images"} if documented is IFIMMetric else set(chosen)
+    visible = {*chosen, "max_images"}
+    parameters = inspect.signature(target).parameters.values()
     for parameter in sorted(parameters, key=lambda parameter: parameter.name not in visible):
-        value = chosen.get(parameter.name, parameter.default)
-        description = descriptions.get(parameter.name, "")
-        source = (found or {}).get(parameter.name.replace("_", " "))
-        if source is not None and parameter.name in chosen:
-            description += f" Found: {source.source}." + (f" A guess: {source.guess}." if source.guess else "")
-        lines += textwrap.wrap(description, _WIDTH - 4, initial_indent="  # ", subsequent_indent="  # ")
-        mark = "" if parameter.name in visible else "#"
-        lines.append(f"  {mark}{parameter.name}: {_flow(value)}")
+        name, text = parameter.name, _in_yaml(descriptions[parameter.name])
+        source = (found or {}).get(name.replace("_", " ")) if name in chosen else None
+        if source is not None:
+            text += f" Found: {source.source}." + (f" A guess: {source.guess}." if source.guess else "")
+        lines += textwrap.wrap(text, _WIDTH - 4, initial_indent="  # ", subsequent_indent="  # ")
+        if source is not None and source.value == "gaussian":
+            lines += [f"  # {line}" for line in _NOISE]
+        mark = "" if name in visible else "#"
+        lines.append(f"  {mark}{name}: {_flow(chosen.get(name, parameter.default))}")
     return lines
+
+
+def _in_yaml(description: str) -> str:
+    """A description with the constants as YAML writes them."""
+    for python, yaml_constant in (("None", "null"), ("True", "true"), ("False", "false")):
+        description = re.sub(rf"\b{python}\b", yaml_constant, description)
+    return description
 
 
 def _flow(value: Any) -> str:
@@ -168,13 +183,3 @@ def _flow(value: Any) -> str:
     value = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip()
     return text.removesuffix("\n...").strip()
-
-
-def _descriptions(documented: type) -> dict[str, str]:
-    """What the docstring's ``Args`` say of each option."""
-    text = re.search(r"^Args:\n(.*?)^(?=\w)", f"{inspect.getdoc(documented)}\nEnd", re.MULTILINE | re.DOTALL)
-    entries = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", text[1] if text else "", re.MULTILINE | re.DOTALL)
-    found = {name: re.sub(r":\w+:(?=`)|`", "", " ".join(description.split())) for name, description in entries}
-    for python, in_yaml in (("None", "null"), ("True", "true"), ("False", "false")):
-        found = {name: re.sub(rf"\b{python}\b", in_yaml, description) for name, description in found.items()}
-    return found

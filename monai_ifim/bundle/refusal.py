@@ -5,25 +5,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai_ifim.bundle.configs import Component, Config
+from monai_ifim.bundle.evidence import REGRESSION_FORMATS, metrics
 
-__all__ = ["CLASSIFIERS", "is_no_classifier", "refusal", "refusal_without_evaluator"]
+__all__ = ["CLASSIFIERS", "is_no_classifier", "output_shape", "refusal", "refusal_without_evaluator"]
 
-_DENSE = "its outputs are dense (segmentation): one decision a voxel, where iFIM needs one a whole image"
-_DETECTION = "it detects objects: its outputs are boxes, where iFIM needs the logits of a classifier"
+_DENSE = "its outputs are dense (segmentation): values at every voxel, where iFIM needs one row of outputs an image"
+_AXES = "its outputs have several axes {}, where iFIM needs one row of outputs an image"
+_DETECTION = "it detects objects: its outputs are boxes, where iFIM needs one row of outputs an image"
 _PROMPTS = "it works on prompts (points, clicks or boxes) beside the image, and its outputs are dense"
-_REGRESSION = "it predicts numbers (regression), not a distribution over classes"
-_REGISTRATION = "it registers images: its output is a deformation, not a distribution over classes"
-_GENERATION = "it generates images; it has no distribution over classes"
+_REGISTRATION = "it registers images: its output is a deformation, where iFIM needs one row of outputs an image"
+_GENERATION = "it generates images, where iFIM needs one row of outputs an image"
 _TENSORRT = "its network is a TensorRT engine, through which no gradient can pass; attach to the plain network instead"
 _PROBABILITIES = "its network gives probabilities, not logits: the loss {} reads probabilities"
 _NO_HEAD = "its ViT has no classification head (classification: true)"
-_NO_CLASSIFIER = (_DENSE, _DETECTION, _PROMPTS, _REGRESSION, _REGISTRATION, _GENERATION, _NO_HEAD)
+_NO_CLASSIFIER = (_DENSE, _AXES.partition(" {")[0], _DETECTION, _PROMPTS, _REGISTRATION, _GENERATION, _NO_HEAD)
 
-# MONAI's networks whose outputs are (B, classes).
+# MONAI's networks whose outputs are (B, outputs).
 CLASSIFIERS = re.compile(
     r"^(densenet\w*|resnet(?!encoder|features)\w*|se_?res\w*|senet\w*|efficientnet(?!.*(features|encoder))\w*|vit|milmodel|"
     r"torchvisionfcmodel|classifier|netadapter|fullyconnectednet)$",
@@ -35,7 +36,6 @@ _NETWORKS = {
     r"^(yolo|fasterrcnn_|maskrcnn_|keypointrcnn_|retinanet_|fcos_|ssd\d)": _DETECTION,
     r"CellSam": _DENSE,  # without prompts
     r"VISTA|Vista[23]|^vista3d\d*$|^SAM\d?\b|Sam[A-Z]|DeepEdit|NuClick|Deep[Gg]row": _PROMPTS,
-    r"Regressor": _REGRESSION,
     r"VoxelMorph|^RegUNet|^RegResNet|^LocalNet$|^GlobalNet$": _REGISTRATION,
     r"Diffusion|Auto[Ee]ncoder|VQVAE|ViTAutoEnc|ControlNet|Generator([A-Z]|$)|SPADE|DecoderOnly": _GENERATION,
     r"(^|[a-z]|DC|W)(GAN|Gan)([A-Z]|$)": _GENERATION,
@@ -45,7 +45,6 @@ _NETWORKS = {
 }
 _LOSSES = {
     r"Dice|Tversky|Hausdorff|Jaccard|IoU|HoVerNet|^dice_loss$": _DENSE,
-    r"MSELoss|L1Loss|HuberLoss|BarronLoss|^(mse|l1|smooth_l1|huber)_loss$": _REGRESSION,
     r"NormalizedCrossCorrelation|MutualInformation|BendingEnergy|DiffusionLoss": _REGISTRATION,
     r"Adversarial|Perceptual|SSIM": _GENERATION,
 }
@@ -56,9 +55,9 @@ _ENGINES = {
 }
 _METRICS = {
     r"Dice|IoU|Hausdorff|SurfaceDistance|PanopticQuality": _DENSE,
-    r"SquaredError|AbsoluteError": _REGRESSION,
+    r"SignalNoiseRatio|SignalToNoiseRatio|PSNR|SSIM": _GENERATION,
 }
-_FORMATS = {"segmentation": _DENSE, "points": _REGRESSION, "regression": _REGRESSION, "magnitude": _GENERATION}
+_FORMATS = {"segmentation": _DENSE, "magnitude": _GENERATION}
 
 
 def refusal(
@@ -71,7 +70,7 @@ def refusal(
     """Why iFIM cannot be attached, as the end of a sentence; None where nothing speaks against it.
 
     The names of engines, network and loss count in any case. What the evaluator measures and the metadata of the
-    outputs count as well, unless the network is one of MONAI's that are known to classify.
+    outputs count as well, unless the network is one of MONAI's that give one row of outputs an image.
 
     Args:
         config: of the workflow.
@@ -93,6 +92,9 @@ def refusal(
         found = _first(_NETWORKS, network.name)
         if found:
             return f"{found} (network {network.name})"
+        shape = output_shape(config, network)
+        if shape is not None and _has_several_axes(shape):
+            return f"{_AXES.format(shape)} (network {network.name})"
     if loss is not None:
         if loss.name == "BCELoss":
             return _PROBABILITIES.format(loss.name)
@@ -102,13 +104,20 @@ def refusal(
     return None if classifies else _refusal_by_metrics(config, evaluator) or _refusal_by_metadata(outputs)
 
 
+def output_shape(config: Config, network: Component) -> list[int] | None:
+    """The shape of one image's outputs, as MONAI's ``Regressor`` is given it; None where it is unknown."""
+    shape = config.literal(network.content.get("out_shape"))
+    known = isinstance(shape, list) and bool(shape) and all(isinstance(size, int) for size in shape)
+    return shape if known else None
+
+
 def is_no_classifier(reason: str) -> bool:
-    """Whether a refusal says that the network does not classify, in which the configs may mislead."""
+    """Whether a refusal says that the outputs are not one row an image, in which the configs may mislead."""
     return reason.startswith(_NO_CLASSIFIER)
 
 
 def refusal_without_evaluator(config: Config) -> str | None:
-    """What a config without evaluator seems to do instead of classifying, as the end of a sentence."""
+    """What a config without evaluator seems to do instead, as the end of a sentence."""
     parts = list(config.components())
     for table, ending in ((_ENGINES, "Trainer"), (_NETWORKS, "")):
         for part in parts:
@@ -134,13 +143,10 @@ def _has_tensorrt(config: Config, evaluator: Component) -> bool:
 
 
 def _refusal_by_metrics(config: Config, evaluator: Component) -> str | None:
-    for option in ("key_val_metric", "additional_metrics"):
-        at, metrics = config.follow(evaluator.content.get(option), f"{evaluator.id}#{option}")
-        for name, value in metrics.items() if isinstance(metrics, Mapping) else ():
-            metric = config.component(value, f"{at}#{name}")
-            found = _first(_METRICS, metric.name) if metric else None
-            if metric and found:
-                return f"{found} (metric {metric.name})"
+    for metric in metrics(config, evaluator):
+        found = _first(_METRICS, metric.name)
+        if found:
+            return f"{found} (metric {metric.name})"
     return None
 
 
@@ -151,13 +157,17 @@ def _refusal_by_metadata(outputs: Mapping[str, Mapping[str, Any]]) -> str | None
     for output in outputs.values():
         if output.get("type") == "object":
             return f"{_DETECTION} (metadata.json)"
-        found = _FORMATS.get(str(output.get("format")))
-        shape = output.get("spatial_shape")
-        if found is None and isinstance(shape, list) and sum(size != 1 for size in shape) > 1:
-            found = _DENSE
+        format, shape = str(output.get("format")), output.get("spatial_shape")
+        found = _FORMATS.get(format)
+        if found is None and isinstance(shape, list) and _has_several_axes(shape):
+            found = _AXES.format(shape) if format in REGRESSION_FORMATS else _DENSE
         if found:
             return f"{found} (metadata.json)"
     return None
+
+
+def _has_several_axes(shape: Sequence[Any]) -> bool:
+    return sum(size != 1 for size in shape) > 1
 
 
 def _first(table: Mapping[str, str], name: str) -> str | None:

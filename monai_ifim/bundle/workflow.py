@@ -75,13 +75,13 @@ def attach(
         Workflow("the workflow", (), config),
         metadata=parser.get(ConfigParser.meta_key),
         evaluator=evaluator,
-        predictive=options.get("predictive"),
+        likelihood=options.get("likelihood"),
         output_key=options.get("output_key"),
         assume_classifier=assume_classifier,
     )
     if findings.refusal is not None:
         advice = (
-            " If the configs mislead and it is a classifier with outputs (B, outputs): assume_classifier=True."
+            " If the configs mislead and the outputs are (B, outputs), one row an image: assume_classifier=True."
             if findings.no_classifier
             else ""
         )

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI transforms over the Fisher spectrum and perturbations along its arms."""
+"""MONAI transforms over the Fisher spectrum and perturbations along its directions."""
 
 from monai_ifim.transforms.array import IFIMSplit, RandIFIMPerturb
 from monai_ifim.transforms.dictionary import (

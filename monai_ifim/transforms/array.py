@@ -16,13 +16,20 @@ from monai.transforms import RandomizableTransform, Transform
 from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor, nn
 
-from monai_ifim.arms import Arm, ArmInputs, resolve_arms
-from monai_ifim.channels import check_channel_mask
-from monai_ifim.fisher import _check_rank_and_energy, input_fisher
-from monai_ifim.network import NetworkCall, left_as_found, parameter_dtype
+from monai_ifim.fisher import check_rank_and_energy, input_fisher
+from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
+from monai_ifim.model import Model, check_channel_mask, parameter_dtype, plain_tensor, preserve_state
 from monai_ifim.notices import notices_to
-from monai_ifim.perturbation import REFERENCE_STRENGTH, change_along, check_clip, image_contrast, perturb
-from monai_ifim.predictive import PredictiveLike, resolve_predictive
+from monai_ifim.perturbation import (
+    REFERENCE_STRENGTH,
+    Direction,
+    DirectionInputs,
+    change_along,
+    check_clip,
+    image_contrast,
+    perturb,
+    resolve_directions,
+)
 
 __all__ = ["IFIMSplit", "RandIFIMPerturb"]
 
@@ -31,23 +38,23 @@ PERTURBATION_KEY = "ifim_perturbation"
 
 
 class IFIMSplit(Transform):
-    """Split an image into its high-sensitivity component and the rest, by the Fisher information of a classifier.
+    """Split an image into its high-sensitivity component and the rest, by the Fisher information of a network.
 
     ``image = reference + high + low`` with ``high`` the projection on the leading eigenspace of the input-dependent
     Fisher information matrix, see :func:`monai_ifim.input_fisher`. Both components are as the network saw the image: a
     ``MetaTensor`` gives ``MetaTensor`` components with the same affine and applied operations.
 
-    It belongs in post-processing, where the network rests: one call at a time changes the modes of the network and
-    gives them back, which another thread that trains it would notice. A cached data set keeps the components of the
+    It belongs in post-processing, where the network is not trained: a call changes the modes of the network and
+    restores them, which would disturb another thread that trains it. A cached data set keeps the components of the
     network as it was.
 
     Args:
-        network: the classifier, from (1, C_in, *spatial) to logits (1, outputs). It is used in evaluation mode and left
-            as it was found; the image is moved to its device.
-        predictive: ``"softmax"``, ``"sigmoid"`` or an object of :mod:`monai_ifim.predictive`.
+        network: from (1, C_in, *spatial) to outputs (1, outputs). It runs in evaluation mode, and its state is
+            restored; the image is moved to its device.
+        likelihood: ``"softmax"``, ``"sigmoid"``, ``"gaussian"`` or an object of :mod:`monai_ifim.likelihoods`.
         rank: number of leading eigenvectors.
         energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
-        temperature: divides the logits.
+        temperature: divides the logits, of a likelihood that is given by name.
         reference: ``x0``, a constant or an image (C_in, *spatial).
         output_key: which output of a network that returns a tuple, list or dictionary.
         channel_mask: one true or false (1 or 0) for each input channel: which of them may vary; default all. ``low``
@@ -72,7 +79,7 @@ class IFIMSplit(Transform):
     def __init__(
         self,
         network: nn.Module,
-        predictive: PredictiveLike = "softmax",
+        likelihood: LikelihoodLike = "softmax",
         rank: int | None = None,
         energy: float | None = None,
         temperature: float = 1.0,
@@ -80,9 +87,9 @@ class IFIMSplit(Transform):
         output_key: int | str | None = None,
         channel_mask: Sequence[bool] | None = None,
     ) -> None:
-        _check_rank_and_energy(rank, energy)
+        check_rank_and_energy(rank, energy)
         self.network = network
-        self.predictive = resolve_predictive(predictive, temperature)
+        self.likelihood = resolve_likelihood(likelihood, temperature)
         self.rank = rank
         self.energy = energy
         self.reference = reference
@@ -99,27 +106,21 @@ class IFIMSplit(Transform):
             ``high`` and ``low``, like the image, on its device; and the eigenvalues, float64, (R,), descending.
 
         Raises:
-            ValueError: When the image, its logits or its gradient are not finite.
+            ValueError: When the image, its outputs or its gradient are not finite.
         """
         image = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
-        plain = image.as_subclass(Tensor).detach()
+        plain = plain_tensor(image).detach()
         batch = _as_batch(plain, self.network)
-        with left_as_found(self.network):
+        with preserve_state(self.network):
+            model = Model(self.network, self.likelihood, output_key=self.output_key)
             fisher = input_fisher(
-                self.network,
-                batch,
-                self.predictive,
-                rank=self.rank,
-                energy=self.energy,
-                keep_factor=False,
-                channel_mask=self.channel_mask,
-                output_key=self.output_key,
+                model, batch, rank=self.rank, energy=self.energy, channel_mask=self.channel_mask, keep_factor=False
             )
         if fisher.skipped:
             raise ValueError(f"The image cannot be split: {fisher.skipped[0]}.")
         reference = self.reference
         if isinstance(reference, Tensor):
-            reference = reference.as_subclass(Tensor).to(batch)
+            reference = plain_tensor(reference).to(batch)
         high, low = (part[0].to(plain.device) for part in fisher.split(batch, reference=reference))
         if isinstance(image, MetaTensor):
             high, low = (_like(part, image) for part in (high, low))
@@ -127,37 +128,36 @@ class IFIMSplit(Transform):
 
 
 class RandIFIMPerturb(RandomizableTransform):
-    """Perturb an image at random along a direction that a classifier is sensitive to, or along a control.
+    """Perturb an image at random along a direction that a network is sensitive to, or along a control.
 
-    ``image + sign * strength * sigma * sqrt(D) * u`` with the unit direction ``u`` of an arm
-    (:mod:`monai_ifim.arms`), the strength uniform in its range and the sign at random: an augmentation, or a stress
-    test of a classifier. ``strength`` is the root mean square of the change relative to the contrast ``sigma`` of the
-    image. All random numbers come from the random state of the transform (``set_random_state``); the global ones are
-    left alone. It cannot be inverted.
+    ``image + sign * strength * sigma * sqrt(D) * u`` with a unit direction ``u`` (:mod:`monai_ifim.perturbation`), the
+    strength uniform in its range and the sign at random: an augmentation, or a stress test of a network. ``strength``
+    is the root mean square of the change relative to the contrast ``sigma`` of the image. All random numbers come from
+    the random state of the transform (``set_random_state``); the global ones stay as they are. It cannot be inverted.
 
-    What was done stands in ``meta["ifim_perturbation"]`` of the result: ``arm``; ``strength``; ``sign`` (1 or -1);
-    ``sigma``; ``norm``, the Euclidean norm of the change as it was made; ``clipped``, the share of the voxels that were
-    held inside the range; and ``cause``. An image that cannot be perturbed (constant, not finite, without eigenvector)
+    What was done stands in ``meta["ifim_perturbation"]`` of the result: ``direction``; ``strength``; ``sign`` (1 or
+    -1); ``sigma``; ``norm``, the Euclidean norm of the change as it was made; ``clipped``, the share of the voxels that
+    the range limited; and ``cause``. An image that cannot be perturbed (constant, not finite, without eigenvector)
     does not stop a training: it is given back as it was, with norm, strength and sign 0 and the cause, ``"not drawn"``
     where the draw left it alone. The cause is empty otherwise.
 
     Each perturbed image costs one forward pass of the network and one backward pass for each eigenvalue (one less than
-    the classes, under softmax). The network is used in evaluation mode and left as it was found.
+    the classes, under softmax). The network runs in evaluation mode, and its state is restored.
 
     A worker process of a data loader has a copy of the network as it was when the process started. On a machine with a
     GPU, forked workers cannot compute gradients once the main process did: use ``num_workers=0`` or
     ``multiprocessing_context="spawn"``.
 
     Args:
-        network: the classifier, from (1, C_in, *spatial) to logits (1, outputs). The image is moved to its device and
-            back.
-        arm: a name in :data:`monai_ifim.arms.ARMS`, or an object of :mod:`monai_ifim.arms`. Not ``"transfer"``.
+        network: from (1, C_in, *spatial) to outputs (1, outputs). The image is moved to its device and back.
+        direction: a name in :data:`monai_ifim.perturbation.DIRECTIONS`, or an object of
+            :mod:`monai_ifim.perturbation`. Not ``"transfer"``.
         strength: one number, or the least and the greatest.
         prob: probability to perturb an image.
-        predictive: ``"softmax"``, ``"sigmoid"`` or an object of :mod:`monai_ifim.predictive`.
+        likelihood: ``"softmax"``, ``"sigmoid"``, ``"gaussian"`` or an object of :mod:`monai_ifim.likelihoods`.
         rank: number of leading eigenvectors.
         energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
-        temperature: divides the logits.
+        temperature: divides the logits, of a likelihood that is given by name.
         sigma: the unit of the strength, in the units of the image; default the image's own standard deviation.
         clip: the least and the greatest intensity, see :func:`monai_ifim.perturbation.perturb`.
         output_key: which output of a network that returns a tuple, list or dictionary.
@@ -165,8 +165,8 @@ class RandIFIMPerturb(RandomizableTransform):
             stay bit for bit; ``strength``, ``sigma``, ``D`` and ``clipped`` then count in these channels only.
 
     Raises:
-        TypeError: When the arm is neither a name nor an arm.
-        ValueError: When an option is out of range, or the arm needs another image.
+        TypeError: When the direction is neither a name nor a :class:`~monai_ifim.perturbation.Direction`.
+        ValueError: When an option is out of range, or the direction needs another image.
 
     Example:
         >>> import torch
@@ -175,7 +175,7 @@ class RandIFIMPerturb(RandomizableTransform):
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
         >>> perturb = RandIFIMPerturb(network, "high", strength=(0.01, 0.1), prob=1.0).set_random_state(seed=0)
         >>> done = perturb(torch.randn(1, 4, 4)).meta["ifim_perturbation"]
-        >>> done["arm"], abs(done["norm"] - done["strength"] * done["sigma"] * 16**0.5) < 1e-6
+        >>> done["direction"], abs(done["norm"] - done["strength"] * done["sigma"] * 16**0.5) < 1e-6
         ('high', True)
     """
 
@@ -184,10 +184,10 @@ class RandIFIMPerturb(RandomizableTransform):
     def __init__(
         self,
         network: nn.Module,
-        arm: str | Arm = "high",
+        direction: str | Direction = "high",
         strength: float | Sequence[float] = REFERENCE_STRENGTH,
         prob: float = 0.1,
-        predictive: PredictiveLike = "softmax",
+        likelihood: LikelihoodLike = "softmax",
         rank: int | None = None,
         energy: float | None = None,
         temperature: float = 1.0,
@@ -197,18 +197,18 @@ class RandIFIMPerturb(RandomizableTransform):
         channel_mask: Sequence[bool] | None = None,
     ) -> None:
         RandomizableTransform.__init__(self, prob)
-        _check_rank_and_energy(rank, energy)
+        check_rank_and_energy(rank, energy)
         check_clip(clip)
         image_contrast(torch.zeros(1, 1), sigma)
-        (self.arm,) = resolve_arms([arm])
-        if self.arm.name == "transfer":
+        (self.direction,) = resolve_directions([direction])
+        if self.direction.name == "transfer":
             raise ValueError(
-                "The arm 'transfer' takes the eigenvector of another image, and a transform sees one image only. "
-                "Choose another arm, or give a direction of your own as monai_ifim.arms.FixedDirection."
+                "The direction 'transfer' takes the eigenvector of another image, and a transform sees one image only. "
+                "Choose another one, or give one of your own as monai_ifim.perturbation.FixedDirection."
             )
         self.strength = _strength_range(strength)
         self.network = network
-        self.predictive = resolve_predictive(predictive, temperature)
+        self.likelihood = resolve_likelihood(likelihood, temperature)
         self.rank = rank
         self.energy = energy
         self.sigma = sigma
@@ -229,7 +229,8 @@ class RandIFIMPerturb(RandomizableTransform):
 
         Args:
             img: (C_in, *spatial), as the network reads it.
-            label: class, one-hot or multi-label, for :class:`monai_ifim.arms.LossGradient`.
+            label: of the image, for :class:`monai_ifim.perturbation.LossGradient`: class, one-hot, multi-label, or one
+                number an output in regression.
             randomize: draw anew; otherwise as drawn before.
 
         Returns:
@@ -239,12 +240,12 @@ class RandIFIMPerturb(RandomizableTransform):
         Raises:
             RuntimeError: When nothing was drawn before.
             TypeError: When the image is not of a floating dtype.
-            ValueError: When the outputs of the network cannot be logits, or the arm needs a label and has none.
+            ValueError: When the outputs do not fit the likelihood, or the direction needs a label and has none.
         """
         image = convert_to_tensor(img, track_meta=get_track_meta())
         if randomize:
             self.randomize()
-        plain = image.as_subclass(Tensor).detach()
+        plain = plain_tensor(image).detach()
         perturbed, done = self._perturb(plain, label) if self._do_transform else (plain, self._unperturbed("not drawn"))
         if isinstance(image, MetaTensor):
             perturbed = _like(perturbed, image)
@@ -258,26 +259,18 @@ class RandIFIMPerturb(RandomizableTransform):
             raise RuntimeError("Nothing was drawn yet: call randomize() first, or with randomize=True.")
         strength, sign, seed = self._drawn
         batch = _as_batch(plain, self.network)
-        with left_as_found(self.network), notices_to(lambda *_: None):  # a cause goes into the meta-data
-            fisher = input_fisher(
-                self.network,
-                batch,
-                self.predictive,
-                rank=self.rank,
-                energy=self.energy,
-                channel_mask=self.channel_mask,
-                output_key=self.output_key,
-            )
+        with preserve_state(self.network), notices_to(lambda *_: None):  # a cause goes into the meta-data
+            model = Model(self.network, self.likelihood, output_key=self.output_key)
+            fisher = input_fisher(model, batch, rank=self.rank, energy=self.energy, channel_mask=self.channel_mask)
             if fisher.skipped:
                 return plain, self._unperturbed(fisher.skipped[0])
-            truth = None
+            targets = None
             if label is not None:
-                labels = torch.as_tensor(label, device=batch.device).as_subclass(Tensor).reshape(1, -1)
-                truth = self.predictive.label_outcomes(labels, fisher.logits.shape[1])
+                labels = plain_tensor(torch.as_tensor(label, device=batch.device)).reshape(1, -1)
+                targets = self.likelihood.targets(labels, fisher.outputs.shape[1])
             contrast = image_contrast(batch, self.sigma, fisher.channel_mask)
-            call = NetworkCall(self.network, self.output_key)
-            inputs = ArmInputs(batch, fisher, None, [0], seed, call, self.predictive, truth)
-            change, _, causes = change_along(self.arm, inputs, 0, contrast)
+            inputs = DirectionInputs(batch, fisher, None, [0], seed, model, targets)
+            change, _, causes = change_along(self.direction, inputs, 0, contrast)
         if causes:
             return plain, self._unperturbed(causes[0])
         moved, clipped = perturb(batch, sign * strength * change, self.clip, fisher.channel_mask)
@@ -286,7 +279,7 @@ class RandIFIMPerturb(RandomizableTransform):
             varied = fisher.channel_mask.to(plain.device).view(-1, *[1] * (plain.ndim - 1))
             perturbed = torch.where(varied, perturbed, plain)
         done = {
-            "arm": self.arm.name,
+            "direction": self.direction.name,
             "strength": strength,
             "sign": sign,
             "sigma": float(contrast),
@@ -299,7 +292,7 @@ class RandIFIMPerturb(RandomizableTransform):
     def _unperturbed(self, cause: str) -> dict[str, Any]:
         # the same keys and types as where an image was perturbed, so that both can stand in one batch
         nothing = {"strength": 0.0, "sign": 0, "sigma": np.nan, "norm": 0.0, "clipped": 0.0}
-        return {"arm": self.arm.name, **nothing, "cause": cause}
+        return {"direction": self.direction.name, **nothing, "cause": cause}
 
 
 def _strength_range(strength: float | Sequence[float]) -> tuple[float, float]:

@@ -12,9 +12,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor, nn
 
-from monai_ifim.arms import Arm, LossGradient
-from monai_ifim.perturbation import REFERENCE_STRENGTH
-from monai_ifim.predictive import PredictiveLike
+from monai_ifim.likelihoods import LikelihoodLike
+from monai_ifim.perturbation import REFERENCE_STRENGTH, Direction, LossGradient
 from monai_ifim.transforms.array import IFIMSplit, RandIFIMPerturb
 
 __all__ = [
@@ -36,11 +35,11 @@ class IFIMSplitd(MapTransform):
 
     Args:
         keys: keys of the images, as the network reads them.
-        network: the classifier.
-        predictive: ``"softmax"``, ``"sigmoid"`` or an object of :mod:`monai_ifim.predictive`.
+        network: the network.
+        likelihood: ``"softmax"``, ``"sigmoid"``, ``"gaussian"`` or an object of :mod:`monai_ifim.likelihoods`.
         rank: number of leading eigenvectors.
         energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
-        temperature: divides the logits.
+        temperature: divides the logits, of a likelihood that is given by name.
         reference: ``x0``, a constant or an image (C_in, *spatial).
         output_key: which output of a network that returns a tuple, list or dictionary.
         channel_mask: one true or false (1 or 0) for each input channel: which of them may vary; default all.
@@ -61,7 +60,7 @@ class IFIMSplitd(MapTransform):
         self,
         keys: KeysCollection,
         network: nn.Module,
-        predictive: PredictiveLike = "softmax",
+        likelihood: LikelihoodLike = "softmax",
         rank: int | None = None,
         energy: float | None = None,
         temperature: float = 1.0,
@@ -71,7 +70,7 @@ class IFIMSplitd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.split = IFIMSplit(network, predictive, rank, energy, temperature, reference, output_key, channel_mask)
+        self.split = IFIMSplit(network, likelihood, rank, energy, temperature, reference, output_key, channel_mask)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The data with the components and eigenvalues of each image added."""
@@ -89,24 +88,26 @@ class RandIFIMPerturbd(RandomizableTransform, MapTransform):
 
     Args:
         keys: keys of the images, as the network reads them.
-        network: the classifier.
-        arm: a name in :data:`monai_ifim.arms.ARMS`, or an object of :mod:`monai_ifim.arms`. Not ``"transfer"``.
+        network: the network.
+        direction: a name in :data:`monai_ifim.perturbation.DIRECTIONS`, or an object of
+            :mod:`monai_ifim.perturbation`. Not ``"transfer"``.
         strength: one number, or the least and the greatest, in units of the contrast of the image.
         prob: probability to perturb.
-        predictive: ``"softmax"``, ``"sigmoid"`` or an object of :mod:`monai_ifim.predictive`.
+        likelihood: ``"softmax"``, ``"sigmoid"``, ``"gaussian"`` or an object of :mod:`monai_ifim.likelihoods`.
         rank: number of leading eigenvectors.
         energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
-        temperature: divides the logits.
+        temperature: divides the logits, of a likelihood that is given by name.
         sigma: the unit of the strength, in the units of the image; default the image's own standard deviation.
         clip: the least and the greatest intensity.
         output_key: which output of a network that returns a tuple, list or dictionary.
         channel_mask: one true or false (1 or 0) for each input channel: which of them may vary; default all.
-        label_key: key of the label, for :class:`monai_ifim.arms.LossGradient` and arms of your own that read it.
+        label_key: key of the label, for :class:`monai_ifim.perturbation.LossGradient` and directions of your own that
+            read it.
         allow_missing_keys: do not raise when a key is missing.
 
     Raises:
-        TypeError: When the arm is neither a name nor an arm.
-        ValueError: When an option is out of range, or the arm needs another image or a label.
+        TypeError: When the direction is neither a name nor a :class:`~monai_ifim.perturbation.Direction`.
+        ValueError: When an option is out of range, or the direction needs another image or a label.
 
     Example:
         >>> import torch
@@ -125,10 +126,10 @@ class RandIFIMPerturbd(RandomizableTransform, MapTransform):
         self,
         keys: KeysCollection,
         network: nn.Module,
-        arm: str | Arm = "high",
+        direction: str | Direction = "high",
         strength: float | Sequence[float] = REFERENCE_STRENGTH,
         prob: float = 0.1,
-        predictive: PredictiveLike = "softmax",
+        likelihood: LikelihoodLike = "softmax",
         rank: int | None = None,
         energy: float | None = None,
         temperature: float = 1.0,
@@ -141,11 +142,22 @@ class RandIFIMPerturbd(RandomizableTransform, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        if isinstance(arm, LossGradient) and label_key is None:
-            raise ValueError(f"The arm '{arm.name}' needs labels: give label_key, the key of the label.")
+        if isinstance(direction, LossGradient) and label_key is None:
+            raise ValueError(f"The direction '{direction.name}' needs labels: give label_key, the key of the label.")
         self.label_key = label_key
         self.perturb = RandIFIMPerturb(
-            network, arm, strength, prob, predictive, rank, energy, temperature, sigma, clip, output_key, channel_mask
+            network,
+            direction,
+            strength,
+            prob,
+            likelihood,
+            rank,
+            energy,
+            temperature,
+            sigma,
+            clip,
+            output_key,
+            channel_mask,
         )
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandIFIMPerturbd:

@@ -4,7 +4,17 @@
 
 from monai_ifim.visualize.curves import plot_curves, plot_removals
 from monai_ifim.visualize.panels import plot_components
+from monai_ifim.visualize.pictures import Pictures, draw_pictures
 from monai_ifim.visualize.report import write_report
 from monai_ifim.visualize.spectrum import plot_lambda_histogram, plot_spectrum
 
-__all__ = ["plot_components", "plot_curves", "plot_lambda_histogram", "plot_removals", "plot_spectrum", "write_report"]
+__all__ = [
+    "Pictures",
+    "draw_pictures",
+    "plot_components",
+    "plot_curves",
+    "plot_lambda_histogram",
+    "plot_removals",
+    "plot_spectrum",
+    "write_report",
+]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,44 +16,30 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from monai_ifim.visualize.style import NEUTRAL, ArmStyle, arm_styles, empty_axes
+from monai_ifim.perturbation import ENDPOINTS, Endpoint
+from monai_ifim.visualize.style import NEUTRAL, DirectionStyle, direction_styles, empty_axes
 
 __all__ = ["plot_curves", "plot_removals"]
 
 
-class _Endpoint(NamedTuple):
-    title: str
-    label: str
-    log: bool = False
-
-
-_ENDPOINTS = {
-    "size": _Endpoint("Size of the removed part", "RMS / image contrast"),
-    "kl": _Endpoint("Change of the prediction", "KL divergence (nats)", log=True),
-    "kl_ratio": _Endpoint("Does the local picture hold?", "KL / quadratic prediction", log=True),
-    "fisher_rao": _Endpoint("Fisher-Rao distance", "distance (radians)"),
-    "confidence_drop": _Endpoint("Drop of confidence", "drop of probability"),
-    "flip_rate": _Endpoint("Flipped decisions", "share of decisions"),
-    "accuracy": _Endpoint("Accuracy", "share of right decisions"),
-    "auc": _Endpoint("AUC, one against the rest", "area under the ROC curve"),
-}
 _PANELS_A_ROW = 3
-# A curve this many decades below the greatest KL divergence is of no use to the eye, and would squeeze the others.
-_KL_DECADES = 10
+# A curve this many decades below the greatest value is of no use to the eye, and would squeeze the others.
+_DECADES = 10
 # Within 10 % the quadratic prediction is said to hold; a ratio beyond the outer limits says no more than that it fails.
 _RATIO_HOLDS = (0.9, 1.1)
 _RATIO_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
 def plot_curves(table: pd.DataFrame, title: str | None = None) -> Figure:
-    """Each endpoint against the strength of the change, one line an arm, with bands for the intervals.
+    """A figure of each endpoint against the strength of the change, one line a direction, with bands for the intervals.
 
-    The quadratic prediction of the KL divergence is dashed, and off the axis where it is zero, as outside the
-    eigenspace. Accuracy and AUC have the unperturbed value as a dotted line.
+    Titles and axes are those of :data:`monai_ifim.perturbation.ENDPOINTS`. The quadratic prediction of the KL
+    divergence is dashed, and off the axis where it is zero, as outside the eigenspace. What the unperturbed images have
+    too, such as accuracy, has their value as a dotted line.
 
     Args:
-        table: of :func:`monai_ifim.statistics.curve_table`, with the columns ``arm, strength, endpoint, value, low,
-            high, count``. It has a panel for each of its endpoints.
+        table: of :func:`monai_ifim.statistics.curve_table`, with the columns ``direction, strength, endpoint, value,
+            low, high, count``. It has a panel for each of its endpoints.
         title: of the figure.
 
     Returns:
@@ -64,13 +49,15 @@ def plot_curves(table: pd.DataFrame, title: str | None = None) -> Figure:
         ValueError: When a column is missing.
 
     Example:
-        >>> row = {"arm": "high", "endpoint": "kl", "count": 9}
+        >>> row = {"direction": "high", "endpoint": "kl", "count": 9}
         >>> table = pd.DataFrame([{**row, "strength": s, "value": s, "low": s, "high": 2 * s} for s in (0.01, 0.1)])
         >>> [axis.get_ylabel() for axis in plot_curves(table).axes if axis.lines]
         ['KL divergence (nats)']
     """
-    figure = _plot(_checked(table, "arm", "strength"), "strength: RMS of the change / contrast of the image", title)
-    strengths = sorted(table.strength[table.arm != "unperturbed"].unique())
+    figure = _plot(
+        _checked(table, "direction", "strength"), "strength: RMS of the change / contrast of the image", title
+    )
+    strengths = sorted(table.strength[table.direction != "unperturbed"].unique())
     for axis in figure.axes:
         if axis.lines:
             axis.set_xscale("log")
@@ -82,7 +69,7 @@ def plot_curves(table: pd.DataFrame, title: str | None = None) -> Figure:
 
 
 def plot_removals(table: pd.DataFrame, title: str | None = None) -> Figure:
-    """Each endpoint against the removed fraction of the high and of the low component. Not norm-matched.
+    """A figure of each endpoint against the removed fraction of the high and of the low component; not norm-matched.
 
     Args:
         table: of :func:`monai_ifim.statistics.removal_table`, with the columns ``component, fraction, endpoint, value,
@@ -110,45 +97,50 @@ def plot_removals(table: pd.DataFrame, title: str | None = None) -> Figure:
     return figure
 
 
-def _checked(table: pd.DataFrame, arm: str, x: str) -> pd.DataFrame:
-    """The table with the columns ``arm`` and ``x`` under these names, sorted by ``x``."""
-    needed = [arm, x, "endpoint", "value", "low", "high", "count"]
+def _checked(table: pd.DataFrame, direction: str, x: str) -> pd.DataFrame:
+    """The table with the columns ``direction`` and ``x`` under these names, sorted by ``x``."""
+    needed = [direction, x, "endpoint", "value", "low", "high", "count"]
     if missing := [name for name in needed if name not in table]:
         raise ValueError(f"The table has no column {', '.join(missing)}; it needs {', '.join(needed)}.")
-    return table[needed].rename(columns={arm: "arm", x: "x"}).sort_values("x")
+    return table[needed].rename(columns={direction: "direction", x: "x"}).sort_values("x")
 
 
 def _plot(table: pd.DataFrame, x_label: str, title: str | None) -> Figure:
-    unperturbed, table = table[table.arm == "unperturbed"], table[table.arm != "unperturbed"]
-    names = [name for name in _ENDPOINTS if table.value[table.endpoint == name].notna().any()]
-    if not names:  # an evaluation without a usable image must not fail at its figures
+    unperturbed, table = table[table.direction == "unperturbed"], table[table.direction != "unperturbed"]
+    endpoints = [
+        endpoint
+        for name, endpoint in ENDPOINTS.items()
+        if endpoint.title and table.value[table.endpoint == name].notna().any()
+    ]
+    if not endpoints:  # an evaluation without a usable image must not fail at its figures
         figure = Figure(figsize=(7, 2), layout="constrained")
         empty_axes(figure.subplots(), "no image was perturbed, so there is no curve")
         return figure
-    styles = arm_styles(table.arm)
+    styles = direction_styles(table.direction)
     # the legend stands in the cells that no panel needs, or in a low row of its own
-    rows, free = -(-len(names) // _PANELS_A_ROW), -len(names) % _PANELS_A_ROW
+    rows, free = -(-len(endpoints) // _PANELS_A_ROW), -len(endpoints) % _PANELS_A_ROW
     heights = [2.7] * rows + [0.35] * (free == 0)
     figure = Figure(figsize=(9, sum(heights) + 0.7), layout="constrained")
     grid = figure.add_gridspec(len(heights), _PANELS_A_ROW, height_ratios=heights)
-    for index, name in enumerate(names):
+    for index, endpoint in enumerate(endpoints):
         axis = figure.add_subplot(grid[divmod(index, _PANELS_A_ROW)])
-        shown = table[table.endpoint == name]
-        for order, (arm, style) in enumerate(styles.items()):
-            # where the bands of arms that do nothing lie on each other they must not turn into a block
-            _draw_arm(axis, shown[shown.arm == arm], arm, style, order, 0.03 if name in ("accuracy", "auc") else 0.12)
-        if name == "kl":
-            for arm, predicted in table[table.endpoint == "kl_quadratic"].groupby("arm"):
-                colour = styles[str(arm)].colour
-                axis.plot(predicted.x, predicted.value, "--", label=f"{arm}, predicted", color=colour, linewidth=1.3)
-        for value in unperturbed.value[unperturbed.endpoint == name].dropna():
+        shown = table[table.endpoint == endpoint.name]
+        before = unperturbed.value[unperturbed.endpoint == endpoint.name].dropna()
+        for order, (name, style) in enumerate(styles.items()):
+            # where the bands of directions that do nothing lie on each other they must not turn into a block
+            _draw_direction(axis, shown[shown.direction == name], name, style, order, 0.03 if len(before) else 0.12)
+        if endpoint.name == "kl":
+            for name, predicted in table[table.endpoint == "kl_quadratic"].groupby("direction"):
+                colour = styles[str(name)].colour
+                axis.plot(predicted.x, predicted.value, "--", label=f"{name}, predicted", color=colour, linewidth=1.3)
+        for value in before:
             axis.axhline(value, label="unperturbed", color=NEUTRAL, linestyle=":", linewidth=1.8)
-        _finish(axis, name, shown)
+        _finish(axis, endpoint, shown, from_zero=not len(before))
     legend = figure.add_subplot(grid[-1, -free or 0 :])
     legend.set_axis_off()
     handles = _legend_handles(styles, table, unperturbed)
     legend.legend(handles=handles, loc="center", ncols=1 if free else 5, fontsize=10, frameon=False)
-    counts = table["count"][table.endpoint == names[0]]
+    counts = table["count"][table.endpoint == endpoints[0].name]
     span = f"{counts.min():g}" if counts.nunique() == 1 else f"{counts.min():g} to {counts.max():g}"
     figure.supxlabel(f"{x_label}   (n = {span})", fontsize=10)
     if title:
@@ -156,8 +148,8 @@ def _plot(table: pd.DataFrame, x_label: str, title: str | None) -> Figure:
     return figure
 
 
-def _draw_arm(axis: Axes, rows: pd.DataFrame, arm: str, style: ArmStyle, order: int, alpha: float) -> None:
-    """One arm; the later ones are thinner, so that an equal curve under them still shows."""
+def _draw_direction(axis: Axes, rows: pd.DataFrame, name: str, style: DirectionStyle, order: int, alpha: float) -> None:
+    """One direction; the later ones are thinner, so that an equal curve under them still shows."""
     axis.fill_between(rows.x, rows.low, rows.high, color=style.colour, alpha=alpha, linewidth=0)
     for end in (rows.low, rows.high):
         axis.plot(rows.x, end, color=style.colour, alpha=0.5, linewidth=0.6)
@@ -166,7 +158,7 @@ def _draw_arm(axis: Axes, rows: pd.DataFrame, arm: str, style: ArmStyle, order: 
     axis.plot(
         rows.x,
         rows.value,
-        label=arm,
+        label=name,
         color=style.colour,
         marker=style.marker,
         linewidth=max(2.8 - 0.4 * order, 1.0),
@@ -174,24 +166,26 @@ def _draw_arm(axis: Axes, rows: pd.DataFrame, arm: str, style: ArmStyle, order: 
     )
 
 
-def _finish(axis: Axes, name: str, shown: pd.DataFrame) -> None:
-    """Names, scales and limits of a panel."""
-    endpoint = _ENDPOINTS[name]
+def _finish(axis: Axes, endpoint: Endpoint, shown: pd.DataFrame, from_zero: bool) -> None:
+    """Names, scales and limits of a panel; ``from_zero`` where no change is a zero of the endpoint."""
     axis.set_title(endpoint.title, fontsize=10.5)
-    axis.set_ylabel(endpoint.label, fontsize=9.5)
+    axis.set_ylabel(endpoint.axis, fontsize=9.5)
     axis.tick_params(labelsize=8.5)
     axis.grid(alpha=0.25)
-    if name == "confidence_drop":
-        axis.axhline(0, color=NEUTRAL, linewidth=0.8)
-    if name == "flip_rate":
-        axis.set_ylim(0, max(0.05, 1.08 * float(shown[["value", "high"]].max().max())))
     numbers = shown[["value", "low", "high"]].to_numpy(dtype=float)
-    positive = numbers[np.isfinite(numbers) & (numbers > 0)]
-    if not endpoint.log or len(positive) == 0:
+    numbers = numbers[np.isfinite(numbers)]
+    positive = numbers[numbers > 0]
+    if not endpoint.log_axis:
+        if from_zero and (numbers < 0).any():
+            axis.axhline(0, color=NEUTRAL, linewidth=0.8)
+        elif from_zero:
+            axis.set_ylim(0, 1.08 * max(0.0, *numbers) or 1.0)
+        return
+    if len(positive) == 0:
         return
     axis.set_yscale("log", nonpositive="clip")
     least, greatest = float(positive.min()), float(positive.max())
-    if name == "kl_ratio":
+    if endpoint.name == "kl_ratio":
         limits = float(np.clip(least / 1.1, 0.1, 0.5)), float(np.clip(greatest * 1.1, 2, 10))
         axis.axhspan(*_RATIO_HOLDS, color=NEUTRAL, alpha=0.18, linewidth=0)
         axis.axhline(1, color=NEUTRAL, linewidth=0.8)
@@ -199,18 +193,21 @@ def _finish(axis: Axes, name: str, shown: pd.DataFrame) -> None:
         axis.yaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
-        limits = max(least / 2, 2 * greatest / 10**_KL_DECADES), 2 * greatest
+        limits = max(least / 2, 2 * greatest / 10**_DECADES), 2 * greatest
     axis.set_ylim(*limits)
-    outside = arm_styles(shown.arm[shown.value.notna() & ~shown.value.between(*limits)])
+    outside = direction_styles(shown.direction[shown.value.notna() & ~shown.value.between(*limits)])
     if outside:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
         text = textwrap.fill(f"partly off this axis: {', '.join(outside)}", 38)
         axis.text(0.98, 0.03, text, transform=axis.transAxes, fontsize=8, color=NEUTRAL, ha="right", bbox=box)
 
 
-def _legend_handles(styles: Mapping[str, ArmStyle], table: pd.DataFrame, unperturbed: pd.DataFrame) -> list[Artist]:
+def _legend_handles(
+    styles: Mapping[str, DirectionStyle], table: pd.DataFrame, unperturbed: pd.DataFrame
+) -> list[Artist]:
     handles: list[Artist] = [
-        Line2D([], [], color=style.colour, marker=style.marker, linewidth=2, label=arm) for arm, style in styles.items()
+        Line2D([], [], color=style.colour, marker=style.marker, linewidth=2, label=name)
+        for name, style in styles.items()
     ]
     if (table.endpoint == "kl_quadratic").any():
         handles.append(Line2D([], [], color=NEUTRAL, linestyle="--", label="quadratic prediction"))

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from monai_ifim.channels import varied
 from monai_ifim.fisher import InputFisher
+from monai_ifim.model import varied
 
 __all__ = ["plot_components"]
 

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,85 +14,29 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from monai_ifim.intervals import bootstrap_interval
-from monai_ifim.statistics import per_group
+from monai_ifim.perturbation import ENDPOINTS, Endpoint
+from monai_ifim.results import ResultTables, read_tables
+from monai_ifim.statistics import bootstrap_interval, per_group
 from monai_ifim.visualize import wording
-from monai_ifim.visualize.style import arm_styles
+from monai_ifim.visualize.style import direction_styles
 
 __all__ = ["write_report"]
 
-_FORMAT = 1
 _PNG = b"\x89PNG\r\n\x1a\n"
-_KEYS = (
-    *("created", "versions", "options", "network", "images", "left_out", "metrics", "thresholds", "error_ranking"),
-    *("epoch", "seed", "reference_strength", "kept_norm"),
-)
-_COLUMNS = {
-    "curves.csv": ["arm", "strength", "endpoint", "value", "low", "high", "count"],
-    "removals.csv": ["component", "fraction", "endpoint", "value", "low", "high", "count"],
-    "comparisons.csv": [
-        *["arm", "control", "strength", "endpoint", "count", "median_difference", "difference_low", "difference_high"],
-        *["median_log10_ratio", "ratio_low", "ratio_high", "wilcoxon_p", "holm_p"],
-    ],
-    "images.csv": [
-        *["image", "name", "lambda_max", "rank", "confidence", "correct", "skipped"],
-        *["flip_strength", "case"],
-    ],
-}
-# Text, whatever stands there: a file may be called "NA" or "007".
-_TEXT = {"arm", "component", "control", "endpoint", "statistic", "degenerate"}
-_TEXT |= {"name", "skipped", "case", "group", "predicted", "label"}
 _RANKED_CASES = 10
 _LISTED_CASES = 500
 # Bootstrap intervals of fewer values cover clearly less than they say.
 _FEW = 20
 
 
-@dataclass(frozen=True, eq=False)
-class _Folder:
-    """What was read from a folder."""
-
-    summary: dict[str, Any]
-    curves: pd.DataFrame
-    comparisons: pd.DataFrame
-    images: pd.DataFrame
-    removals: pd.DataFrame | None
-    figures: dict[str, str]
-    cases: dict[str, str]
-
-    @property
-    def used(self) -> pd.DataFrame:
-        return self.images[self.images.skipped == ""]
-
-    @property
-    def strength(self) -> float:
-        return float(self.summary["reference_strength"])
-
-    @property
-    def tested(self) -> list[float]:
-        """The strengths."""
-        return sorted(set(self.curves.strength[self.curves.arm != "unperturbed"]))
-
-    @property
-    def unit(self) -> str:
-        """What the numbers count."""
-        return "patients" if "group" in self.images else "images"
-
-    @property
-    def single_eigenvector(self) -> bool:
-        """Whether the leading eigenspace of every image is one eigenvector."""
-        return bool((self.used["rank"] <= 1).all())
-
-
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
-    """Write one self-contained HTML page from a folder of :class:`monai_ifim.handlers.IFIMSaver`.
+    """The path of one self-contained HTML page, written from a folder of :class:`monai_ifim.handlers.IFIMSaver`.
 
     The page holds its pictures and needs neither scripts nor a network. It is written beside its place first, so that
     a failure leaves nothing half-written.
 
     Args:
-        folder: with ``summary.json``, ``curves.csv``, ``comparisons.csv``, ``images.csv``, ``figures`` and, where
-            asked for, ``removals.csv``.
+        folder: with the tables of :func:`monai_ifim.results.write_tables`, and ``figures``.
         output: the page; default ``report.html`` in the folder.
 
     Returns:
@@ -112,7 +54,8 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     output = folder / "report.html" if output is None else Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"The page is an HTML file, so its name must end in .html, got {output}.")
-    results = _read(folder)
+    tables = read_tables(folder)
+    content = _content(tables) | _pictures(tables, folder) | {"folder": folder.resolve().name}
     if not output.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {output.parent} to write the page to; make it first.")
     environment = jinja2.Environment(
@@ -128,8 +71,8 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
         "p_value": wording.as_p_value,
         "factor": wording.as_factor,
     }
-    environment.globals |= {"interval": wording.as_interval, "threshold": wording.as_strength}
-    page = environment.get_template("report.html.j2").render(_content(results, folder))
+    environment.globals |= {"interval": wording.as_interval, "threshold": wording.as_strength, "endpoints": ENDPOINTS}
+    page = environment.get_template("report.html.j2").render(content)
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
     try:
         temporary.write_text(page, encoding="utf-8")
@@ -139,61 +82,76 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     return output
 
 
-def _content(results: _Folder, folder: Path) -> dict[str, Any]:
-    """What the template shows."""
-    summary, used = results.summary, results.used
-    thresholds = {row["arm"]: row for row in summary["thresholds"]}
-    perturbed = results.curves[results.curves.arm != "unperturbed"]
-    styles = arm_styles(perturbed.arm)
-    unperturbed = results.curves[results.curves.arm == "unperturbed"].to_dict("records")
+def _content(tables: ResultTables) -> dict[str, Any]:
+    """What the template shows, without the pictures."""
+    summary, used = tables.summary, tables.used
+    thresholds = {row["direction"]: row for row in summary["thresholds"]}
+    styles = direction_styles(tables.perturbed.direction)
+    directions = {
+        name: _direction(tables, name, style.colour, thresholds.get(name, {})) for name, style in styles.items()
+    }
+    unperturbed = tables.curves[tables.curves.direction == "unperturbed"].to_dict("records")
+    # of decisions there is a right and a wrong, of numbers a size
+    outcomes = [point for point in ENDPOINTS.values() if point.unperturbed and point.column in tables.images]
+    by_flip = None
+    if "flip_strength" in used:
+        by_flip = used.sort_values(["flip_strength", "lambda_max"], ascending=[True, False]).head(_RANKED_CASES)
     return {
-        "folder": folder.resolve().name,
         "summary": summary,
         "metrics": summary["metrics"],
-        "strength": results.strength,
-        "tested": results.tested,
-        "unit": results.unit,
+        "strength": tables.strength,
+        "tested": tables.tested,
+        "unit": tables.unit,
         "few": len(used) < _FEW,
-        "labels": bool(used.correct.notna().any()),
-        "arms": [_arm(results, arm, style.colour, thresholds.get(arm, {})) for arm, style in styles.items()],
+        "outcomes": outcomes,
+        "labels": any(used[point.column].notna().any() for point in outcomes),
+        "decisions": "flip_strength" in tables.images,
+        "columns": set(tables.images),
+        "directions": directions,
+        "shown": [point for point in ENDPOINTS.values() if _is_shown(point, directions)],
+        "measured": set(tables.curves.endpoint),
         "unperturbed": {row["endpoint"]: row for row in unperturbed},
-        "controls": _controls(results),
+        "controls": _controls(tables),
+        "coupling": _ratio(tables, "low_matched"),
         "locality": wording.locality_verdict(
-            thresholds.get("high", {}).get("quadratic_strength"), results.strength, results.tested
+            thresholds.get("high", {}).get("quadratic_strength"), tables.strength, tables.tested
         ),
-        "mask": _mask(results),
-        "ranking": wording.ranking_verdicts(summary["error_ranking"], results.unit),
-        "curve_rows": perturbed.to_dict("records"),
-        "comparison_rows": _ordered(results.comparisons).to_dict("records"),
-        "removal_rows": [] if results.removals is None else results.removals.to_dict("records"),
-        "figures": results.figures,
-        "cases": [row | {"panel": results.cases.get(row["case"])} for row in _records(results.images) if row["case"]],
+        "mask": _mask(tables),
+        "ranking": wording.ranking_verdicts(summary["error_ranking"], tables.unit),
+        "curve_rows": tables.perturbed.to_dict("records"),
+        "comparison_rows": _ordered(tables.comparisons).to_dict("records"),
+        "removal_rows": [] if tables.removals is None else tables.removals.to_dict("records"),
+        "cases": _records(tables.images[tables.images.case != ""]),
         "by_sensitivity": _records(used.head(_RANKED_CASES)),
-        "by_flip": _records(
-            used.sort_values(["flip_strength", "lambda_max"], ascending=[True, False]).head(_RANKED_CASES)
-        ),
-        "listed": _records(results.images.head(_LISTED_CASES)),
-        "not_listed": max(0, len(results.images) - _LISTED_CASES),
+        "by_flip": None if by_flip is None else _records(by_flip),
+        "listed": _records(tables.images.head(_LISTED_CASES)),
+        "not_listed": max(0, len(tables.images) - _LISTED_CASES),
     }
+
+
+def _is_shown(point: Endpoint, directions: dict[str, dict[str, Any]]) -> bool:
+    """Whether the table at the reference strength has a column for an endpoint."""
+    return point.logged and any(point.name in direction["numbers"] for direction in directions.values())
 
 
 def _records(images: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of the table of images, with what only some runs have as NaN."""
-    optional = ("group", "mask_energy", "mask_share", "predicted", "label")
+    optional = ["group", "mask_energy", "mask_share", "predicted", "label", "confidence", "flip_strength"]
+    optional += [point.column for point in ENDPOINTS.values() if point.unperturbed]
     return images.reindex(columns=images.columns.union(optional, sort=False)).to_dict("records")
 
 
-def _arm(results: _Folder, arm: str, colour: str, threshold: dict[str, Any]) -> dict[str, Any]:
-    """One arm: what it is, whom it left out, and its numbers at the reference strength."""
-    curves, summary = results.curves, results.summary
-    here = curves[(curves.arm == arm) & np.isclose(curves.strength, results.strength, atol=0)]
+def _direction(tables: ResultTables, name: str, colour: str, threshold: dict[str, Any]) -> dict[str, Any]:
+    """One direction: what it is, which images it left out, and its numbers at the reference strength."""
+    curves, summary = tables.curves, tables.summary
+    here = curves[(curves.direction == name) & np.isclose(curves.strength, tables.strength, atol=0)]
     return {
-        "name": arm,
+        "name": name,
         "colour": colour,
-        "text": wording.ARM_TEXTS.get(arm, "an arm of the user's own"),
-        # of a unit direction; the other arms are not projected
-        "kept": summary["kept_norm"].get(arm) if arm in ("low", "low_matched") else None,
-        "left_out": [row for row in summary["left_out"] if row["arm"] == arm],
+        "words": wording.direction_words(name),
+        # of a unit direction; the other directions are not projected
+        "kept": summary["kept_norm"].get(name) if name in ("low", "low_matched") else None,
+        "left_out": [row for row in summary["left_out"] if row["direction"] == name],
         "numbers": {row["endpoint"]: row for row in here.to_dict("records")},
         "half_flip": threshold.get("half_flip_strength"),
         "quadratic": threshold.get("quadratic_strength"),
@@ -201,29 +159,30 @@ def _arm(results: _Folder, arm: str, colour: str, threshold: dict[str, Any]) -> 
 
 
 def _ordered(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """KL divergence first, small strengths first, and the controls that tell most first."""
-    order = ["transfer", "low_matched", *sorted(set(comparisons.control) - set(wording.ARM_TEXTS)), *wording.ARM_TEXTS]
-    table = comparisons.assign(other=comparisons.endpoint != "kl", place=comparisons.control.map(order.index))
-    return table.sort_values(["other", "strength", "place"])
+    """By endpoint (KL divergence first), small strengths first, and the controls that tell most first."""
+    controls = wording.ordered_controls(comparisons.control)
+    table = comparisons.assign(
+        point=comparisons.endpoint.map(list(ENDPOINTS).index), place=comparisons.control.map(controls.index)
+    )
+    return table.sort_values(["point", "strength", "place"])
 
 
-def _controls(results: _Folder) -> list[dict[str, Any]]:
+def _controls(tables: ResultTables) -> list[dict[str, Any]]:
     """Each control's verdict at the reference strength and its ratios at the others; those that tell most first."""
-    table = results.comparisons[results.comparisons.endpoint == "kl"]
     controls = []
-    for control, rows in _ordered(table).groupby("control", sort=False):
-        here = np.isclose(rows.strength, results.strength, atol=0)
+    for control, rows in _ordered(tables.comparisons[tables.comparisons.endpoint == "kl"]).groupby(
+        "control", sort=False
+    ):
+        here = np.isclose(rows.strength, tables.strength, atol=0)
         if not here.any():
             continue
-        verdict = wording.control_verdict(rows[here].iloc[0], results.unit, results.single_eigenvector)
-        flips = results.curves[(results.curves.endpoint == "flip_rate") & results.curves.arm.isin(["high", control])]
-        flips = flips[np.isclose(flips.strength, flips.strength.max(), atol=0)].sort_values(
-            "arm", key=lambda arm: arm != "high"
-        )
+        flips = tables.curves[(tables.curves.endpoint == "flip_rate") & tables.curves.direction.isin(["high", control])]
+        flips = flips[np.isclose(flips.strength, flips.strength.max(), atol=0)]
+        flips = flips.sort_values("direction", key=lambda direction: direction != "high")
         controls.append(
             {
                 "name": control,
-                "verdict": verdict,
+                "verdict": wording.control_verdict(rows[here].iloc[0], tables.unit),
                 "others": rows[~here].to_dict("records"),
                 "flips": flips.to_dict("records"),
             }
@@ -231,90 +190,52 @@ def _controls(results: _Folder) -> list[dict[str, Any]]:
     return controls
 
 
-def _mask(results: _Folder) -> wording.Verdict | None:
+def _ratio(tables: ResultTables, control: str) -> dict[str, Any] | None:
+    """The row of the comparisons by KL divergence with a control at the reference strength; None without one."""
+    rows = tables.comparisons
+    rows = rows[(rows.control == control) & (rows.endpoint == "kl")]
+    rows = rows[np.isclose(rows.strength, tables.strength, atol=0) & rows.median_log10_ratio.notna()]
+    return rows.iloc[0].to_dict() if len(rows) else None
+
+
+def _mask(tables: ResultTables) -> wording.Verdict | None:
     """The verdict on the masked region; None without masks."""
-    if not {"mask_energy", "mask_share"} <= set(results.images):
+    if not {"mask_energy", "mask_share"} <= set(tables.images):
         return None
-    used = results.used.set_index("image")
-    excess = per_group(used.mask_energy - used.mask_share, results.images)
-    metrics = results.summary["metrics"]
+    used = tables.used.set_index("image")
+    excess = per_group(used.mask_energy - used.mask_share, tables.images)
+    metrics = tables.summary["metrics"]
     return wording.mask_verdict(
         metrics.get("mask_energy"),
         metrics.get("mask_share"),
-        bootstrap_interval(excess, seed=int(results.summary["seed"])),
-        results.unit,
+        bootstrap_interval(excess, seed=int(tables.summary["seed"])),
+        tables.unit,
     )
 
 
-def _read(folder: Path) -> _Folder:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. Give the folder that IFIMSaver wrote.")
-    summary = _read_summary(folder)
-    images, curves, comparisons = (_read_table(folder, f"{name}.csv") for name in ("images", "curves", "comparisons"))
-    removals = _read_table(folder, "removals.csv") if (folder / "removals.csv").is_file() else None
-    tested = curves.strength[curves.arm != "unperturbed"]
-    if len(tested) and not np.isclose(tested, summary["reference_strength"], atol=0).any():
-        raise ValueError(
-            f"{folder / 'curves.csv'} has no row at the reference strength of summary.json, "
-            f"{summary['reference_strength']}. The files are not of one run: write the folder again."
-        )
-    drawn = {"curves": len(tested), "spectrum": len(images), "histogram": len(images), "removals": removals is not None}
-    names = [name for name, there in drawn.items() if there]
-    figures = {name: _picture(_existing(folder, f"figures/{name}.png")) for name in names}
-    cases = {}
-    for case in sorted(set(images.case) - {""}):
-        if Path(case).name != case:
-            raise ValueError(f"{folder / 'images.csv'} names a case {case!r}, which is not a plain file name.")
+def _pictures(tables: ResultTables, folder: Path) -> dict[str, dict[str, str]]:
+    """The pictures of the folder, those over all images by name and those of the shown images by case."""
+    drawn = {
+        "curves": len(tables.perturbed),
+        "spectrum": len(tables.images),
+        "histogram": len(tables.images),
+        "removals": tables.removals is not None,
+    }
+    files = {case: folder / "figures" / f"case_{case}.png" for case in sorted(set(tables.images.case) - {""})}
+    return {
+        "figures": {name: _picture(folder / "figures" / f"{name}.png") for name, there in drawn.items() if there},
         # images without two or three axes have no picture
-        if (folder / "figures" / f"case_{case}.png").is_file():
-            cases[case] = _picture(folder / "figures" / f"case_{case}.png")
-    return _Folder(summary, curves, comparisons, images, removals, figures, cases)
-
-
-def _existing(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
-        raise FileNotFoundError(
-            f"{folder} has no file {name}. Give a folder that IFIMSaver wrote, complete, or let it write it again."
-        )
-    return folder / name
-
-
-def _read_summary(folder: Path) -> dict[str, Any]:
-    file = _existing(folder, "summary.json")
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}). Let IFIMSaver write the folder again.") from error
-    found = summary.get("format") if isinstance(summary, dict) else None
-    if found != _FORMAT:
-        raise ValueError(
-            f"{file} has the format {found!r}; this version reads {_FORMAT}. Give a folder that IFIMSaver wrote, or "
-            "use the version of monai_ifim that wrote it."
-        )
-    if missing := [key for key in _KEYS if key not in summary]:
-        raise ValueError(f"{file} lacks {', '.join(missing)}. Let IFIMSaver write the folder again.")
-    return summary
-
-
-def _read_table(folder: Path, name: str) -> pd.DataFrame:
-    file = _existing(folder, name)
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        if missing := [column for column in _COLUMNS[name] if column not in table]:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        for column in set(table) - _TEXT:
-            table[column] = pd.to_numeric(table[column])
-        return table
-    except pd.errors.EmptyDataError:  # nothing was measured
-        return pd.DataFrame(
-            {column: pd.Series(dtype=object if column in _TEXT else float) for column in _COLUMNS[name]}
-        )
-    except ValueError as error:
-        raise ValueError(f"{file} is not a table of IFIMSaver: {error}. Let it write the folder again.") from error
+        "panels": {case: _picture(file) for case, file in files.items() if file.is_file()},
+    }
 
 
 def _picture(file: Path) -> str:
     """A data URI."""
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file.parents[1]} has no file figures/{file.name}. Give a folder that IFIMSaver wrote, complete, or let "
+            "it write it again."
+        )
     data = file.read_bytes()
     if not data.startswith(_PNG):
         raise ValueError(f"{file} is not a PNG picture. Let IFIMSaver write the folder again.")

@@ -22,7 +22,7 @@ _BINS = 16
 
 
 def plot_spectrum(eigenvalues: np.ndarray) -> Figure:
-    """The eigenvalues of all images: for each index a dot an image, and a box (median, quartiles, whole range).
+    """A figure of the eigenvalues: for each index a dot an image, and a box (median, quartiles, whole range).
 
     Zeros have no place on a logarithmic axis; the title counts them.
 
@@ -82,11 +82,12 @@ def plot_spectrum(eigenvalues: np.ndarray) -> Figure:
 
 
 def plot_lambda_histogram(images: pd.DataFrame) -> Figure:
-    """Histogram of the greatest eigenvalue of each image, for right and for wrong predictions.
+    """A histogram of the greatest eigenvalue of each image, for right and for wrong predictions where there are any.
 
     Args:
-        images: one row an image: ``lambda_max``, ``skipped`` (a cause, or an empty string) and ``correct`` (1 is
-            right, less is wrong, NaN is unknown). Without any label, all images are drawn as one.
+        images: one row an image: ``lambda_max``, ``skipped`` (a cause, or an empty string) and, of decisions,
+            ``correct`` (1 is right, less is wrong, NaN is unknown). Without decisions, or without any label, all
+            images are drawn as one.
 
     Returns:
         A matplotlib figure, without a window.
@@ -99,11 +100,10 @@ def plot_lambda_histogram(images: pd.DataFrame) -> Figure:
         >>> [text.get_text() for text in plot_lambda_histogram(images).axes[0].get_legend().get_texts()]
         ['right (1)', 'wrong (1)']
     """
-    if missing := [name for name in ("lambda_max", "correct", "skipped") if name not in images]:
+    if missing := [name for name in ("lambda_max", "skipped") if name not in images]:
         raise ValueError(f"The table of images has no column {', '.join(missing)}.")
     used = images[images.skipped == ""]
     nonzero = used[used.lambda_max > 0]
-    correct = nonzero.correct.astype(float)
     counts = {
         "all-zero spectrum|all-zero spectra": len(used) - len(nonzero),
         "image left out|images left out": len(images) - len(used),
@@ -116,9 +116,12 @@ def plot_lambda_histogram(images: pd.DataFrame) -> Figure:
         empty_axes(axis, "no image has an eigenvalue above zero")
         return figure
     logarithms = np.log10(nonzero.lambda_max.astype(float))
-    groups = {"right": correct == 1, "wrong": correct < 1, "without label": correct.isna()}
-    if correct.isna().all():
+    if "correct" not in nonzero:
+        groups = {"all images": nonzero.lambda_max.notna()}
+    elif (correct := nonzero.correct.astype(float)).isna().all():
         groups = {"all images, no labels": correct.isna()}
+    else:
+        groups = {"right": correct == 1, "wrong": correct < 1, "without label": correct.isna()}
     bins = np.histogram_bin_edges(logarithms, _BINS).tolist()
     looks: tuple[dict[str, Any], ...] = (
         {"histtype": "stepfilled", "color": "0.78"},

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
-__all__ = ["NEUTRAL", "ArmStyle", "arm_styles", "empty_axes"]
+__all__ = ["NEUTRAL", "DirectionStyle", "direction_styles", "empty_axes"]
 
-# Where no arm is meant: reference lines, and what all arms have in common.
+# Where no direction is meant: reference lines, and what all directions have in common.
 NEUTRAL = "0.35"
 
 
-class ArmStyle(NamedTuple):
-    """How an arm is drawn.
+class DirectionStyle(NamedTuple):
+    """How a direction is drawn.
 
     Attributes:
         colour: hexadecimal RGB, which web pages read too.
@@ -30,34 +30,39 @@ class ArmStyle(NamedTuple):
 # The palette of M. Okabe, K. Ito, "Color Universal Design" (2008), without its yellow, which is faint on white. Markers
 # differ too, so that no reader depends on colour.
 _KNOWN = {
-    "high": ArmStyle("#D55E00", "o"),
-    "transfer": ArmStyle("#CC79A7", "D"),
-    "low_matched": ArmStyle("#0072B2", "s"),
-    "low": ArmStyle("#56B4E9", "v"),
-    "random": ArmStyle("#009E73", "^"),
-    "high_image": ArmStyle("#E69F00", "P"),
-    "low_image": ArmStyle("#000000", "X"),
+    "high": DirectionStyle("#D55E00", "o"),
+    "transfer": DirectionStyle("#CC79A7", "D"),
+    "low_matched": DirectionStyle("#0072B2", "s"),
+    "low": DirectionStyle("#56B4E9", "v"),
+    "random": DirectionStyle("#009E73", "^"),
+    "high_image": DirectionStyle("#E69F00", "P"),
+    "low_image": DirectionStyle("#000000", "X"),
 }
-# For arms of the user's own.
-_SPARE = (ArmStyle("#882255", "*"), ArmStyle("#999933", "p"), ArmStyle("#332288", "h"), ArmStyle("#777777", "<"))
+# For directions of the user's own.
+_SPARE = (
+    DirectionStyle("#882255", "*"),
+    DirectionStyle("#999933", "p"),
+    DirectionStyle("#332288", "h"),
+    DirectionStyle("#777777", "<"),
+)
 
 
-def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
-    """The style of each arm, in the order in which arms are listed everywhere.
+def direction_styles(directions: Iterable[str]) -> dict[str, DirectionStyle]:
+    """The style of each direction, in the order in which directions are listed everywhere.
 
-    The arms of the package have fixed styles; other arms get the spare ones in alphabetical order, so that they look
-    the same in all figures of one set of arms.
+    The directions of the package have fixed styles; other directions get the spare ones in alphabetical order, so that
+    they look the same in all figures of one set of directions.
 
     Example:
-        >>> list(arm_styles(["random", "motion", "high"]))
+        >>> list(direction_styles(["random", "motion", "high"]))
         ['high', 'random', 'motion']
-        >>> arm_styles(["high"])["high"].colour
+        >>> direction_styles(["high"])["high"].colour
         '#D55E00'
     """
-    given = set(arms)
-    styles = {arm: style for arm, style in _KNOWN.items() if arm in given}
-    for index, arm in enumerate(sorted(given - set(_KNOWN))):
-        styles[arm] = _SPARE[index % len(_SPARE)]
+    given = set(directions)
+    styles = {name: style for name, style in _KNOWN.items() if name in given}
+    for index, name in enumerate(sorted(given - set(_KNOWN))):
+        styles[name] = _SPARE[index % len(_SPARE)]
     return styles
 
 

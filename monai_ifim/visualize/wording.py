@@ -1,20 +1,20 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the numbers of the report say, in words: as loudly where a control speaks against the claim as where for it."""
+"""What the numbers of the report say, in words: as clearly where a control speaks against the claim as where for it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from monai_ifim.intervals import Interval
+from monai_ifim.perturbation import DIRECTIONS, Direction, LossGradient
+from monai_ifim.statistics import Interval
 
 __all__ = [
-    "ARM_TEXTS",
     "Verdict",
     "as_factor",
     "as_interval",
@@ -23,23 +23,13 @@ __all__ = [
     "as_percent",
     "as_strength",
     "control_verdict",
+    "direction_words",
     "locality_verdict",
     "mask_verdict",
+    "ordered_controls",
     "ranking_verdicts",
 ]
 
-ARM_TEXTS = {
-    "high": "the claim: the direction that the Fisher information names most sensitive for this image (a random one "
-    "among the leading eigenvectors, where there are several)",
-    "transfer": "control for the image: the leading eigenvector of another image",
-    "low_matched": "control for texture: the direction of high with scrambled phases, so with the same power spectrum, "
-    "outside the leading eigenspace",
-    "low": "counterpart: white noise outside the leading eigenspace",
-    "random": "white noise, the average over all directions",
-    "high_image": "the part of the image itself that lies in the leading eigenspace",
-    "low_image": "the part of the image itself that lies outside the leading eigenspace",
-    "loss_gradient": "the gradient of the loss with respect to the image",
-}
 _NONE, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 # what belongs to a number stays on its line
 _TIMES, _PERCENT = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}", "\N{NO-BREAK SPACE}%"
@@ -49,7 +39,8 @@ class Verdict(NamedTuple):
     """What a part of the experiment says.
 
     Attributes:
-        kind: ``"for"``, ``"against"``, ``"check"`` (true by construction) or ``"open"`` (cannot be judged).
+        kind: ``"for"``, ``"against"``, ``"neutral"`` (neither), ``"check"`` (true by construction) or ``"open"``
+            (cannot be judged).
         label: in a few words.
         number: that it rests on, with its interval; empty where there is none.
         text: in full.
@@ -156,13 +147,36 @@ def as_strength(value: Any, tested: Sequence[float]) -> str:
     return as_number(value)
 
 
-def control_verdict(row: pd.Series, unit: str, single_eigenvector: bool) -> Verdict:
+def direction_words(name: str) -> str:
+    """What a direction is, in a sentence, by its name.
+
+    Example:
+        >>> direction_words("transfer")
+        'control for the image: the leading eigenvector of another image'
+    """
+    known = {**DIRECTIONS, "loss_gradient": LossGradient()}
+    return known[name].words if name in known else Direction.words
+
+
+def ordered_controls(controls: Iterable[str]) -> list[str]:
+    """The controls, those that tell most first, and those that ``high`` beats by construction last.
+
+    Example:
+        >>> ordered_controls(["low", "motion", "low_matched", "transfer"])
+        ['transfer', 'motion', 'low_matched', 'low']
+    """
+    last = list(_BY_CONSTRUCTION)
+    return sorted(
+        set(controls), key=lambda name: (name != "transfer", last.index(name) + 1 if name in last else 0, name)
+    )
+
+
+def control_verdict(row: pd.Series, unit: str) -> Verdict:
     """What the comparison of ``high`` with one control says, from a row of the table of comparisons (KL divergence).
 
     Args:
         row: ``control, count, median_log10_ratio, ratio_low, ratio_high, holm_p``.
         unit: what is counted, ``"images"`` or ``"patients"``.
-        single_eigenvector: whether the leading eigenspace of every image is one eigenvector.
     """
     control, ratio, low, high = row.control, row.median_log10_ratio, row.ratio_low, row.ratio_high
     if not np.isfinite([ratio, low, high]).all():
@@ -171,46 +185,41 @@ def control_verdict(row: pd.Series, unit: str, single_eigenvector: bool) -> Verd
     number = f"{as_factor(ratio)} ({as_factor(low).removesuffix(' times')} to {as_factor(high).removesuffix(' times')})"
     found = f"the KL divergence along high is {number} that along {control} (median of pairs with its 95 % interval; "
     found += f"{row['count']:g} {unit}; Wilcoxon {as_p_value(row.holm_p)} after Holm's correction)."
-    caveat = ""
-    if control == "transfer" and not single_eigenvector:
-        caveat = " Mind that high is a random direction among several leading eigenvectors here, while transfer is the "
-        caveat += "first eigenvector of the other image, which favours transfer."
     if control in _SAME_DIRECTION:
         text = f"{_SAME_DIRECTION[control]} With one eigenvector it is the same direction, so that a ratio of 1 is "
         text += f"expected: {found}"
-        return Verdict("check", "For information", number, text)
+        return Verdict("neutral", "For information", number, text)
     if control not in (*_BY_CONSTRUCTION, "transfer"):
-        text = f"An arm of the user's own, which is neither for nor against the claim: {found}"
-        return Verdict("check", "For information", number, text)
+        text = f"A direction of the user's own, which is neither for nor against the claim: {found}"
+        return Verdict("neutral", "For information", number, text)
     if low > 0 and control in _BY_CONSTRUCTION:
         return Verdict("check", "True by construction", number, f"As it must be: {found} {_BY_CONSTRUCTION[control]}")
-    if low > 0 and control == "transfer":
-        kept = as_percent(10**-ratio)
+    if low > 0:
         text = f"The image's own direction moves the prediction more than that of another image: {found} The other "
-        text += f"image's direction keeps {kept} of the effect.{caveat}"
-        if single_eigenvector:
-            text += " To second order no direction can beat the leading eigenvector, so that a ratio above 1 is "
-            text += "expected: its size is what counts."
+        text += (
+            f"image's direction keeps {as_percent(10**-ratio)} of the effect. To second order no direction beats the "
+        )
+        text += "leading eigenvector, so that a ratio above 1 is expected: its size is what counts."
         if 10**-low > _MATERIAL:
-            return Verdict("check", "Mostly common to the images, as may be by construction", number, text)
+            return Verdict("neutral", "Mostly common to the images, as may be by construction", number, text)
         return Verdict("for", "Supports the claim", number, text)
     if control in _BY_CONSTRUCTION and control != "low_matched":
         text = f"By construction high must beat {control} as long as the change is small. It does not: {found} The "
         text += "change may be too large for the local picture, or the effects may be of the size of rounding."
         return Verdict("against", "The check of the arithmetic fails", number, text)
     if high < 0:
-        text = f"A change along {control} moves the prediction MORE than one along high: {found}{caveat}"
+        text = f"A change along {control} moves the prediction MORE than one along high: {found}"
         return Verdict("against", f"Contradicts the claim: {control} moves the prediction more", number, text)
-    text = f"{_EQUAL[control]}. The interval includes 1: {found}{caveat}"
+    text = f"{_EQUAL[control]}. The interval includes 1: {found}"
     return Verdict("against", "Does not support the claim: no difference was found", number, text)
 
 
 _LEFT_OUT = (
-    "To second order an arm outside the leading eigenspace has at most the effect of the eigenvalues left out; where "
-    "none is left out, the ratio grows without bound as the strength falls. It says little about the network."
+    "To second order a direction outside the leading eigenspace has at most the effect of the eigenvalues left out; "
+    "where none is left out, the ratio grows without bound as the strength falls. It says little about the network."
 )
 _BY_CONSTRUCTION = {
-    "low_matched": f"{_LEFT_OUT} What counts is how the two compare at strengths that flip decisions.",
+    "low_matched": f"{_LEFT_OUT} What counts is how the two compare at strengths that change what is predicted.",
     "low": _LEFT_OUT,
     "low_image": _LEFT_OUT,
     "random": "A random direction has the mean effect over all directions, which for one eigenvector is smaller by the "
@@ -307,5 +316,5 @@ def mask_verdict(energy: Any, share: Any, excess: Interval, unit: str) -> Verdic
         return Verdict("for", "More sensitive inside the mask than elsewhere", number, text)
     less = "LESS sensitive inside the mask than elsewhere"
     label = less if excess.high < 0 else "Not shown to be more sensitive inside the mask than elsewhere"
-    text += " The decision may rest on something outside the region that should matter."
+    text += " The prediction may rest on something outside the region that should matter."
     return Verdict("against", label, number, text)

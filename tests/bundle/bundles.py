@@ -19,8 +19,7 @@ def write(root: Path, files: Files) -> Path:
     (root / "configs").mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         if not isinstance(content, str):
-            dump = json.dumps if name.endswith(".json") else lambda content: yaml.safe_dump(content, sort_keys=False)
-            content = dump(content)
+            content = json.dumps(content) if name.endswith(".json") else yaml.safe_dump(content, sort_keys=False)
         (root / "configs" / name).write_text(content)
     return root
 
@@ -35,245 +34,223 @@ def images(channels: int = 1, classes: int | None = 2, count: int = 8, size: int
     return f"$[{{'image': {image}{label}}} for i in range({count})]"
 
 
-def densenet(channels: int = 1, outputs: int = 2, **options: Any) -> dict[str, Any]:
-    """A small network of MONAI with batch normalisation."""
-    size = {"init_features": 4, "growth_rate": 4, "block_config": [1, 1], "bn_size": 1}
-    return {
-        "_target_": "DenseNet",
-        "spatial_dims": 2,
-        "in_channels": channels,
-        "out_channels": outputs,
-        **size,
-        **options,
-    }
-
-
-def linear(inputs: int = 64, outputs: int = 2) -> str:
-    """An expression for the smallest network."""
-    return f"$torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear({inputs}, {outputs}))"
-
-
-def compose(*transforms: Mapping[str, Any]) -> dict[str, Any]:
-    return {"_target_": "Compose", "transforms": list(transforms)}
-
-
 def part(_target: str, /, **options: Any) -> dict[str, Any]:
     return {"_target_": _target, **options}
 
 
+def compose(*transforms: Mapping[str, Any]) -> dict[str, Any]:
+    return part("Compose", transforms=list(transforms))
+
+
+def densenet(channels: int = 1, outputs: Any = 2, **options: Any) -> dict[str, Any]:
+    """A small network of MONAI with batch normalisation."""
+    size = {"init_features": 4, "growth_rate": 4, "block_config": [1, 1], "bn_size": 1}
+    return part("DenseNet", spatial_dims=2, in_channels=channels, out_channels=outputs, **size, **options)
+
+
 STATS = part("StatsHandler", iteration_log=False, output_transform="$lambda x: None")
-ACCURACY = part("ignite.metrics.Accuracy", output_transform="$monai.handlers.from_engine(['pred', 'label'])")
 ARGMAX = part("AsDiscreted", keys=["pred", "label"], argmax=[True, False], to_onehot=2)
-PATHS = {"bundle_root": ".", "output_dir": "$@bundle_root + '/eval'", "ckpt_dir": "$@bundle_root + '/models'"}
-CPU = {"device": "$torch.device('cpu')"}
+SIGMOID = part("Activationsd", keys="pred", sigmoid=True)
+
+_HEAD = """
+imports: [$import os]
+bundle_root: .
+output_dir: $@bundle_root + '/eval'
+ckpt_dir: $@bundle_root + '/models'
+device: $torch.device('cpu')
+"""
+_TRAIN = """
+num_epochs: 2
+network: $@network_def.to(@device)
+loss: {_target_: torch.nn.CrossEntropyLoss}
+optimizer: {_target_: torch.optim.Adam, params: $@network.parameters(), lr: 0.01}
+train:
+  dataset: {_target_: Dataset}
+  dataloader: {_target_: DataLoader, dataset: '@train#dataset', batch_size: 4, shuffle: true, num_workers: 0}
+  inferer: {_target_: SimpleInferer}
+  handlers:
+  - {_target_: ValidationHandler, validator: '@validate#evaluator', epoch_level: true, interval: 1}
+  - _target_: StatsHandler
+    tag_name: train_loss
+    iteration_log: false
+    output_transform: $monai.handlers.from_engine(['loss'], first=True)
+  - {_target_: CheckpointSaver, save_dir: '@ckpt_dir', save_dict: {model: '@network'}, save_final: true}
+  trainer:
+    _target_: SupervisedTrainer
+    max_epochs: '@num_epochs'
+    device: '@device'
+    train_data_loader: '@train#dataloader'
+    network: '@network'
+    loss_function: '@loss'
+    optimizer: '@optimizer'
+    inferer: '@train#inferer'
+    postprocessing: '@train#postprocessing'
+    train_handlers: '@train#handlers'
+validate:
+  dataset: {_target_: Dataset}
+  dataloader: {_target_: DataLoader, dataset: '@validate#dataset', batch_size: 4, num_workers: 0}
+  inferer: '%train#inferer'
+  postprocessing: '%train#postprocessing'
+  handlers:
+  - {_target_: StatsHandler, iteration_log: false, output_transform: '$lambda x: None'}
+  - {_target_: TensorBoardStatsHandler, log_dir: '@output_dir', iteration_log: false}
+  - _target_: CheckpointSaver
+    save_dir: '@ckpt_dir'
+    save_dict: {model: '@network'}
+    save_key_metric: true
+    key_metric_filename: model.pt
+  key_metric:
+    val_accuracy:
+      _target_: ignite.metrics.Accuracy
+      output_transform: $monai.handlers.from_engine(['pred', 'label'])
+  evaluator:
+    _target_: SupervisedEvaluator
+    device: '@device'
+    val_data_loader: '@validate#dataloader'
+    network: '@network'
+    inferer: '@validate#inferer'
+    postprocessing: '@validate#postprocessing'
+    key_val_metric: '@validate#key_metric'
+    val_handlers: '@validate#handlers'
+initialize: [$monai.utils.set_determinism(seed=123)]
+run: [$@train#trainer.run()]
+"""
+_EVALUATE = """
+validate#handlers:
+- {_target_: CheckpointLoader, load_path: $@ckpt_dir + '/model.pt', load_dict: {model: '@network'}}
+- {_target_: StatsHandler, iteration_log: false, output_transform: '$lambda x: None'}
+- _target_: MetricsSaver
+  save_dir: '@output_dir'
+  metrics: [val_accuracy]
+  metric_details: [val_accuracy]
+  batch_transform: "$lambda x: [xx['image'].meta for xx in x]"
+  summary_ops: '*'
+run: [$@validate#evaluator.run()]
+"""
+_MULTI_GPU_TRAIN = """
+network: {_target_: torch.nn.parallel.DistributedDataParallel, module: $@network_def.to(@device)}
+train#sampler: {_target_: DistributedSampler, dataset: '@train#dataset', even_divisible: true, shuffle: true}
+train#dataloader#sampler: '@train#sampler'
+train#dataloader#shuffle: false
+train#trainer#train_handlers: '$@train#handlers[: -2 if dist.get_rank() > 0 else None]'
+validate#sampler: {_target_: DistributedSampler, dataset: '@validate#dataset', even_divisible: false, shuffle: false}
+validate#dataloader#sampler: '@validate#sampler'
+validate#evaluator#val_handlers: $None if dist.get_rank() > 0 else @validate#handlers
+initialize:
+- $import time
+- $import torch.distributed as dist
+- $dist.is_initialized() or dist.init_process_group(backend='gloo')
+- $monai.utils.set_determinism(seed=123)
+run: [$@train#trainer.run()]
+finalize: [$dist.is_initialized() and dist.destroy_process_group(), $time.sleep(1)]
+"""
+_ALONE = """
+network: $@network_def.to(@device)
+dataset: {_target_: Dataset}
+dataloader: {_target_: DataLoader, dataset: '@dataset', batch_size: 4, num_workers: 0}
+inferer: {_target_: SimpleInferer}
+handlers:
+- {_target_: StatsHandler, iteration_log: false, output_transform: '$lambda x: None'}
+evaluator:
+  _target_: SupervisedEvaluator
+  device: '@device'
+  val_data_loader: '@dataloader'
+  network: '@network'
+  inferer: '@inferer'
+  postprocessing: '@postprocessing'
+  val_handlers: '@handlers'
+"""
+_FLAT = """
+image: $monai.utils.CommonKeys.IMAGE
+label: $monai.utils.CommonKeys.LABEL
+pred: $monai.utils.CommonKeys.PRED
+is_not_rank0: true
+num_classes: 3
+network: $@network_def.to(@device)
+lossfn: {_target_: torch.nn.CrossEntropyLoss, reduction: sum}
+optimizer: {_target_: torch.optim.Adam, params: $@network.parameters(), lr: 0.01}
+train_dataloader: {_target_: ThreadDataLoader, dataset: '@train_dataset', batch_size: 4, num_workers: 0}
+val_dataloader: {_target_: DataLoader, dataset: '@val_dataset', batch_size: 4, num_workers: 0}
+postprocessing:
+  _target_: Compose
+  transforms:
+  - {_target_: Activationsd, keys: '@pred', softmax: true}
+  - {_target_: AsDiscreted, keys: ['@pred', '@label'], argmax: [true, false], to_onehot: '@num_classes'}
+  - {_target_: ToTensord, keys: ['@pred', '@label'], device: '@device'}
+val_handlers:
+- {_target_: StatsHandler, iteration_log: false, output_transform: '$lambda x: None'}
+- _target_: CheckpointSaver
+  _disabled_: '@is_not_rank0'
+  save_dir: '@output_dir'
+  save_dict: {model: '@network'}
+  save_key_metric: true
+  key_metric_name: val_accuracy
+evaluator:
+  _target_: SupervisedEvaluator
+  device: '@device'
+  val_data_loader: '@val_dataloader'
+  network: '@network'
+  postprocessing: '@postprocessing'
+  key_val_metric:
+    val_accuracy:
+      _target_: ignite.metrics.Accuracy
+      output_transform: $monai.handlers.from_engine([@pred, @label])
+  val_handlers: '@val_handlers'
+handlers: [{_target_: ValidationHandler, validator: '@evaluator', epoch_level: true, interval: 1}]
+trainer:
+  _target_: SupervisedTrainer
+  max_epochs: 1
+  device: '@device'
+  train_data_loader: '@train_dataloader'
+  network: '@network'
+  loss_function: '@lossfn'
+  optimizer: '@optimizer'
+  train_handlers: '@handlers'
+initialize: [$monai.utils.set_determinism(seed=123)]
+run: [$@trainer.run()]
+"""
+_CONFIGS = {text: json.dumps(yaml.safe_load(text)) for text in (_HEAD, _TRAIN, _EVALUATE, _MULTI_GPU_TRAIN, _ALONE, _FLAT)}
+
+
+def config(*texts: str, **further: Any) -> dict[str, Any]:
+    """The content of texts in YAML, and further entries; the caller may change it."""
+    merged: dict[str, Any] = {}
+    for text in texts:
+        merged |= json.loads(_CONFIGS[text])
+    return merged | further
 
 
 def in_sections() -> Files:
     """(a) JSON with ids under ``train`` and ``validate``; evaluation, several processes, inference and TensorRT."""
-    train = {
-        "imports": ["$import os"],
-        **PATHS,
-        **CPU,
-        "num_epochs": 2,
-        "network_def": densenet(),
-        "network": "$@network_def.to(@device)",
-        "loss": part("torch.nn.CrossEntropyLoss"),
-        "optimizer": part("torch.optim.Adam", params="$@network.parameters()", lr=0.01),
-        "train": {
-            "dataset": part("Dataset", data=images(count=16)),
-            "dataloader": part("DataLoader", dataset="@train#dataset", batch_size=4, shuffle=True, num_workers=0),
-            "inferer": part("SimpleInferer"),
-            "postprocessing": compose(part("Activationsd", keys="pred", softmax=True), ARGMAX),
-            "handlers": [
-                part("ValidationHandler", validator="@validate#evaluator", epoch_level=True, interval=1),
-                part(
-                    "StatsHandler",
-                    tag_name="train_loss",
-                    iteration_log=False,
-                    output_transform="$monai.handlers.from_engine(['loss'], first=True)",
-                ),
-                part("CheckpointSaver", save_dir="@ckpt_dir", save_dict={"model": "@network"}, save_final=True),
-            ],
-            "trainer": part(
-                "SupervisedTrainer",
-                max_epochs="@num_epochs",
-                device="@device",
-                train_data_loader="@train#dataloader",
-                network="@network",
-                loss_function="@loss",
-                optimizer="@optimizer",
-                inferer="@train#inferer",
-                postprocessing="@train#postprocessing",
-                train_handlers="@train#handlers",
-            ),
-        },
-        "validate": {
-            "dataset": part("Dataset", data=images(count=7)),
-            "dataloader": part("DataLoader", dataset="@validate#dataset", batch_size=4, num_workers=0),
-            "inferer": "%train#inferer",
-            "postprocessing": "%train#postprocessing",
-            "handlers": [
-                STATS,
-                part("TensorBoardStatsHandler", log_dir="@output_dir", iteration_log=False),
-                part(
-                    "CheckpointSaver",
-                    save_dir="@ckpt_dir",
-                    save_dict={"model": "@network"},
-                    save_key_metric=True,
-                    key_metric_filename="model.pt",
-                ),
-            ],
-            "key_metric": {"val_accuracy": ACCURACY},
-            "evaluator": part(
-                "SupervisedEvaluator",
-                device="@device",
-                val_data_loader="@validate#dataloader",
-                network="@network",
-                inferer="@validate#inferer",
-                postprocessing="@validate#postprocessing",
-                key_val_metric="@validate#key_metric",
-                val_handlers="@validate#handlers",
-            ),
-        },
-        "initialize": ["$monai.utils.set_determinism(seed=123)"],
-        "run": ["$@train#trainer.run()"],
-    }
-    loader = part("CheckpointLoader", load_path="$@ckpt_dir + '/model.pt'", load_dict={"model": "@network"})
-    evaluate = {
-        "validate#postprocessing": compose(ARGMAX),
-        "validate#handlers": [
-            loader,
-            STATS,
-            part(
-                "MetricsSaver",
-                save_dir="@output_dir",
-                metrics=["val_accuracy"],
-                metric_details=["val_accuracy"],
-                batch_transform="$lambda x: [xx['image'].meta for xx in x]",
-                summary_ops="*",
-            ),
-        ],
-        "run": ["$@validate#evaluator.run()"],
-    }
-    multi_gpu_train = {
-        "network": part("torch.nn.parallel.DistributedDataParallel", module="$@network_def.to(@device)"),
-        "train#sampler": part("DistributedSampler", dataset="@train#dataset", even_divisible=True, shuffle=True),
-        "train#dataloader#sampler": "@train#sampler",
-        "train#dataloader#shuffle": False,
-        "train#trainer#train_handlers": "$@train#handlers[: -2 if dist.get_rank() > 0 else None]",
-        "validate#sampler": part(
-            "DistributedSampler", dataset="@validate#dataset", even_divisible=False, shuffle=False
-        ),
-        "validate#dataloader#sampler": "@validate#sampler",
-        "validate#evaluator#val_handlers": "$None if dist.get_rank() > 0 else @validate#handlers",
-        "initialize": [
-            "$import time",
-            "$import torch.distributed as dist",
-            "$dist.is_initialized() or dist.init_process_group(backend='gloo')",
-            "$monai.utils.set_determinism(seed=123)",
-        ],
-        "run": ["$@train#trainer.run()"],
-        "finalize": ["$dist.is_initialized() and dist.destroy_process_group()", "$time.sleep(1)"],
-    }
-    inference = {
-        **PATHS,
-        **CPU,
-        "network_def": densenet(),
-        "network": "$@network_def.to(@device)",
-        "dataset": part("Dataset", data=images(classes=None, count=5)),
-        "dataloader": part("DataLoader", dataset="@dataset", batch_size=1, num_workers=0),
-        "inferer": part("SimpleInferer"),
-        "postprocessing": compose(part("AsDiscreted", keys=["pred"], argmax=True, to_onehot=2)),
-        "handlers": [STATS],
-        "evaluator": part(
-            "SupervisedEvaluator",
-            device="@device",
-            val_data_loader="@dataloader",
-            network="@network",
-            inferer="@inferer",
-            postprocessing="@postprocessing",
-            val_handlers="@handlers",
-        ),
-        "checkpointloader": loader,
-        "initialize": ["$monai.utils.set_determinism(seed=123)", "$@checkpointloader(@evaluator)"],
-        "run": ["$@evaluator.run()"],
-    }
-    inference_trt = {
-        "network_def": "$torch.jit.load(@bundle_root + '/models/model_trt.ts')",
-        "handlers#0#_disabled_": True,
-    }
+    train = config(_HEAD, _TRAIN, network_def=densenet())
+    train["train"]["postprocessing"] = compose(part("Activationsd", keys="pred", softmax=True), ARGMAX)
+    train["train"]["dataset"]["data"], train["validate"]["dataset"]["data"] = images(count=16), images(count=7)
+    evaluate = config(_EVALUATE, **{"validate#postprocessing": compose(ARGMAX)})
+    inference = config(
+        _HEAD,
+        _ALONE,
+        network_def=densenet(),
+        postprocessing=compose(part("AsDiscreted", keys=["pred"], argmax=True, to_onehot=2)),
+        checkpointloader=evaluate["validate#handlers"][0],
+        initialize=["$monai.utils.set_determinism(seed=123)", "$@checkpointloader(@evaluator)"],
+        run=["$@evaluator.run()"],
+    )
+    inference["dataset"]["data"], inference["dataloader"]["batch_size"] = images(classes=None, count=5), 1
+    engine = "$torch.jit.load(@bundle_root + '/models/model_trt.ts')"
     return {
         "train.json": train,
         "evaluate.json": evaluate,
-        "multi_gpu_train.json": multi_gpu_train,
+        "multi_gpu_train.json": config(_MULTI_GPU_TRAIN),
         "inference.json": inference,
-        "inference_trt.json": inference_trt,
+        "inference_trt.json": {"network_def": engine, "handlers#0#_disabled_": True},
         "metadata.json": metadata("classes", 2),
     }
 
 
 def flat() -> Files:
     """(b) YAML with plain ids, the key metric inside the evaluator, MONAI's names of keys, and a disabled handler."""
-    train = {
-        "imports": ["$import os"],
-        "image": "$monai.utils.CommonKeys.IMAGE",
-        "label": "$monai.utils.CommonKeys.LABEL",
-        "pred": "$monai.utils.CommonKeys.PRED",
-        "is_not_rank0": True,
-        "num_classes": 3,
-        **PATHS,
-        **CPU,
-        "network_def": densenet(outputs="@num_classes"),
-        "network": "$@network_def.to(@device)",
-        "lossfn": part("torch.nn.CrossEntropyLoss", reduction="sum"),
-        "optimizer": part("torch.optim.Adam", params="$@network.parameters()", lr=0.01),
-        "train_dataset": part("Dataset", data=images(classes=3)),
-        "val_dataset": part("Dataset", data=images(classes=3)),
-        "train_dataloader": part("ThreadDataLoader", dataset="@train_dataset", batch_size=4, num_workers=0),
-        "val_dataloader": part("DataLoader", dataset="@val_dataset", batch_size=4, num_workers=0),
-        "postprocessing": compose(
-            part("Activationsd", keys="@pred", softmax=True),
-            part("AsDiscreted", keys=["@pred", "@label"], argmax=[True, False], to_onehot="@num_classes"),
-            part("ToTensord", keys=["@pred", "@label"], device="@device"),
-        ),
-        "val_handlers": [
-            STATS,
-            part(
-                "CheckpointSaver",
-                _disabled_="@is_not_rank0",
-                save_dir="@output_dir",
-                save_dict={"model": "@network"},
-                save_key_metric=True,
-                key_metric_name="val_accuracy",
-            ),
-        ],
-        "evaluator": part(
-            "SupervisedEvaluator",
-            device="@device",
-            val_data_loader="@val_dataloader",
-            network="@network",
-            postprocessing="@postprocessing",
-            key_val_metric={
-                "val_accuracy": part(
-                    "ignite.metrics.Accuracy", output_transform="$monai.handlers.from_engine([@pred, @label])"
-                )
-            },
-            val_handlers="@val_handlers",
-        ),
-        "handlers": [part("ValidationHandler", validator="@evaluator", epoch_level=True, interval=1)],
-        "trainer": part(
-            "SupervisedTrainer",
-            max_epochs=1,
-            device="@device",
-            train_data_loader="@train_dataloader",
-            network="@network",
-            loss_function="@lossfn",
-            optimizer="@optimizer",
-            train_handlers="@handlers",
-        ),
-        "initialize": ["$monai.utils.set_determinism(seed=123)"],
-        "run": ["$@trainer.run()"],
-    }
+    data = part("Dataset", data=images(classes=3))
+    train = config(_HEAD, _FLAT, network_def=densenet(outputs="@num_classes"), train_dataset=data, val_dataset=data)
     evaluate = {
         "val_handlers": [STATS, part("MetricsSaver", save_dir="@output_dir", metrics=["val_accuracy"])],
         "run": ["$@evaluator.run()"],
@@ -282,69 +259,34 @@ def flat() -> Files:
 
 
 def alone(
-    postprocessing: list[dict[str, Any]],
-    network: Any = None,
-    inputs: Any = None,
-    run: str = "run",
-    imports: str = "imports",
-    **evaluator: Any,
+    postprocessing: list[dict[str, Any]], network: Any = None, inputs: Any = None, run: str = "run", **evaluator: Any
 ) -> dict[str, Any]:
     """An inference config with ids ``evaluator`` and ``handlers``, and without key metric."""
-    return {
-        imports: ["$import glob"],
-        "bundle_root": ".",
-        "output_dir": "$@bundle_root + '/output'",
-        **CPU,
-        "network_def": densenet() if network is None else network,
-        "network": "$@network_def.to(@device)",
-        "dataset": part("Dataset", data=images() if inputs is None else inputs),
-        "dataloader": part("DataLoader", dataset="@dataset", batch_size=4, num_workers=0),
-        "inferer": part("SimpleInferer"),
-        "postprocessing": compose(*postprocessing),
-        "handlers": [STATS],
-        "evaluator": part(
-            "SupervisedEvaluator",
-            device="@device",
-            val_data_loader="@dataloader",
-            network="@network",
-            inferer="@inferer",
-            postprocessing="@postprocessing",
-            val_handlers="@handlers",
-            **evaluator,
-        ),
-        run: ["$@evaluator.run()"],
-    }
-
-
-SIGMOID = part("Activationsd", keys="pred", sigmoid=True)
+    content = config(_HEAD, _ALONE, network_def=network or densenet(), postprocessing=compose(*postprocessing))
+    content["output_dir"] = "$@bundle_root + '/output'"
+    content["dataset"]["data"] = inputs or images()
+    content["evaluator"] |= evaluator
+    return {**content, run: ["$@evaluator.run()"]}
 
 
 def only_inference() -> Files:
     """(c) No training: ``import`` and ``evaluating`` as names of sections, sigmoid, whole batches in the handlers."""
-    config = alone(
-        [SIGMOID],
-        network=densenet(outputs=4),
-        inputs=images(classes=None),
-        run="evaluating",
-        imports="import",
-        decollate=False,
-    )
-    return {"inference.json": config, "metadata.json": metadata("labels", 4)}
+    content = alone([SIGMOID], densenet(outputs=4), images(classes=None), run="evaluating", decollate=False)
+    content["import"] = content.pop("imports")
+    return {"inference.json": content, "metadata.json": metadata("labels", 4)}
 
 
 def one_logit() -> Files:
     """(d) Patches, several of each image, one sigmoid logit and mixed precision."""
     patches = part("GridSplitd", keys=["image", "label"], grid=[2, 2], size={"image": [8, 8], "label": [1, 1]})
-    sections = in_sections()
-    train = sections["train.json"]
+    train = in_sections()["train.json"]
     data = images(size=16, count=6).replace("'label': i % 2", "'label': torch.tensor([[[i % 2, 0.0], [1.0, 0.0]]])")
-    post = compose(SIGMOID, part("AsDiscreted", keys="pred", threshold=0.5))
     train["network_def"] = densenet(outputs=1)
     train["loss"] = part("torch.nn.BCEWithLogitsLoss")
     to_logit = part("Lambdad", keys="label", func="$lambda x: torch.as_tensor(x).reshape(1).float()")
     for section in ("train", "validate"):
         train[section]["dataset"] = part("Dataset", data=data, transform=compose(patches, to_logit))
-        train[section]["postprocessing"] = post
+        train[section]["postprocessing"] = compose(SIGMOID, part("AsDiscreted", keys="pred", threshold=0.5))
     train["train"]["trainer"]["amp"] = train["validate"]["evaluator"]["amp"] = True
     return {"train.json": train}
 
@@ -365,15 +307,14 @@ def sliding_window() -> Files:
     network = (
         "$torch.nn.Sequential(torch.nn.Conv2d(1, 2, 5, padding=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))"
     )
-    config = alone([], network=network, inputs=images(classes=None, size=16))
-    config["inferer"] = part("SlidingWindowInferer", roi_size=[16, 16], sw_batch_size=2)
-    return {"inference.yaml": config}
+    content = alone([], network=network, inputs=images(classes=None, size=16))
+    content["inferer"] = part("SlidingWindowInferer", roi_size=[16, 16], sw_batch_size=2)
+    return {"inference.yaml": content}
 
 
 def sliced_handlers() -> Files:
     """(h) Handlers that an expression makes of a list."""
-    train = in_sections()["train.json"]
-    train["rank"] = 0
+    train = {**in_sections()["train.json"], "rank": 0}
     train["validate"]["evaluator"]["val_handlers"] = "$@validate#handlers[: -2 if @rank > 0 else None]"
     return {"train.json": train}
 
@@ -384,6 +325,27 @@ def sigmoid_after_cross_entropy() -> Files:
     files["inference.json"]["postprocessing"] = compose(SIGMOID)
     files["inference.json"]["dataset"] = part("Dataset", data=images())
     return {name: files[name] for name in ("train.json", "inference.json")}
+
+
+def regression() -> Files:
+    """(j) The radius of a blob, by MONAI's Regressor; the key metric is an error, which the checkpoint wants small."""
+    blob = (
+        "(torch.hypot(*torch.meshgrid(*[torch.linspace(-1, 1, 16)] * 2, indexing='ij')) < 0.2 + 0.05 * i).float()"
+        " + 0.1 * torch.randn(16, 16, generator=torch.Generator().manual_seed(i))"
+    )
+    image = f"monai.data.MetaTensor(({blob})[None], meta={{'filename_or_obj': f'blob_{{i}}'}})"
+    train = in_sections()["train.json"]
+    train["network_def"] = part("Regressor", in_shape=[1, 16, 16], out_shape=[1], channels=[4, 8], strides=[2, 2])
+    train["loss"] = part("torch.nn.MSELoss")
+    for section, count in (("train", 12), ("validate", 7)):
+        label = "torch.tensor([0.2 + 0.05 * i])"
+        train[section]["dataset"]["data"] = f"$[{{'image': {image}, 'label': {label}}} for i in range({count})]"
+        train[section]["postprocessing"] = compose(part("EnsureTyped", keys="pred"))
+    error = part("RootMeanSquaredError", output_transform="$monai.handlers.from_engine(['pred', 'label'])")
+    train["validate"]["key_metric"] = {"val_rmse": error}
+    train["validate"]["handlers"][2]["key_metric_negative_sign"] = True
+    evaluate = {"validate#handlers": config(_EVALUATE)["validate#handlers"][:2], "run": ["$@validate#evaluator.run()"]}
+    return {"train.json": train, "evaluate.json": evaluate, "metadata.json": metadata("regression", 1)}
 
 
 SHAPES: dict[str, Callable[[], Files]] = {
@@ -397,6 +359,7 @@ SHAPES: dict[str, Callable[[], Files]] = {
         sliding_window,
         sliced_handlers,
         sigmoid_after_cross_entropy,
+        regression,
     )
 }
 

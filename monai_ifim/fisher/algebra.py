@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From the columns of G to eigenvalues and eigenvectors: sums and solutions in float64, a piece of G at a time."""
+"""Linear algebra of tall factors: sums and solutions in float64, a piece of the factor at a time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["eigenvectors", "orthonormal", "products", "relative_scale", "solve_gram", "weighted_sum"]
+__all__ = ["combined", "eigenvectors", "orthonormal", "products", "solve_gram", "weighted_sum"]
 
-# Numbers that are turned into float64 at a time, so that a float32 factor is never copied whole.
-_CHUNK_NUMBERS = 2**20
+# Elements that are turned into float64 at a time, so that a float32 factor is never copied whole.
+_CHUNK_ELEMENTS = 2**20
 # Frobenius norm of the products minus the identity; the condition number is then below 1.3.
 _NEARLY_ORTHONORMAL = 0.1
 
@@ -31,17 +31,17 @@ def solve_gram(inner: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """
     finite = torch.isfinite(inner).flatten(1).all(dim=1)
     greatest = scale.amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
-    relative = relative_scale(scale.double())
+    relative = _relative(scale.double())
     gram = inner * relative.unsqueeze(1) * relative.unsqueeze(2)
     gram = torch.where(finite.view(-1, 1, 1), gram, torch.zeros_like(gram))
-    # of one number, without the solver
+    # a matrix (1, 1) is its own eigenvalue
     eigenvalues, basis = (gram[:, 0], torch.ones_like(gram)) if gram.shape[1] == 1 else torch.linalg.eigh(gram)
     eigenvalues = eigenvalues.flip(-1).clamp(min=0) * greatest.square().unsqueeze(1)
     eigenvalues[~finite] = torch.nan
     return eigenvalues, basis.flip(-1)
 
 
-def relative_scale(scale: Tensor) -> Tensor:
+def _relative(scale: Tensor) -> Tensor:
     """The scales (B, R) of the columns, relative to the greatest of each image."""
     return scale / scale.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
 
@@ -50,18 +50,18 @@ def eigenvectors(factor: Tensor, scale: Tensor, basis: Tensor, ranks: Tensor) ->
     """U = G V diag(lambda)^(-1/2) of the leading ``ranks``: (B, max rank, D), in the factor's dtype, zero beyond."""
     most = max(1, int(ranks.max()))  # one row at least, so that eigenvectors[:, 0] is always there
     vectors = torch.zeros(len(factor), most, factor.shape[2], dtype=factor.dtype, device=factor.device)
-    relative = relative_scale(scale)
+    relative = _relative(scale)
     for index, rank in enumerate(ranks.tolist()):
         if rank:
             combination = (relative[index].unsqueeze(1) * basis[index, :, :rank]).T
-            vectors[index, :rank] = orthonormal(_combine(combination, factor[index])).to(factor.dtype)
+            vectors[index, :rank] = orthonormal(combined(combination, factor[index])).to(factor.dtype)
     return vectors
 
 
 def orthonormal(vectors: Tensor) -> Tensor:
-    """Orthonormalise nearly orthogonal float64 rows (k, D), in order, with the entry of largest magnitude positive.
+    """Nearly orthogonal float64 rows (k, D) made orthonormal, in order, with the entry of largest magnitude positive.
 
-    In place, a piece at a time: k rows can take more memory than all else.
+    In place, a piece at a time, since k rows can take more memory than all else.
     """
     vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     if len(vectors) > 1:
@@ -74,19 +74,19 @@ def orthonormal(vectors: Tensor) -> Tensor:
                 chunk.copy_(torch.linalg.solve_triangular(lower, chunk, upper=False))
             if torch.linalg.matrix_norm(inner - identity) < _NEARLY_ORTHONORMAL:
                 break
-    for some in vectors.split(max(1, _CHUNK_NUMBERS // vectors.shape[1])):
+    for some in vectors.split(max(1, _CHUNK_ELEMENTS // vectors.shape[1])):
         largest = some.gather(1, some.abs().argmax(dim=1, keepdim=True))
         some *= torch.where(largest < 0, -1.0, 1.0)
     return vectors
 
 
-def _combine(weights: Tensor, rows: Tensor) -> Tensor:
+def combined(weights: Tensor, rows: Tensor) -> Tensor:
     """``weights @ rows`` in float64, (k, D), from weights (k, R) and rows (R, D) of any dtype."""
-    combined = torch.empty(len(weights), rows.shape[1], dtype=torch.float64, device=rows.device)
+    total = torch.empty(len(weights), rows.shape[1], dtype=torch.float64, device=rows.device)
     most = max(len(weights), len(rows))
-    for part, chunk in zip(_chunks(combined, most), _chunks(rows, most)):
+    for part, chunk in zip(_chunks(total, most), _chunks(rows, most)):
         torch.matmul(weights, chunk.double(), out=part)
-    return combined
+    return total
 
 
 def weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
@@ -105,6 +105,6 @@ def products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _chunks(values: Tensor, rows: int | None = None) -> Iterator[Tensor]:
-    """Pieces of the last axis with about ``_CHUNK_NUMBERS`` numbers in all ``rows`` together."""
+    """Pieces of the last axis with about ``_CHUNK_ELEMENTS`` elements in all ``rows`` together."""
     rows = rows or values.numel() // max(1, values.shape[-1])
-    return iter(values.split(max(1, _CHUNK_NUMBERS // max(1, rows)), dim=-1))
+    return iter(values.split(max(1, _CHUNK_ELEMENTS // max(1, rows)), dim=-1))

@@ -1,39 +1,23 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The input-dependent Fisher information matrix (iFIM) of a classifier.
-
-For an image ``x`` with D numbers, logits ``z = f(x)`` and Jacobian ``J = dz/dx``, the iFIM is ``F(x) = J^T M J``, where
-``M = S S^T`` is the Fisher information of the predictive distribution with respect to its logits. With ``G = J^T S``,
-``F = G G^T`` (D x D, never formed) has the non-zero eigenvalues of the small Gram matrix ``K = G^T G``.
-
-Source: S. Sengupta, M. A. Anastasio, "Input-Dependent Fisher Information for Local Sensitivity Analysis of Medical
-Image Classifiers", arXiv:2606.16362 (2026).
-"""
+"""The result: spectrum and leading eigenvectors of the iFIM of a batch of images, and what follows from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from monai_ifim.channels import restricted, varied_channels
-from monai_ifim.columns import FactorColumns
-from monai_ifim.gram import eigenvectors, products, solve_gram, weighted_sum
-from monai_ifim.memory import FewerImages, MicroBatches
-from monai_ifim.network import NetworkCall, _plain, default_micro_batch_size
-from monai_ifim.notices import notice
-from monai_ifim.predictive import Predictive, PredictiveLike, resolve_predictive
+from monai_ifim.fisher.algebra import combined, eigenvectors, products, solve_gram, weighted_sum
+from monai_ifim.likelihoods import Likelihood
+from monai_ifim.model import plain_tensor, restricted
 
-__all__ = ["DEFAULT_CUTOFF", "DEFAULT_ENERGY", "DEFAULT_MOST_FACTOR_NUMBERS", "InputFisher", "input_fisher"]
+__all__ = ["DEFAULT_ENERGY", "InputFisher", "check_rank_and_energy", "choose_rank"]
 
 DEFAULT_ENERGY = 0.95
-# Numbers of G at a time: 1 GiB in float32.
-DEFAULT_MOST_FACTOR_NUMBERS = 2**28
-# Eigenvalues below this share of the greatest are numerical zeros: the square of float32's rounding, with room.
-DEFAULT_CUTOFF = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +31,10 @@ class InputFisher:
             one row at least. The entry of largest magnitude is positive.
         rank: (B,) int64, how many eigenvectors the image has here (the k of the split).
         numerical_rank: (B,) int64, how many eigenvalues exceed the cut-off.
-        logits: (B, outputs), as the network gave them.
+        outputs: (B, outputs), as the network gave them.
+        likelihood: of the outputs; everything that is computed from this spectrum uses it.
+        solver: how the spectrum was computed.
+        exact: whether the eigenvalues are all there are, up to rounding; a solver that stops early says False.
         skipped: index of each image that was left out, with the cause.
         channel_mask: (C_in,) bool, the channels that the iFIM, and all perturbations by it, are restricted to: the
             eigenvectors are zero in the others. None: all channels.
@@ -57,12 +44,17 @@ class InputFisher:
     eigenvectors: Tensor
     rank: Tensor
     numerical_rank: Tensor
-    logits: Tensor
+    outputs: Tensor
+    likelihood: Likelihood
+    solver: str = "gram"
+    exact: bool = True
     skipped: Mapping[int, str] = field(default_factory=dict)
     channel_mask: Tensor | None = None
     # The columns of G are scale[b, r] * factor[b, r]; kept apart so that no column underflows in float32.
     _factor: Tensor | None = field(default=None, repr=False)
     _scale: Tensor | None = field(default=None, repr=False)
+    # (B, max rank), of a solver that measures them on its way
+    _residuals: Tensor | None = field(default=None, repr=False)
 
     @property
     def trace(self) -> Tensor:
@@ -96,21 +88,30 @@ class InputFisher:
                 f"directions must have the shape of the images, {(len(self), *self.eigenvectors.shape[2:])}, "
                 f"got {tuple(directions.shape)}."
             )
-        flat = _plain(directions).flatten(1).unsqueeze(1)
         if self._factor is not None and self._scale is not None:
-            along = products(self._factor, flat).squeeze(-1) * self._scale
+            along = products(self._factor, plain_tensor(directions).flatten(1).unsqueeze(1)).squeeze(-1) * self._scale
             return along.square().sum(dim=1).where(~torch.isnan(self.trace), torch.nan)
         if not self.can_quadratic:
             raise RuntimeError(
                 "d^T F d needs the factor G, which was dropped, and the kept eigenvectors do not span the spectrum. "
-                "Call input_fisher with keep_factor=True or energy=1."
+                "Call input_fisher with keep_factor=True or energy=1, or use FisherOperator(model, images).quadratic."
             )
-        along = products(self.eigenvectors.flatten(2), flat).squeeze(-1)
+        return self.quadratic_inside(directions)
+
+    def quadratic_inside(self, directions: Tensor) -> Tensor:
+        """``d^T F d`` of the part of the directions in the kept leading eigenspace, float64, (B,).
+
+        Never more than :meth:`quadratic`, and equal to it for directions inside that eigenspace.
+
+        Args:
+            directions: (B, C_in, *spatial), one change an image.
+        """
+        along = products(self.eigenvectors.flatten(2), plain_tensor(directions).flatten(1).unsqueeze(1)).squeeze(-1)
         return (self.eigenvalues[:, : along.shape[1]] * along.square()).sum(dim=1)
 
     @property
     def can_quadratic(self) -> bool:
-        """Whether G was kept, or eigenvectors to all eigenvalues above the cut-off, so that ``d^T F d`` can be had."""
+        """Whether :meth:`quadratic` works: G was kept, or the eigenvectors of all eigenvalues above the cut-off."""
         return self._factor is not None or bool((self.rank >= self.numerical_rank).all())
 
     def split(
@@ -144,14 +145,14 @@ class InputFisher:
             >>> torch.allclose(high + low, images), bool(((high * low).sum(1).abs() < 1e-12).all())
             (True, True)
         """
-        images = _plain(images)
+        images = plain_tensor(images)
         if len(images) != len(self) or images.shape[1:] != self.eigenvectors.shape[2:]:
             raise ValueError(
                 f"images must be those of the spectrum, of shape {(len(self), *self.eigenvectors.shape[2:])}, "
                 f"got {tuple(images.shape)}."
             )
         vectors = self.leading_eigenvectors(rank, energy).flatten(2)
-        difference = images - (_plain(reference) if isinstance(reference, Tensor) else reference)
+        difference = images - (plain_tensor(reference) if isinstance(reference, Tensor) else reference)
         flat = difference.flatten(1)
         coefficients = products(vectors, flat.unsqueeze(1)).squeeze(-1)
         high = weighted_sum(coefficients, vectors).view_as(images)
@@ -172,8 +173,8 @@ class InputFisher:
         """
         if rank is None and energy is None:
             return self.eigenvectors
-        _check_rank_and_energy(rank, energy)
-        ranks = _choose_rank(self.eigenvalues, self.numerical_rank, rank, energy)
+        check_rank_and_energy(rank, energy)
+        ranks = choose_rank(self.eigenvalues, self.numerical_rank, rank, energy)
         if (ranks <= self.rank).all():
             keep = torch.arange(self.eigenvectors.shape[1], device=ranks.device) < ranks.unsqueeze(1)
             shape = (*keep.shape, *[1] * (self.eigenvectors.ndim - 2))
@@ -217,7 +218,7 @@ class InputFisher:
                 f"masks must have the shape {' or '.join(map(str, shapes))} (one mask an image, the same size as the "
                 f"image), got {tuple(masks.shape)}."
             )
-        masks = _plain(masks)
+        masks = plain_tensor(masks)
         if masks.isnan().any():
             raise ValueError("masks hold NaN; expected zero outside and non-zero inside.")
         inside = restricted((masks != 0).to(leading.device).expand_as(leading), self.channel_mask)
@@ -228,7 +229,7 @@ class InputFisher:
         return shares
 
     def without_factor(self) -> InputFisher:
-        """The same without G, which holds B x R x D numbers."""
+        """The same without G, which has B x R x D elements."""
         return replace(self, _factor=None, _scale=None)
 
     def select(self, rows: Sequence[int]) -> InputFisher:
@@ -251,9 +252,30 @@ class InputFisher:
         return replace(self, skipped=skipped, **picked)
 
     @property
-    def factor_numbers(self) -> int:
-        """How many numbers the kept factor G holds: B x R x D, or none."""
+    def factor_elements(self) -> int:
+        """How many elements the kept factor G has: B x R x D, or none."""
         return 0 if self._factor is None else self._factor.numel()
+
+    @property
+    def residuals(self) -> Tensor:
+        """``|F u - lambda u|`` of each kept eigenvector, (B, max rank), float64, in the unit of the eigenvalues.
+
+        Some eigenvalue of F lies within it of ``lambda``. Zero beyond ``rank[b]``; NaN where it was not measured, that
+        is, where the solver does not give it and the factor G was dropped.
+        """
+        if self._residuals is not None:
+            return self._residuals
+        shape = self.eigenvectors.shape[:2]
+        if self._factor is None or self._scale is None:
+            return torch.full(shape, torch.nan, dtype=torch.float64, device=self.eigenvalues.device)
+        vectors = self.eigenvectors.flatten(2)
+        found = torch.zeros(shape, dtype=torch.float64, device=self.eigenvalues.device)
+        along = products(self._factor, vectors) * self._scale.square().unsqueeze(2)
+        for index, rank in enumerate(self.rank.tolist()):
+            product = combined(along[index, :, :rank].T, self._factor[index])
+            product -= self.eigenvalues[index, :rank].unsqueeze(1) * vectors[index, :rank].double()
+            found[index, :rank] = torch.linalg.vector_norm(product, dim=1)
+        return found
 
     def to(self, device: torch.device | str) -> InputFisher:
         """The same on another device."""
@@ -264,21 +286,25 @@ class InputFisher:
 
     @staticmethod
     def concatenate(parts: Sequence[InputFisher]) -> InputFisher:
-        """Join the results of several batches of equally shaped images.
+        """The results of several batches of equally shaped images as one.
 
         Raises:
-            ValueError: When there is nothing to join, or the channel masks differ.
+            ValueError: When there is nothing to join, or the channel masks, likelihoods or solvers differ.
         """
         if not parts:
             raise ValueError("InputFisher.concatenate needs at least one part.")
         masks = [None if part.channel_mask is None else part.channel_mask.tolist() for part in parts]
         if any(mask != masks[0] for mask in masks):
             raise ValueError(f"InputFisher.concatenate needs parts with one channel_mask, got {masks}.")
+        if any(part.likelihood != parts[0].likelihood or part.solver != parts[0].solver for part in parts):
+            kinds = [f"{part.likelihood}, {part.solver}" for part in parts]
+            raise ValueError(f"InputFisher.concatenate needs parts of one likelihood and solver, got {kinds}.")
         if len(parts) == 1:
             return parts[0]
         most = max(part.eigenvectors.shape[1] for part in parts)
         starts = [sum(len(part) for part in parts[:index]) for index in range(len(parts))]
         keep_factor = all(part._factor is not None for part in parts)
+        measured = [part._residuals for part in parts if part._residuals is not None]
 
         def joined(name: str) -> Tensor:
             return torch.cat([getattr(part, name) for part in parts])
@@ -288,205 +314,22 @@ class InputFisher:
             eigenvectors=torch.cat([_pad_axis_1(part.eigenvectors, most) for part in parts]),
             rank=joined("rank"),
             numerical_rank=joined("numerical_rank"),
-            logits=joined("logits"),
+            outputs=joined("outputs"),
+            likelihood=parts[0].likelihood,
+            solver=parts[0].solver,
+            exact=all(part.exact for part in parts),
             skipped={
                 start + index: cause for start, part in zip(starts, parts) for index, cause in part.skipped.items()
             },
             channel_mask=parts[0].channel_mask,
             _factor=joined("_factor") if keep_factor else None,
             _scale=joined("_scale") if keep_factor else None,
+            _residuals=torch.cat([_pad_axis_1(found, most) for found in measured]) if measured else None,
         )
 
 
-def input_fisher(
-    network: Callable,
-    images: Tensor,
-    predictive: PredictiveLike = "softmax",
-    *,
-    rank: int | None = None,
-    energy: float | None = None,
-    temperature: float = 1.0,
-    micro_batch_size: int | None = None,
-    cutoff: float = DEFAULT_CUTOFF,
-    keep_factor: bool = True,
-    most_factor_numbers: int = DEFAULT_MOST_FACTOR_NUMBERS,
-    cotangents_at_a_time: int = 1,
-    channel_mask: Sequence[bool] | None = None,
-    output_key: int | str | None = None,
-    arguments: Sequence[Any] = (),
-    keyword_arguments: Mapping[str, Any] | None = None,
-) -> InputFisher:
-    """Compute spectrum and leading eigenvectors of the input-dependent Fisher information matrix of each image.
-
-    One gradient-enabled forward pass and R input-only backward passes, R being C-1 for a softmax over C classes and the
-    number of outputs for sigmoids (Sengupta and Anastasio 2026; ``F = J^T M J``, from the Gram matrix ``K = G^T G``).
-
-    Args:
-        network: any callable from (B, C_in, *spatial) to logits (B, outputs), in evaluation mode. It is left untouched.
-        images: (B, C_in, *spatial), a floating dtype, in the units that the network reads.
-        predictive: ``"softmax"``, ``"sigmoid"`` or an object of :mod:`monai_ifim.predictive`.
-        rank: number k of leading eigenvectors, at most the numerical rank of each image.
-        energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
-        temperature: divides the logits (for ``"softmax"`` and ``"sigmoid"``; an object brings its own).
-        micro_batch_size: images that pass the network at a time; default from the size of an image. Where memory is
-            short they become fewer, with a warning.
-        cutoff: eigenvalues at or below this share of the greatest count as numerical zeros.
-        keep_factor: keep G (B x R x D numbers) for :meth:`InputFisher.quadratic` and splits beyond the stored rank.
-        most_factor_numbers: numbers of G to hold at a time. Fewer images pass the network at a time where these do not
-            suffice; where they do not for one image (many classes, large volumes), G is made in blocks and not kept:
-            more backward passes, the same eigenvalues, and each kept eigenvector by a backward pass of its own.
-        cotangents_at_a_time: columns of G that go back together (``is_grads_batched``); can be faster for one image and
-            many classes, takes as many times the memory of a backward pass.
-        channel_mask: one true or false (1 or 0) for each input channel: which of them may vary, such as red, green and
-            blue of an image whose fourth channel is a click map. F is then the block of these channels, and every
-            perturbation by it leaves the others alone. Default: all.
-        output_key: which output of a network that returns a tuple, list or dictionary.
-        arguments: further positional inputs of the network; tensors with B rows are cut along with the images.
-        keyword_arguments: further inputs by name, likewise.
-
-    Returns:
-        The :class:`InputFisher` of the batch, on the device of the images. An image that is not finite, or that gives
-        logits or gradients that are not, or whose backward pass does not fit into memory, is left out with a warning;
-        see ``skipped``.
-
-    Raises:
-        TypeError: When the images cannot carry gradients, or the network returns no tensor.
-        ValueError: When an option is out of range, the batch is empty, the outputs are not logits (B, outputs), the
-            network is in training mode or does not depend differentiably on its input, or ``channel_mask`` is not one
-            value a channel or leaves none.
-        MemoryError, torch.OutOfMemoryError, RuntimeError: When not even a forward pass of one image fits into memory.
-
-    Example:
-        >>> import torch
-        >>> from monai_ifim import input_fisher
-        >>> _ = torch.manual_seed(0)
-        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
-        >>> fisher = input_fisher(network, torch.randn(5, 1, 4, 4), rank=1)
-        >>> fisher.eigenvalues.shape, fisher.eigenvectors.shape
-        (torch.Size([5, 2]), torch.Size([5, 1, 1, 4, 4]))
-        >>> fisher = input_fisher(network, torch.randn(5, 4, 2, 2), channel_mask=[True, True, True, False])
-        >>> fisher.eigenvectors[:, 0, 3].abs().max()
-        tensor(0.)
-    """
-    images = _checked_images(images)
-    distribution = resolve_predictive(predictive, temperature)
-    _check_rank_and_energy(rank, energy)
-    if not 0 < cutoff < 1:
-        raise ValueError(f"cutoff must lie between 0 and 1, got {cutoff}.")
-    if micro_batch_size is None:
-        micro_batch_size = default_micro_batch_size(images[0].numel())
-    if micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size must be 1 or more, got {micro_batch_size}.")
-    mask = varied_channels(channel_mask, images)
-    for name, value in (("most_factor_numbers", most_factor_numbers), ("cotangents_at_a_time", cotangents_at_a_time)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}.")
-    call = NetworkCall(network, output_key, arguments, keyword_arguments or {})
-
-    def look(rows: Tensor) -> InputFisher:
-        columns = FactorColumns(
-            call.rows(rows, len(images)), images[rows], distribution, mask, int(cotangents_at_a_time)
-        )
-        return _micro_batch(columns, images[rows], rank, energy, cutoff, mask, int(most_factor_numbers))
-
-    parts, batches = [], MicroBatches(int(micro_batch_size))
-    for rows, part in batches.run(torch.arange(len(images), device=images.device), look):
-        if part is None:
-            part = _did_not_fit(call.rows(rows, len(images)), images[rows], distribution, mask, batches)
-        parts.append(part if keep_factor else part.without_factor())
-    fisher = InputFisher.concatenate(parts)
-    distribution.check_logits(fisher.logits)
-    if fisher.skipped:
-        listed = "; ".join(f"image {index}: {cause}" for index, cause in fisher.skipped.items())
-        notice(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).")
-    batches.warn("input_fisher")
-    return fisher
-
-
-def _micro_batch(
-    columns: FactorColumns,
-    images: Tensor,
-    rank: int | None,
-    energy: float | None,
-    cutoff: float,
-    channel_mask: Tensor | None,
-    most_factor_numbers: int,
-) -> InputFisher:
-    with columns:
-        # the Gram matrix, its pieces and its eigenvectors are some ten float64 matrices (R, R) an image
-        fitting = most_factor_numbers // max(1, columns.numbers // len(images) + 20 * columns.count**2)
-        if len(images) > max(1, fitting):
-            raise FewerImages(max(1, fitting))
-        factor: Tensor | None = None
-        if columns.numbers <= most_factor_numbers:
-            factor, scale = columns.block(0, columns.count, last=True)
-            inner = products(factor, factor)
-        else:
-            inner, scale = columns.gram(most_factor_numbers)
-        logits = columns.logits
-        eigenvalues, basis = solve_gram(inner, scale)
-        skipped = _causes(images, logits, eigenvalues)
-        if skipped:
-            left_out = torch.tensor(sorted(skipped), device=images.device)
-            eigenvalues[left_out] = torch.nan
-            if factor is not None:
-                factor[left_out] = 0
-        numerical_rank = (eigenvalues > cutoff * eigenvalues[:, :1]).sum(dim=1)
-        ranks = _choose_rank(eigenvalues, numerical_rank, rank, energy)
-        if factor is not None:
-            vectors = eigenvectors(factor, scale, basis, ranks)
-        else:
-            vectors = columns.eigenvectors(basis, ranks)
-    return InputFisher(
-        eigenvalues=eigenvalues,
-        eigenvectors=vectors.view(*vectors.shape[:2], *images.shape[1:]),
-        rank=ranks,
-        numerical_rank=numerical_rank,
-        logits=logits,
-        skipped=skipped,
-        channel_mask=channel_mask,
-        _factor=factor,
-        _scale=None if factor is None else scale,
-    )
-
-
-def _causes(images: Tensor, logits: Tensor, eigenvalues: Tensor) -> dict[int, str]:
-    """Why images are left out, by their index."""
-    causes = [
-        (~torch.isfinite(images).flatten(1).all(dim=1), "the image has NaN or infinite values"),
-        (~torch.isfinite(logits).all(dim=1), "the logits are NaN or infinite"),
-        (torch.isnan(eigenvalues).any(dim=1), "the gradient is NaN or infinite"),
-    ]
-    skipped: dict[int, str] = {}
-    for mask, cause in causes:
-        for index in mask.nonzero().flatten().tolist():
-            skipped.setdefault(index, cause)
-    return skipped
-
-
-def _did_not_fit(
-    call: NetworkCall, images: Tensor, predictive: Predictive, channel_mask: Tensor | None, batches: MicroBatches
-) -> InputFisher:
-    """Of one image (1, C_in, *spatial) whose backward pass does not fit into memory; a forward pass needs far less."""
-    found = next(batches.run(torch.arange(1), lambda rows: call.logits(images)))[1]
-    if found is None:
-        raise batches.refusal(images[0])
-    columns = predictive.factor_columns(found.shape[1])
-    return InputFisher(
-        eigenvalues=torch.full((1, columns), torch.nan, dtype=torch.float64, device=images.device),
-        eigenvectors=torch.zeros_like(images).unsqueeze(1),
-        rank=torch.zeros(1, dtype=torch.int64, device=images.device),
-        numerical_rank=torch.zeros(1, dtype=torch.int64, device=images.device),
-        logits=found,
-        skipped={0: "out of memory at one image"},
-        channel_mask=channel_mask,
-        _factor=images.new_zeros(1, 1, 1).expand(1, columns, images.numel()),  # holds one number
-        _scale=torch.zeros(1, columns, dtype=torch.float64, device=images.device),
-    )
-
-
-def _choose_rank(eigenvalues: Tensor, numerical_rank: Tensor, rank: int | None, energy: float | None) -> Tensor:
-    """K of each image (B,), never above its numerical rank."""
+def choose_rank(eigenvalues: Tensor, numerical_rank: Tensor, rank: int | None, energy: float | None) -> Tensor:
+    """The rank k of each image (B,), never above its numerical rank."""
     if rank is not None:
         return numerical_rank.clamp(max=int(rank))
     share = DEFAULT_ENERGY if energy is None else energy
@@ -501,27 +344,12 @@ def _pad_axis_1(values: Tensor, length: int) -> Tensor:
     return torch.cat([values, values.new_zeros(len(values), missing, *values.shape[2:])], dim=1) if missing else values
 
 
-def _checked_images(images: Tensor) -> Tensor:
-    """The images as a plain tensor.
+def check_rank_and_energy(rank: int | None, energy: float | None) -> None:
+    """Refuse a rank and an energy that do not choose a leading eigenspace.
 
     Raises:
-        TypeError: When they are no tensor of a floating dtype.
-        ValueError: When there is no batch axis, or nothing in it.
+        ValueError: When both are given, or one is out of range.
     """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch tensor (B, C_in, *spatial), got {type(images).__name__}.")
-    if not images.dtype.is_floating_point:
-        raise TypeError(
-            f"images of dtype {images.dtype} cannot carry gradients. Convert them as for the network: images.float()."
-        )
-    if images.ndim < 2:
-        raise ValueError(f"images must have shape (B, C_in, *spatial), got {tuple(images.shape)}.")
-    if images.numel() == 0:
-        raise ValueError(f"The batch of images is empty: shape {tuple(images.shape)}.")
-    return _plain(images).detach()
-
-
-def _check_rank_and_energy(rank: int | None, energy: float | None) -> None:
     if rank is not None and energy is not None:
         raise ValueError(f"Give rank or energy, not both (rank={rank}, energy={energy}).")
     if rank is not None and (rank < 1 or rank != int(rank)):

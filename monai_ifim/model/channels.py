@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which input channels may vary."""
+"""The channel mask: which input channels may vary."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_channel_mask(channel_mask: Sequence[bool] | None) -> list[bool] | None
     """
     if channel_mask is None:
         return None
-    # of a tensor or an array, the numbers
+    # a tensor or an array as a list
     values: Any = channel_mask.tolist() if hasattr(channel_mask, "tolist") else channel_mask
     if not isinstance(values, (list, tuple)) or not all(value in (0, 1) for value in values):
         raise ValueError(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What computes the same as the weights and layers of a network, only faster, and stands in their place for a while."""
+"""Faster replacements for weights and layers of a network on a CPU: they compute the same, and never stay in it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Substitutes"]
+__all__ = ["Replacements"]
 
-# channels_last pays where the images hold more numbers than this share of the weights that must be copied for it
+# channels_last pays where the images have more elements than this share of the weights that must be copied for it
 # (measured on CPU: DenseNet121 and ResNet18, 1 to 8 images of 64 to 224 pixels).
 _CHANNELS_LAST_SHARE = 1 / 250
 
@@ -26,8 +26,8 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PRECISIONS = (torch.float32, torch.float64)
 
 
-class Substitutes:
-    """Faster stand-ins for parts of a network on a CPU; made when first used, and never left in the network.
+class Replacements:
+    """Faster weights and layers of a network on a CPU, made at first use and in the network only inside a ``with``.
 
     Args:
         modules: all modules of the network, in evaluation mode.
@@ -42,13 +42,13 @@ class Substitutes:
         self._layers: list[tuple[nn.Module, _ScaleAndShift]] | None = None
 
     def suit_channels_last(self, images: Tensor) -> bool:
-        """Whether :meth:`channels_last_weights` are faster for images (B, C_in, H, W): not for 3D, nor for few."""
+        """Whether :meth:`channels_last_weights` are faster for images (B, C_in, H, W); not for few, nor in 3D."""
         if not self._channels_last or images.ndim != 4 or images.device.type != "cpu":
             return False
         return images.numel() >= self._reordered * _CHANNELS_LAST_SHARE
 
     def refuse_channels_last(self) -> None:
-        """From now on: the network cannot do with it."""
+        """Never use it again: the network fails with it."""
         self._channels_last = False
 
     @contextmanager
@@ -66,9 +66,9 @@ class Substitutes:
 
     @contextmanager
     def plain_normalisation(self, device: torch.device) -> Iterator[None]:
-        """With batch normalisation as what it is in evaluation mode: one product and one sum.
+        """Compute batch normalisation as one product and one sum, which it is in evaluation mode.
 
-        torch's own backward pass of it is slower, and keeps its input. Inside another one it does nothing.
+        torch's own backward pass is slower, and keeps its input. A second such ``with`` inside does nothing.
         """
         if device.type != "cpu":
             yield
@@ -87,7 +87,7 @@ class Substitutes:
 
 
 class _Exchange(NamedTuple):
-    """A weight in another memory format, and where the original stands."""
+    """A weight in another memory format, and the place of the original."""
 
     place: dict[str, Tensor | None]
     name: str
@@ -135,7 +135,7 @@ class _Norm:
         return torch.zeros_like(self.variance) if self.tensors[3] is None else self.tensors[3]
 
     def is_as_it_was(self) -> bool:
-        """Whether its tensors are the same, with the same values, and it is still in evaluation mode."""
+        """Whether its tensors are still the same objects with the same values, and it is in evaluation mode."""
         found = _tensors(self.layer)
         return (
             not self.layer.training

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Work on images a micro-batch at a time, with fewer at a time where memory is short."""
+"""Batches of images: how many pass the network at a time, and fewer where memory is short."""
 
 from __future__ import annotations
 
@@ -12,16 +12,29 @@ from torch import Tensor
 
 from monai_ifim.notices import notice
 
-__all__ = ["FewerImages", "MemoryWarning", "MicroBatches", "is_out_of_memory"]
+__all__ = ["Batches", "FewerImages", "MemoryWarning", "default_batch_size", "is_out_of_memory"]
 
 _T = TypeVar("_T")
 
+# Elements in a batch of images (about a million), and images in it, when the user gives no size.
+_BATCH_ELEMENTS = 2**20
+_BATCH_IMAGES = 64
 # Of RuntimeErrors: torch's allocator on a CPU (Linux, Windows), on other devices, and the libraries on a GPU.
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
+def default_batch_size(elements: int) -> int:
+    """Images that pass the network at a time, from the elements of one image (channels and spatial axes together).
+
+    Example:
+        >>> default_batch_size(28 * 28), default_batch_size(3 * 224 * 224)
+        (64, 6)
+    """
+    return max(1, min(_BATCH_IMAGES, _BATCH_ELEMENTS // max(1, elements)))
+
+
 class MemoryWarning(UserWarning):
-    """Memory was short, so that fewer images were looked at a time."""
+    """Memory was short, so that fewer images passed the network at a time."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -37,15 +50,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class FewerImages(Exception):
-    """Raised by work that wants fewer images at a time; to be done again with ``size`` images, without a word."""
+    """Raised by work that needs fewer images at a time; it is done again with ``size`` images, without a warning."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"{size} images at a time")
         self.size = size
 
 
-class MicroBatches:
-    """Work on images a micro-batch at a time; where memory is short, at half as many from then on.
+class Batches:
+    """Runs work on a batch of images at a time; where memory is short, on half as many from then on.
 
     Args:
         size: images at a time, at most.
@@ -54,13 +67,13 @@ class MicroBatches:
         size: images at a time from now on, at most.
 
     Example:
-        >>> batches = MicroBatches(4)
+        >>> batches = Batches(4)
         >>> [(rows.tolist(), double.tolist()) for rows, double in batches.run(torch.arange(5), lambda rows: 2 * rows)]
         [([0, 1, 2], [0, 2, 4]), ([3, 4], [6, 8])]
     """
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = int(size)
         self._too_many: int | None = None
         self._shortage: tuple[type[Exception], str] = (MemoryError, "")
 
@@ -109,7 +122,7 @@ class MicroBatches:
         if self._too_many:
             notice(
                 f"Memory was short with {self._too_many} images at a time, so {who} went on with {self.size}. "
-                f"Nothing is lost; with micro_batch_size={self.size} it does not try more.",
+                f"Nothing is lost; with batch_size={self.size} it does not try more.",
                 MemoryWarning,
                 stacklevel=3,
             )

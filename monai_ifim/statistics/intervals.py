@@ -22,7 +22,7 @@ __all__ = ["DEFAULT_RESAMPLES", "Interval", "auc_interval", "bootstrap_interval"
 
 DEFAULT_RESAMPLES = 2000
 _STATISTICS: dict[str, Callable] = {"mean": np.mean, "median": np.median}
-_NUMBERS_AT_A_TIME = 2**22  # in memory while resampling
+_MOST_ELEMENTS = 2**22  # in memory while resampling
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _ends(
     options: dict[str, Any] = {
         "vectorized": True,
         "confidence_level": level,
-        "batch": max(1, _NUMBERS_AT_A_TIME // count),
+        "batch": max(1, _MOST_ELEMENTS // count),
     }
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)

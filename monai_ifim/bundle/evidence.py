@@ -1,0 +1,144 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Which likelihood the configs speak for: by loss, network, post-processing, metrics and metadata."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from monai.utils import CommonKeys
+
+from monai_ifim.bundle.configs import Component, Config, Workflow, is_disabled
+
+__all__ = ["REGRESSION_FORMATS", "Evidence", "evidence", "for_prediction", "metrics", "postprocessing"]
+
+REGRESSION_FORMATS = ("regression", "points")  # of an output, in the metadata
+
+# The name of a loss, a class or a function -> the likelihood of outputs that were trained with it.
+_LOSSES = {
+    r"^(CrossEntropyLoss|NLLLoss|cross_entropy|nll_loss)$": "softmax",
+    r"^(BCEWithLogitsLoss|MultiLabelSoftMarginLoss|SoftMarginLoss|binary_cross_entropy_with_logits)$": "sigmoid",
+    r"MSELoss|L1Loss|HuberLoss|BarronLoss|^(mse|l1|smooth_l1|huber)_loss$": "gaussian",
+}
+_NETWORKS = {r"Regress": "gaussian"}
+# MONAI's handlers and metrics, and ignite's.
+_METRICS = {r"SquaredError|AbsoluteError|^(R?MSE|MAE)Metric$|^R2Score$": "gaussian"}
+_CLASS_FORMATS = ("classes", "classification", "labels")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One thing in the configs that speaks for a likelihood.
+
+    Attributes:
+        likelihood: its name.
+        says: what speaks for it, and where it stands.
+        is_loss: whether that is the loss, which is trusted most.
+    """
+
+    likelihood: str
+    says: str
+    is_loss: bool = False
+
+
+def evidence(
+    workflow: Workflow,
+    engine: Component,
+    network: Component | None,
+    loss: Component | None,
+    loss_source: str,
+    outputs: Mapping[str, Mapping[str, Any]],
+) -> Iterator[Evidence]:
+    """What speaks for a likelihood, the most trusted first.
+
+    Args:
+        workflow: with the evaluator.
+        engine: the evaluator.
+        network: what makes the network, where the configs show it.
+        loss: what makes the loss, likewise.
+        loss_source: where the loss stands.
+        outputs: what the metadata say of each output.
+    """
+    config = workflow.config
+    if loss is not None:
+        likelihood = _first(_LOSSES, loss.name)
+        if loss.name == "FocalLoss":
+            likelihood = "softmax" if config.literal(loss.content.get("use_softmax")) else "sigmoid"
+        if likelihood is not None:
+            yield Evidence(likelihood, f"{loss_source} = {loss.target}", is_loss=True)
+    if network is not None and (likelihood := _first(_NETWORKS, network.name)):
+        yield Evidence(likelihood, f"{workflow.source(network.id)} = {network.name}")
+    transforms = list(postprocessing(config, engine))
+    for transform in transforms:
+        if transform.name.startswith("Activations"):
+            for name in ("softmax", "sigmoid"):
+                if for_prediction(config, transform, name) is True:
+                    yield Evidence(name, f"{workflow.source(transform.id)} = {transform.name} with {name}: true")
+    for transform in transforms:
+        if transform.name.startswith("AsDiscrete"):
+            source = f"{workflow.source(transform.id)} = {transform.name}"
+            if for_prediction(config, transform, "argmax") is True:
+                yield Evidence("softmax", f"{source} with argmax: true")
+            elif for_prediction(config, transform, "threshold") is not None:
+                yield Evidence("sigmoid", f"{source} with a threshold")
+    for metric in metrics(config, engine):
+        if likelihood := _first(_METRICS, metric.name):
+            yield Evidence(likelihood, f"{workflow.source(metric.id)} = {metric.target}")
+    for output in outputs.values():
+        format, count = output.get("format"), output.get("num_channels")
+        if format in REGRESSION_FORMATS:
+            yield Evidence("gaussian", f"metadata.json: {format}")
+        elif format in _CLASS_FORMATS and isinstance(count, int):
+            yield Evidence("sigmoid" if count == 1 else "softmax", f"metadata.json: {count} {format}")
+
+
+def metrics(config: Config, engine: Component) -> Iterator[Component]:
+    """The metrics of an evaluator, the key metric first; for a handler of a ``metric_fn``, the latter too."""
+    for option in ("key_val_metric", "additional_metrics"):
+        at, listed = config.follow(engine.content.get(option), f"{engine.id}#{option}")
+        for name, value in listed.items() if isinstance(listed, Mapping) else ():
+            metric = config.component(value, f"{at}#{name}")
+            if metric is None:
+                continue
+            yield metric
+            inner = config.component(metric.content.get("metric_fn"), f"{metric.id}#metric_fn")
+            if inner is not None:
+                yield inner
+
+
+def postprocessing(config: Config, engine: Component) -> Iterator[Component]:
+    """The transforms behind the evaluator, in their order."""
+    at, value = config.follow(engine.content.get("postprocessing"), f"{engine.id}#postprocessing")
+    yield from _transforms(config, value, at)
+
+
+def for_prediction(config: Config, transform: Component, option: str) -> Any:
+    """An option of a dictionary transform for the prediction, where it has one value for each of several keys."""
+    keys, value = config.literal(transform.content.get("keys")), config.literal(transform.content.get(option))
+    keys = keys if isinstance(keys, list) else [keys]
+    if CommonKeys.PRED not in keys:
+        return None
+    return value[keys.index(CommonKeys.PRED)] if isinstance(value, list) and len(value) == len(keys) else value
+
+
+def _transforms(config: Config, value: Any, at: str) -> Iterator[Component]:
+    at, value = config.follow(value, at)
+    if is_disabled(value):
+        return
+    if isinstance(value, Mapping) and "transforms" in value:
+        yield from _transforms(config, value["transforms"], f"{at}#transforms")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _transforms(config, item, f"{at}#{index}")
+    elif isinstance(value, Mapping) and "_target_" in value:
+        yield Component(at, value)
+    elif isinstance(value, str) and value.startswith("$"):
+        for id in config.references(value):  # an expression that joins lists
+            yield from _transforms(config, f"@{id}", id)
+
+
+def _first(table: Mapping[str, str], name: str) -> str | None:
+    return next((likelihood for pattern, likelihood in table.items() if re.search(pattern, name)), None)

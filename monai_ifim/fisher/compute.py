@@ -1,0 +1,170 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The entry: from a network and images to their spectrum, a batch at a time, by the solver of choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from monai_ifim.fisher.gram import solve_with_gram
+from monai_ifim.fisher.spectrum import InputFisher, check_rank_and_energy
+from monai_ifim.likelihoods import LikelihoodLike
+from monai_ifim.model import Batches, Model, plain_tensor, varied_channels
+from monai_ifim.notices import notice
+
+__all__ = ["DEFAULT_CUTOFF", "DEFAULT_MOST_ELEMENTS", "SOLVERS", "checked_images", "input_fisher"]
+
+# Elements of G at a time: 1 GiB in float32.
+DEFAULT_MOST_ELEMENTS = 2**28
+# Eigenvalues below this share of the greatest are numerical zeros: the square of float32's rounding, with room.
+DEFAULT_CUTOFF = 1e-12
+# By name: each takes a model, images and the options of input_fisher, and gives an InputFisher.
+SOLVERS: dict[str, Callable[..., InputFisher]] = {"gram": solve_with_gram}
+
+
+def input_fisher(
+    network: Callable | Model,
+    images: Tensor,
+    likelihood: LikelihoodLike | None = None,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    temperature: float = 1.0,
+    cutoff: float = DEFAULT_CUTOFF,
+    channel_mask: Sequence[bool] | None = None,
+    keep_factor: bool = True,
+    most_elements: int = DEFAULT_MOST_ELEMENTS,
+    solver: str = "gram",
+) -> InputFisher:
+    """Spectrum and leading eigenvectors of the input-dependent Fisher information matrix of each image.
+
+    One gradient-enabled forward pass and R vector-Jacobian products with respect to the images alone, R being C-1 for a
+    softmax over C classes and the number of outputs otherwise (Sengupta and Anastasio 2026; ``F = J^T M J``, from the
+    Gram matrix ``K = G^T G``).
+
+    Args:
+        network: any callable from (B, C_in, *spatial) to outputs (B, outputs), in evaluation mode; it is not changed.
+            Or a :class:`~monai_ifim.model.Model`, which also has further inputs, the output key and the batch size.
+        images: (B, C_in, *spatial), a floating dtype, in the units that the network reads.
+        likelihood: what the outputs mean: ``"softmax"`` (default), ``"sigmoid"``, ``"gaussian"`` or an object of
+            :mod:`monai_ifim.likelihoods`. A model has its own.
+        rank: number k of leading eigenvectors, at most the numerical rank of each image.
+        energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
+        temperature: divides the logits, of a likelihood that is given by name.
+        cutoff: eigenvalues at or below this share of the greatest count as numerical zeros.
+        channel_mask: one true or false (1 or 0) for each input channel: which of them may vary, such as red, green and
+            blue of an image whose fourth channel is a click map. F is then the block of these channels, and every
+            perturbation by it leaves the others alone. Default: all.
+        keep_factor: keep G (B x R x D elements) for :meth:`InputFisher.quadratic`, residuals, and splits beyond the
+            stored rank.
+        most_elements: elements of G in memory at a time. Fewer images pass the network at a time where these do not
+            suffice; where they do not for one image (many classes, large volumes), G is computed in blocks and not
+            kept: more products, the same eigenvalues, and one more product for each kept eigenvector.
+        solver: how; ``"gram"`` is exact and needs R products.
+
+    Returns:
+        The :class:`InputFisher` of the batch, on the device of the images. An image that is not finite, or that gives
+        outputs or gradients that are not, or whose backward pass does not fit into memory, is left out with a warning;
+        see ``skipped``.
+
+    Raises:
+        TypeError: When the images cannot carry gradients, or the network returns no tensor.
+        ValueError: When an option is out of range, the batch is empty, the outputs do not fit the likelihood, a model
+            comes with another likelihood, the network is in training mode or does not depend differentiably on its
+            input, or ``channel_mask`` is not one value a channel or leaves none.
+        MemoryError, torch.OutOfMemoryError, RuntimeError: When not even a forward pass of one image fits into memory.
+
+    Example:
+        >>> import torch
+        >>> from monai_ifim import input_fisher
+        >>> _ = torch.manual_seed(0)
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+        >>> fisher = input_fisher(network, torch.randn(5, 1, 4, 4), rank=1)
+        >>> fisher.eigenvalues.shape, fisher.eigenvectors.shape
+        (torch.Size([5, 2]), torch.Size([5, 1, 1, 4, 4]))
+        >>> fisher = input_fisher(network, torch.randn(5, 4, 2, 2), channel_mask=[True, True, True, False])
+        >>> fisher.eigenvectors[:, 0, 3].abs().max()
+        tensor(0.)
+    """
+    images = checked_images(images)
+    check_rank_and_energy(rank, energy)
+    if not 0 < cutoff < 1:
+        raise ValueError(f"cutoff must lie between 0 and 1, got {cutoff}.")
+    if most_elements < 1:
+        raise ValueError(f"most_elements must be 1 or more, got {most_elements}.")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
+    mask = varied_channels(channel_mask, images)
+    model = Model.of(network, likelihood, temperature)
+    model.check_inputs(len(images))
+
+    def solve(rows: Tensor) -> InputFisher:
+        return SOLVERS[solver](
+            model.rows(rows),
+            images[rows],
+            rank=rank,
+            energy=energy,
+            cutoff=cutoff,
+            channel_mask=mask,
+            most_elements=int(most_elements),
+        )
+
+    parts, batches = [], Batches(model.images_at_a_time(images))
+    for rows, part in batches.run(torch.arange(len(images), device=images.device), solve):
+        if part is None:
+            part = _did_not_fit(model.rows(rows), images[rows], mask, solver, batches)
+        parts.append(part if keep_factor else part.without_factor())
+    fisher = InputFisher.concatenate(parts)
+    model.likelihood.check(fisher.outputs)
+    if fisher.skipped:
+        listed = "; ".join(f"image {index}: {cause}" for index, cause in fisher.skipped.items())
+        notice(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).")
+    batches.warn("input_fisher")
+    return fisher
+
+
+def checked_images(images: Tensor) -> Tensor:
+    """The images as a plain tensor.
+
+    Raises:
+        TypeError: When they are no tensor of a floating dtype.
+        ValueError: When there is no batch axis, or nothing in it.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch tensor (B, C_in, *spatial), got {type(images).__name__}.")
+    if not images.dtype.is_floating_point:
+        raise TypeError(
+            f"images of dtype {images.dtype} cannot carry gradients. Convert them as for the network: images.float()."
+        )
+    if images.ndim < 2:
+        raise ValueError(f"images must have shape (B, C_in, *spatial), got {tuple(images.shape)}.")
+    if images.numel() == 0:
+        raise ValueError(f"The batch of images is empty: shape {tuple(images.shape)}.")
+    return plain_tensor(images).detach()
+
+
+def _did_not_fit(
+    model: Model, images: Tensor, channel_mask: Tensor | None, solver: str, batches: Batches
+) -> InputFisher:
+    """Of one image (1, C_in, *spatial) whose backward pass does not fit into memory; a forward pass needs far less."""
+    outputs = next(batches.run(torch.arange(1), lambda rows: model.outputs(images)))[1]
+    if outputs is None:
+        raise batches.refusal(images[0])
+    columns = model.likelihood.factor(outputs).rank
+    nothing = torch.zeros(1, dtype=torch.int64, device=images.device)
+    return InputFisher(
+        eigenvalues=torch.full((1, columns), torch.nan, dtype=torch.float64, device=images.device),
+        eigenvectors=torch.zeros_like(images).unsqueeze(1),
+        rank=nothing,
+        numerical_rank=nothing,
+        outputs=outputs,
+        likelihood=model.likelihood,
+        solver=solver,
+        skipped={0: "out of memory at one image"},
+        channel_mask=channel_mask,
+        _factor=images.new_zeros(1, 1, 1).expand(1, columns, images.numel()),  # one element in memory
+        _scale=torch.zeros(1, columns, dtype=torch.float64, device=images.device),
+    )

@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the outputs of a network mean: likelihoods, one a file."""
+
+from __future__ import annotations
+
+from typing import Union
+
+from monai_ifim.likelihoods.base import DiagonalFactor, FisherFactor, Likelihood, label_matrix, strip_trailing_axes
+from monai_ifim.likelihoods.bernoulli import Bernoulli
+from monai_ifim.likelihoods.categorical import Categorical
+from monai_ifim.likelihoods.discrete import Discrete, agreement
+from monai_ifim.likelihoods.gaussian import Gaussian
+
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "Categorical",
+    "DiagonalFactor",
+    "Discrete",
+    "FisherFactor",
+    "Gaussian",
+    "Likelihood",
+    "LikelihoodLike",
+    "agreement",
+    "label_matrix",
+    "resolve_likelihood",
+    "strip_trailing_axes",
+]
+
+# By the names that options take.
+LIKELIHOODS: dict[str, type[Likelihood]] = {"softmax": Categorical, "sigmoid": Bernoulli, "gaussian": Gaussian}
+LikelihoodLike = Union[str, Likelihood]
+
+
+def resolve_likelihood(likelihood: LikelihoodLike, temperature: float = 1.0) -> Likelihood:
+    """The likelihood that a name in ``LIKELIHOODS`` stands for; an object passes.
+
+    Args:
+        likelihood: a name or a :class:`Likelihood`.
+        temperature: divides the logits, of a likelihood over classes that is given by name.
+
+    Raises:
+        ValueError: When the name is unknown, or a temperature is given beside an object or a likelihood without one.
+
+    Example:
+        >>> resolve_likelihood("softmax", temperature=2.0)
+        Categorical(temperature=2.0)
+    """
+    if isinstance(likelihood, Likelihood):
+        if temperature != 1.0:
+            raise ValueError(
+                f"Give the temperature in the object, {type(likelihood).__name__}(temperature={temperature}), not "
+                "beside it."
+            )
+        return likelihood
+    kind = LIKELIHOODS.get(likelihood) if isinstance(likelihood, str) else None
+    if kind is None:
+        names = ", ".join(map(repr, LIKELIHOODS))
+        raise ValueError(f"likelihood must be one of {names}, or a Likelihood object, got {likelihood!r}.")
+    if issubclass(kind, Discrete):
+        return kind(temperature)
+    if temperature != 1.0:
+        raise ValueError(f"likelihood={likelihood!r} has no temperature, got {temperature}.")
+    return kind()

@@ -1,0 +1,305 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A network with everything that is needed to differentiate its outputs with respect to images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
+from monai_ifim.model.batching import default_batch_size, is_out_of_memory
+from monai_ifim.model.inputs import check_inputs, input_values, inputs_of_rows, plain_tensor, usable_inputs
+from monai_ifim.model.replacements import Replacements
+from monai_ifim.model.state import (
+    check_modules,
+    frozen_parameters,
+    modules_of,
+    one_at_a_time,
+    plain_arithmetic,
+    unwrap,
+)
+
+__all__ = ["Linearisation", "Model"]
+
+_NO_GRADIENT = (
+    "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
+    "rounding, quantised layers, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."
+)
+
+
+class Model:
+    """A network with the likelihood of its outputs, its further inputs and the size of its batches.
+
+    Made once and passed to every function in place of the network. The network itself is never changed. Everything
+    runs outside inference mode and autocast, on a CPU with :class:`~monai_ifim.model.replacements.Replacements` where
+    these are faster.
+
+    Args:
+        network: any callable from images (B, C_in, *spatial) to outputs, in evaluation mode.
+        likelihood: what the outputs mean: ``"softmax"``, ``"sigmoid"``, ``"gaussian"`` or an object of
+            :mod:`monai_ifim.likelihoods`.
+        temperature: divides the logits, of a likelihood that is given by name.
+        output_key: which output of a network that returns a tuple, list or dictionary.
+        arguments: further positional inputs of the network. An input of which each image has its own part stands in a
+            :class:`~monai_ifim.model.PerImage`; all else is passed whole.
+        keyword_arguments: further inputs by name, likewise.
+        batch_size: images that pass the network at a time; default from the size of an image. Where memory is short
+            they become fewer, with a warning.
+        chunk_size: vector-Jacobian products that are computed together (``is_grads_batched``); more than one can be
+            faster for one image and many outputs, and takes as many times the memory of a backward pass.
+
+    Raises:
+        TypeError: When the network cannot be called.
+        ValueError: When an option is out of range, or the network is in training mode, mixes the images of a batch, or
+            was made in inference mode.
+
+    Example:
+        >>> model = Model(nn.Linear(4, 3), "softmax", batch_size=2)
+        >>> model.outputs(torch.zeros(2, 4)).shape, model.likelihood
+        (torch.Size([2, 3]), Categorical(temperature=1.0))
+    """
+
+    def __init__(
+        self,
+        network: Callable,
+        likelihood: LikelihoodLike = "softmax",
+        *,
+        temperature: float = 1.0,
+        output_key: int | str | None = None,
+        arguments: Sequence[Any] = (),
+        keyword_arguments: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        chunk_size: int = 1,
+    ) -> None:
+        self.network = unwrap(network)
+        if not callable(self.network):
+            raise TypeError(f"network must be a callable from images to outputs, got {type(network).__name__}.")
+        for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
+        self.likelihood = resolve_likelihood(likelihood, temperature)
+        self.output_key = output_key
+        self.arguments = tuple(usable_inputs(value) for value in arguments)
+        self.keyword_arguments = {key: usable_inputs(value) for key, value in (keyword_arguments or {}).items()}
+        self.batch_size = batch_size
+        self.chunk_size = int(chunk_size)
+        self._modules = modules_of(self.network)
+        if isinstance(self.network, nn.Module):
+            check_modules(self.network, self._modules)
+        self._replacements = Replacements(self._modules)
+
+    @staticmethod
+    def of(network: Callable | Model, likelihood: LikelihoodLike | None = None, temperature: float = 1.0) -> Model:
+        """The model itself, or a network as a model with softmax or another likelihood.
+
+        Raises:
+            ValueError: When a model comes with another likelihood, or a temperature, beside it.
+        """
+        if not isinstance(network, Model):
+            return Model(network, "softmax" if likelihood is None else likelihood, temperature=temperature)
+        if temperature != 1.0 or (
+            likelihood is not None and resolve_likelihood(likelihood, temperature) != network.likelihood
+        ):
+            given = f"likelihood={likelihood!r}" + (f", temperature={temperature}" if temperature != 1.0 else "")
+            raise ValueError(
+                f"The model has a likelihood of its own, {network.likelihood}; {given} beside it contradicts that. "
+                "Leave it out, or make a Model with the likelihood that is meant."
+            )
+        return network
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The outputs (B, outputs), as from :meth:`outputs`."""
+        return self.outputs(images)
+
+    def rows(self, rows: Tensor) -> Model:
+        """The same model with the further inputs of some rows (n,) of the batch."""
+        if not self.arguments and not self.keyword_arguments:
+            return self
+        cut = copy.copy(self)
+        cut.arguments = inputs_of_rows(self.arguments, rows)
+        cut.keyword_arguments = inputs_of_rows(self.keyword_arguments, rows)
+        return cut
+
+    def check_inputs(self, batch_size: int) -> None:
+        """Refuse further inputs of single images that are not one an image.
+
+        Raises:
+            ValueError: When a ``PerImage`` input has another length than the batch.
+        """
+        check_inputs((self.arguments, self.keyword_arguments), batch_size)
+
+    def images_at_a_time(self, images: Tensor) -> int:
+        """The batch size, or the default for images (B, C_in, *spatial) of this size."""
+        return default_batch_size(images[0].numel()) if self.batch_size is None else int(self.batch_size)
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """The outputs (B, outputs) for plain images (B, C_in, *spatial), on their device, without a graph.
+
+        Raises:
+            TypeError: When the network returns something else than a tensor (see ``output_key``).
+            ValueError: When the outputs are not (B, outputs).
+        """
+        with plain_arithmetic(images.device, differentiable=False):
+            return self._outputs(images)
+
+    @contextmanager
+    def linearised(self, images: Tensor) -> Iterator[Linearisation]:
+        """One gradient-enabled forward pass, and the vector-Jacobian products behind it; the graph is freed at the end.
+
+        The parameters require no gradient inside, so that no graph is kept for them, and gradient checkpointing, which
+        calls its layers again in the backward pass, finds the parameters and layers of the forward pass.
+
+        Args:
+            images: (B, C_in, *spatial), plain.
+
+        Raises:
+            TypeError: When the network returns something else than a tensor.
+            ValueError: When the outputs are not (B, outputs) or do not depend differentiably on the images.
+        """
+        with plain_arithmetic(images.device, differentiable=True), frozen_parameters(self._modules):
+            with self._replacements.plain_normalisation(images.device):  # around the backward passes, too
+                inputs = images.clone().requires_grad_()
+                point = Linearisation(inputs, self._outputs(inputs), self.chunk_size)
+                del inputs
+                try:
+                    yield point
+                finally:
+                    point.close()
+
+    def jvp(self, images: Tensor, directions: Tensor) -> Tensor:
+        """Jacobian-vector products ``J d``, (B, outputs), by forward-mode automatic differentiation.
+
+        Where a layer does not support that, by two backward passes (``J d`` is the derivative of ``<J^T w, d>`` with
+        respect to ``w``).
+
+        Args:
+            images: (B, C_in, *spatial), plain.
+            directions: the same shape, one change an image.
+
+        Raises:
+            RuntimeError: When the network supports neither.
+        """
+        try:
+            with plain_arithmetic(images.device, differentiable=False), forward_ad.dual_level():
+                dual = forward_ad.make_dual(images.clone(), directions.to(images))
+                product = forward_ad.unpack_dual(self._outputs(dual)).tangent
+                return torch.zeros_like(self._outputs(images)) if product is None else product.detach()
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+        with plain_arithmetic(images.device, differentiable=True), frozen_parameters(self._modules):
+            inputs = images.clone().requires_grad_()
+            outputs = self._outputs(inputs)
+            weights = torch.zeros_like(outputs, requires_grad=True)
+            (gradient,) = torch.autograd.grad(outputs, inputs, weights, create_graph=True)
+            return torch.autograd.grad(gradient, weights, directions.to(gradient))[0]
+
+    def _outputs(self, images: Tensor) -> Tensor:
+        with one_at_a_time, self._replacements.plain_normalisation(images.device):
+            outputs = self._selected(self._called(images))
+        # a sliding window may have moved them to another device
+        return self.likelihood.arrange(plain_tensor(outputs), images.shape[0]).to(images.device)
+
+    def _called(self, images: Tensor) -> Any:
+        arguments, keyword_arguments = input_values(self.arguments), input_values(self.keyword_arguments)
+        # copies of the images, as the first layer may work in place
+        if self._replacements.suit_channels_last(images):
+            faster = images.clone(memory_format=torch.channels_last)
+            try:
+                with self._replacements.channels_last_weights():
+                    return self.network(faster, *arguments, **keyword_arguments)
+            except RuntimeError as error:  # a flattening with .view() takes contiguous features only
+                if "view size is not compatible" not in str(error):
+                    raise
+                self._replacements.refuse_channels_last()
+        return self.network(images.clone(), *arguments, **keyword_arguments)
+
+    def _selected(self, outputs: Any) -> Tensor:
+        if self.output_key is not None and isinstance(outputs, Tensor):
+            raise TypeError(
+                f"output_key={self.output_key!r} is given, but the network returns one tensor. Leave output_key out."
+            )
+        if self.output_key is not None:
+            try:
+                outputs = outputs[self.output_key]
+            except (KeyError, IndexError, TypeError) as error:
+                held = sorted(map(str, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
+                raise TypeError(f"output_key={self.output_key!r} is not in the network's output ({held}).") from error
+        if not isinstance(outputs, Tensor):
+            choices = f"keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else "an index from 0"
+            raise TypeError(
+                f"The network returns a {type(outputs).__name__}, not a tensor. Name the logits with "
+                f"output_key ({choices})."
+            )
+        return outputs
+
+
+class Linearisation:
+    """The outputs of a model at some images, and products with their Jacobian; made by :meth:`Model.linearised`.
+
+    Args:
+        inputs: (B, C_in, *spatial), the images as the leaves of the graph.
+        outputs: (B, outputs), behind them.
+        chunk_size: vector-Jacobian products that are computed together.
+
+    Attributes:
+        outputs: (B, outputs), without the graph.
+
+    Raises:
+        ValueError: When the outputs do not depend differentiably on the images.
+    """
+
+    def __init__(self, inputs: Tensor, outputs: Tensor, chunk_size: int = 1) -> None:
+        if not outputs.requires_grad:
+            raise ValueError(_NO_GRADIENT)
+        self.outputs = outputs.detach()
+        self._graph: tuple[Tensor, Tensor] | None = (inputs, outputs)
+        self.chunk_size = chunk_size
+
+    def vjp(self, cotangents: Tensor, last: bool = False) -> Iterator[Tensor]:
+        """Vector-Jacobian products ``J^T u``, each (B, C_in, *spatial), with respect to the images alone.
+
+        Args:
+            cotangents: (n, B, outputs).
+            last: whether no further products are asked for, so that the graph can be freed.
+
+        Raises:
+            ValueError: When the outputs do not depend differentiably on the images, or a part of the network runs under
+                re-entrant checkpointing.
+        """
+        if self._graph is None:
+            raise RuntimeError("The graph was freed: vjp works inside the `with` of Model.linearised only.")
+        inputs, outputs = self._graph
+        pieces = cotangents.to(outputs.dtype).split(self.chunk_size)
+        for number, piece in enumerate(pieces, start=1):
+            together = len(piece) > 1
+            try:
+                (gradient,) = torch.autograd.grad(
+                    outputs,
+                    inputs,
+                    piece if together else piece[0],
+                    retain_graph=not last or number < len(pieces),
+                    allow_unused=True,
+                    is_grads_batched=together,
+                )
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                raise ValueError(
+                    "The network uses re-entrant gradient checkpointing, which gives no gradient with respect to the "
+                    "images alone. Build it with torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+                ) from error
+            if gradient is None:
+                raise ValueError(_NO_GRADIENT)
+            yield from gradient.unbind() if together else (gradient,)
+
+    def close(self) -> None:
+        """Free the graph."""
+        self._graph = None

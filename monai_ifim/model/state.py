@@ -1,0 +1,220 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a network and of the process: changed inside a ``with``, and restored at its end."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "check_modules",
+    "frozen_parameters",
+    "modules_of",
+    "one_at_a_time",
+    "parameter_dtype",
+    "plain_arithmetic",
+    "preserve_state",
+    "unwrap",
+]
+
+# Modes, gradient flags and replacements change a module in place, so two threads must not do it at once.
+one_at_a_time = threading.RLock()
+
+_COUPLING_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+# The same inside TorchScript, where a layer has only the name of its class left.
+_COUPLING_NAMES = {
+    kind.__name__
+    for kind in (*nn.modules.batchnorm.__dict__.values(), *nn.modules.dropout.__dict__.values())
+    if isinstance(kind, type) and issubclass(kind, _COUPLING_LAYERS)
+}
+
+
+def unwrap(network: Callable) -> Callable:
+    """The module inside DistributedDataParallel (whose forward communicates) and torch.compile wrappers.
+
+    Example:
+        >>> unwrap(torch.compile(nn.Identity()))
+        Identity()
+    """
+    while True:
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif hasattr(network, "_orig_mod"):
+            network = network._orig_mod
+        else:
+            return network
+
+
+@contextmanager
+def preserve_state(network: Callable) -> Iterator[None]:
+    """The network in evaluation mode inside; its modes and buffers and all random states are restored at the end.
+
+    One thread at a time. Training flags are saved module by module, buffers one by one (a network may count in one even
+    in evaluation mode); the random states of python, numpy and torch (CPU, and CUDA where it is in use) are saved
+    whole. Parameters and gradients are not changed by what this package does inside.
+
+    Args:
+        network: any callable; only an ``nn.Module`` has modes.
+
+    Example:
+        >>> network = nn.Dropout()
+        >>> with preserve_state(network):
+        ...     network.training
+        False
+        >>> network.training
+        True
+    """
+    with one_at_a_time:
+        yield from _preserved(network)
+
+
+def _preserved(network: Callable) -> Iterator[None]:
+    # A frozen TorchScript module has no modes.
+    modules = [m for m in network.modules() if hasattr(m, "training")] if isinstance(network, nn.Module) else []
+    modes = [module.training for module in modules]
+    buffers = _copied_buffers(network)
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes):
+            module.training = mode
+        _restore_buffers(buffers)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+def _copied_buffers(network: Callable) -> list[tuple[nn.Module, str, Tensor, int, Tensor]]:
+    """For each buffer: its module and name, itself with its version, and a copy."""
+    return [
+        (module, name, buffer, buffer._version, buffer.detach().clone())
+        for module in (network.modules() if isinstance(network, nn.Module) else ())
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_inference()  # has no version, and is refused later
+    ]
+
+
+def _restore_buffers(buffers: list[tuple[nn.Module, str, Tensor, int, Tensor]]) -> None:
+    for module, name, buffer, version, copy in buffers:
+        if buffer._version != version:
+            with torch.no_grad():
+                buffer.copy_(copy)
+        if getattr(module, name) is not buffer and not isinstance(module, torch.jit.ScriptModule):
+            setattr(module, name, buffer)
+
+
+@contextmanager
+def plain_arithmetic(device: torch.device, differentiable: bool) -> Iterator[None]:
+    """Inside: no inference mode, autocast or compiled code, and gradients on or off, whatever the caller runs under."""
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
+        with torch.autocast(device_type=device.type, enabled=False), _uncompiled():
+            yield
+
+
+def _uncompiled() -> AbstractContextManager:
+    """Run what torch.compile compiled as it was written: other modes and flags would make it compile once more."""
+    # whatever was compiled has imported this; importing it takes seconds
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
+@contextmanager
+def frozen_parameters(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """The parameters of modules require no gradient inside; one thread at a time."""
+    with one_at_a_time:
+        trainable = [parameter for parameter in _tensors(modules) if parameter.requires_grad]
+        try:
+            for parameter in trainable:
+                parameter.requires_grad = False
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad = True
+
+
+def parameter_dtype(network: Callable, default: torch.dtype) -> torch.dtype:
+    """The dtype of the network's first floating parameter: what it reads outside autocast.
+
+    Example:
+        >>> parameter_dtype(nn.Linear(2, 2).double(), torch.float16)
+        torch.float64
+    """
+    parameters = network.parameters() if isinstance(network, nn.Module) else ()
+    return next((parameter.dtype for parameter in parameters if parameter.dtype.is_floating_point), default)
+
+
+def modules_of(network: Callable) -> list[nn.Module]:
+    """All modules of a network, each once: what ``network.modules()`` gives, in a tenth of its time."""
+    found: dict[int, nn.Module] = {}
+    waiting = [network] if isinstance(network, nn.Module) else []
+    while waiting:
+        module = waiting.pop()
+        if id(module) in found:
+            continue
+        found[id(module)] = module
+        inside = module.children() if isinstance(module, torch.jit.ScriptModule) else module._modules.values()
+        waiting.extend(child for child in inside if child is not None)
+    return list(found.values())
+
+
+def _tensors(modules: Sequence[nn.Module], buffers: bool = False) -> list[Tensor]:
+    """The parameters of modules, or their buffers, with repetitions."""
+    tensors: list[Tensor | None] = []
+    for module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            tensors.extend(module.buffers(recurse=False) if buffers else module.parameters(recurse=False))
+        else:
+            tensors.extend((module._buffers if buffers else module._parameters).values())
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def check_modules(network: nn.Module, modules: Sequence[nn.Module]) -> None:
+    """Refuse what would mix the images of a batch, or lets no gradient through.
+
+    Raises:
+        ValueError: When a layer is in training mode or has no running statistics, or a tensor is of inference mode.
+    """
+    for module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            kind = getattr(module, "original_name", "")
+            coupling = kind in _COUPLING_NAMES
+        else:
+            kind, coupling = type(module).__name__, isinstance(module, _COUPLING_LAYERS)
+        if coupling and getattr(module, "training", False):
+            raise ValueError(
+                f"The network is in training mode: its layer '{_name_of(module, network)}' ({kind}) would mix the "
+                "images of a batch or draw random numbers. Call network.eval() first."
+            )
+        if coupling and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"The layer '{_name_of(module, network)}' ({kind}) has no running statistics, so it mixes the images "
+                "of a batch even in evaluation mode. Build it with track_running_stats=True, or use instance or group "
+                "normalisation."
+            )
+    if any(tensor.is_inference() for tensor in [*_tensors(modules), *_tensors(modules, buffers=True)]):
+        named = [*network.named_parameters(), *network.named_buffers()]
+        name = next(name for name, tensor in named if tensor.is_inference())
+        raise ValueError(
+            f"'{name}' of the network was made under torch.inference_mode(), so no gradient can pass it. "
+            "Build or load the network outside inference_mode (torch.no_grad() is harmless)."
+        )
+
+
+def _name_of(module: nn.Module, network: nn.Module) -> str:
+    return next(name for name, other in network.named_modules() if other is module)

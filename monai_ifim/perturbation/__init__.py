@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Sensitivity versus perturbation: directions, changes along them, and what these do to the prediction."""
+
+from monai_ifim.perturbation.changes import (
+    change_along,
+    change_at_unit_strength,
+    check_clip,
+    check_fractions,
+    check_strengths,
+    image_contrast,
+    perturb,
+)
+from monai_ifim.perturbation.curves import (
+    DEFAULT_DIRECTIONS,
+    DEFAULT_STRENGTHS,
+    REFERENCE_STRENGTH,
+    SensitivityCurves,
+    removal_curves,
+    sensitivity_curves,
+)
+from monai_ifim.perturbation.directions import (
+    DIRECTIONS,
+    Direction,
+    DirectionFunction,
+    DirectionInputs,
+    FixedDirection,
+    LossGradient,
+    randomise_phases,
+    resolve_directions,
+)
+from monai_ifim.perturbation.endpoints import ENDPOINTS, Endpoint, Measurement, endpoints_of, measurement
+
+__all__ = [
+    "DEFAULT_DIRECTIONS",
+    "DEFAULT_STRENGTHS",
+    "DIRECTIONS",
+    "ENDPOINTS",
+    "REFERENCE_STRENGTH",
+    "Direction",
+    "DirectionFunction",
+    "DirectionInputs",
+    "Endpoint",
+    "FixedDirection",
+    "LossGradient",
+    "Measurement",
+    "SensitivityCurves",
+    "change_along",
+    "change_at_unit_strength",
+    "check_clip",
+    "check_fractions",
+    "check_strengths",
+    "endpoints_of",
+    "image_contrast",
+    "measurement",
+    "perturb",
+    "randomise_phases",
+    "removal_curves",
+    "resolve_directions",
+    "sensitivity_curves",
+]

@@ -1,0 +1,479 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Sensitivity versus perturbation: what equally large changes along different directions do to the prediction.
+
+Each direction is tried with both signs, at several strengths (see :mod:`monai_ifim.perturbation.changes`). At rank one
+the leading eigenvector beats a random direction by about a factor D by construction, so ``high`` against ``low`` or
+``random`` is a sanity check; ``transfer`` and ``low_matched`` are the controls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from monai_ifim.fisher import FisherOperator, InputFisher, checked_images
+from monai_ifim.model import Batches, Model, is_out_of_memory, plain_tensor, varied
+from monai_ifim.notices import notice
+from monai_ifim.perturbation.changes import (
+    change_along,
+    check_clip,
+    check_fractions,
+    check_strengths,
+    image_contrast,
+    perturb,
+)
+from monai_ifim.perturbation.directions import (
+    ROUNDINGS,
+    Direction,
+    DirectionInputs,
+    per_image_factor,
+    resolve_directions,
+)
+from monai_ifim.perturbation.endpoints import measurement
+
+__all__ = [
+    "DEFAULT_DIRECTIONS",
+    "DEFAULT_STRENGTHS",
+    "REFERENCE_STRENGTH",
+    "SensitivityCurves",
+    "removal_curves",
+    "sensitivity_curves",
+]
+
+DEFAULT_DIRECTIONS = ("high", "low", "high_image", "low_image", "low_matched", "transfer")
+DEFAULT_STRENGTHS = (0.01, 0.03, 0.1)
+REFERENCE_STRENGTH = 0.03
+_SIGNS = (1, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class SensitivityCurves:
+    """Results of :func:`sensitivity_curves`.
+
+    Attributes:
+        unperturbed: one row an image: ``image``, ``predicted`` and ``label`` (as text, ``"0 1 1"`` for several outputs;
+            None without labels), ``noise_floor`` (the KL that rounding alone can make). Over classes ``confidence``,
+            ``correct``, ``probability_0, probability_1, ...`` of the outputs and, with labels, ``truth_0, truth_1,
+            ...`` (1 where the label says so, else 0); in regression ``error``, ``output_0, ...``, ``target_0, ...``.
+        skipped: for each direction, the images that it left out, with the cause.
+        kept_norm: for each direction, (draws, B): its length before it was made a unit one. For ``low`` and
+            ``low_matched`` it is what the projection on the complement left of a unit direction.
+    """
+
+    unperturbed: pd.DataFrame
+    skipped: Mapping[str, Mapping[int, str]]
+    kept_norm: Mapping[str, np.ndarray]
+    _frame: pd.DataFrame
+    _predictions: pd.DataFrame
+
+    def to_frame(self, predictions: bool = False) -> pd.DataFrame:
+        """The long table, one row an image, direction, strength, draw and sign.
+
+        Columns: ``image, direction, strength, draw, sign, kl`` (nats), ``kl_quadratic`` (its local prediction, nats).
+        Over classes ``fisher_rao`` (radians), ``confidence_drop`` (of the class predicted before), ``flipped, correct``
+        (0 or 1, a share of the labels for multi-label outputs; ``correct`` is NaN without labels); in regression
+        ``shift, error`` (units of the outputs). With clipping, ``clipped``, the share of the voxels that it limited.
+
+        Args:
+            predictions: also ``probability_0, probability_1, ...`` (``output_0, ...`` in regression).
+        """
+        return self._frame.join(self._predictions) if predictions else self._frame.copy()
+
+
+def sensitivity_curves(
+    network: Callable | Model,
+    images: Tensor,
+    fisher: InputFisher,
+    directions: Sequence[str | Direction] = DEFAULT_DIRECTIONS,
+    strengths: Sequence[float] = DEFAULT_STRENGTHS,
+    *,
+    draws: int = 1,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    sigma: float | None = None,
+    clip: Sequence[float] | None = None,
+    donors: Tensor | None = None,
+    positions: Sequence[int] | None = None,
+) -> SensitivityCurves:
+    """What changes of the images along each direction do to the predictions.
+
+    Args:
+        network: any callable from (B, C_in, *spatial) to outputs (B, outputs), in evaluation mode, or a
+            :class:`~monai_ifim.model.Model`. The likelihood is that of ``fisher``.
+        images: (B, C_in, *spatial), a floating dtype.
+        fisher: their spectrum, from :func:`~monai_ifim.input_fisher`. Where it has a channel mask, only its channels
+            are changed.
+        directions: names in ``DIRECTIONS``, or objects of :mod:`monai_ifim.perturbation.directions`.
+        strengths: root mean square of the change, in units of ``sigma``.
+        draws: random directions an image, where a direction is random.
+        labels: (B,), (B, 1) or one value an output, for accuracy or error.
+        seed: of the random directions.
+        sigma: the unit of the strengths, in the units of the images; default each image's own standard deviation (of
+            the channels that are changed).
+        clip: the least and the greatest intensity that a perturbed image may have; see
+            :func:`~monai_ifim.perturbation.perturb`. The quadratic prediction is that of the change before clipping.
+        donors: (B, C_in, *spatial), the eigenvectors of the direction ``transfer``; default the next image's,
+            cyclically.
+        positions: place of each image in its data set; with the seed it fixes the random numbers. Default 0 to B - 1.
+
+    Returns:
+        The :class:`SensitivityCurves`. Where memory is short fewer images pass the network at a time, with a warning,
+        and a direction leaves out an image that does not fit alone.
+
+    Raises:
+        TypeError: When the images are not of a floating dtype, or a direction is none.
+        ValueError: When a direction is unknown, a strength is not positive, shapes differ, ``transfer`` has no donor,
+            or a model has another likelihood than the spectrum.
+
+    Example:
+        >>> import torch
+        >>> from monai_ifim import input_fisher, sensitivity_curves
+        >>> _ = torch.manual_seed(0)
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+        >>> images = torch.randn(3, 1, 4, 4)
+        >>> curves = sensitivity_curves(network, images, input_fisher(network, images), directions=("high", "low"))
+        >>> kl = curves.to_frame().groupby("direction").kl.median()
+        >>> bool(kl["high"] > 1e6 * kl["low"])  # at rank one, by construction
+        True
+    """
+    images, model = _checked(network, images, fisher)
+    batch = len(images)
+    chosen, strengths = resolve_directions(directions), check_strengths(strengths)
+    check_clip(clip)
+    if draws < 1:
+        raise ValueError(f"draws must be 1 or more, got {draws}.")
+    if positions is not None and len(positions) != batch:
+        raise ValueError(f"positions must be {batch}, one an image, got {len(positions)}.")
+    if donors is None and batch > 1:
+        donors = fisher.eigenvectors[:, 0].roll(-1, dims=0)
+    if donors is not None and donors.shape != images.shape:
+        raise ValueError(f"donors must have the shape of the images, {tuple(images.shape)}, got {tuple(donors.shape)}.")
+    contrast = image_contrast(images, sigma, fisher.channel_mask)
+    passes = _Passes(model, images, fisher, labels)
+    inputs = DirectionInputs(
+        images,
+        fisher,
+        None if donors is None else plain_tensor(donors),
+        range(batch) if positions is None else [int(position) for position in positions],
+        seed,
+        model,
+        passes.targets,
+        passes.batches.size,
+    )
+    curvature = _Curvature(model, inputs, passes.batches)
+    skipped: dict[str, dict[int, str]] = {direction.name: dict(fisher.skipped) for direction in chosen}
+    kept_norm: dict[str, list[np.ndarray]] = {direction.name: [] for direction in chosen}
+    steps = torch.tensor([sign * strength for strength in strengths for sign in _SIGNS], dtype=torch.float64)
+    # number of the pass of each step along the first eigenvector and image, which other directions share; -1: none yet
+    shared = torch.full((len(steps), batch), -1)
+    tables: dict[str, list[pd.DataFrame]] = {direction.name: [] for direction in chosen}
+
+    def perturbed() -> Iterator[_Piece]:
+        count = 0
+        for direction in sorted(chosen, key=lambda one: one.name != "high"):  # whose passes they share
+            for draw in range(draws if direction.random else 1):
+                change, norm, causes = change_along(direction, inputs, draw, contrast)
+                kept_norm[direction.name].append(norm.cpu().numpy())
+                for index, cause in causes.items():
+                    skipped[direction.name].setdefault(index, cause)
+                kept = torch.tensor([row for row in range(batch) if row not in skipped[direction.name]]).long()
+                jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
+                step, row = jobs[:, 0], jobs[:, 1]
+                along = _sign_along(change, fisher.eigenvectors[:, 0])[row]
+                # steps stand in pairs of both signs, so that the other sign of a step is its neighbour
+                step_of_vector = torch.where(along < 0, step ^ 1, step)
+                number = shared[step_of_vector, row].where(along != 0, -1)
+                own = number < 0
+                number[own] = torch.arange(count, count + int(own.sum()))
+                count += int(own.sum())
+                shared[step_of_vector[along != 0], row[along != 0]] = number[along != 0]
+                table = {
+                    "image": row,
+                    "direction": direction.name,
+                    "strength": steps[step].abs(),
+                    "draw": draw,
+                    "sign": steps[step].sign(),
+                    "kl_quadratic": 0.5 * steps[step].square() * curvature.along(change, kept)[row],
+                    "pass": number,
+                }
+                tables[direction.name].append(pd.DataFrame(table))
+                yield from passes.pieces(change, row[own], steps[step[own]], clip)
+
+    endpoints, predictions, trouble = passes.measure(perturbed())
+    passes.batches.warn("sensitivity_curves")
+    curvature.warn()
+    frame = pd.concat([table for parts in tables.values() for table in parts], ignore_index=True)
+    frame = frame.astype({"image": "int64", "sign": "int64"})
+    number = frame.pop("pass").to_numpy()
+    trouble = trouble[number]
+    for name, index, cause in zip(frame.direction, frame.image, trouble):
+        if cause:
+            skipped[name].setdefault(index, cause)
+    # an image that a direction left out at one draw or sign is left out of that direction whole
+    used = np.array([image not in skipped[name] for image, name in zip(frame.image, frame.direction)], dtype=bool)
+    frame.insert(5, "kl", endpoints["kl"].to_numpy()[number])
+    others = endpoints.drop(columns=["kl"] if clip is not None else ["kl", "clipped"])
+    frame = pd.concat([frame, others.iloc[number].reset_index(drop=True)], axis=1)
+    return SensitivityCurves(
+        unperturbed=passes.measured.unperturbed(),
+        skipped=skipped,
+        kept_norm={name: np.stack(norms) for name, norms in kept_norm.items()},
+        _frame=frame.loc[used].reset_index(drop=True),
+        _predictions=predictions.iloc[number].loc[used].reset_index(drop=True),
+    )
+
+
+def removal_curves(
+    network: Callable | Model,
+    images: Tensor,
+    fisher: InputFisher,
+    fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    *,
+    labels: Tensor | None = None,
+    reference: float | Tensor = 0.0,
+    sigma: float | None = None,
+    clip: Sequence[float] | None = None,
+) -> pd.DataFrame:
+    """What taking a share of one component out of each image does: ``x - t * high`` and ``x - t * low``.
+
+    These changes are **not norm-matched**: ``low`` is usually nearly the whole image, so that its removal is by far the
+    greater change. Compare components by :func:`sensitivity_curves`; this shows what each component carries. With a
+    channel mask of the spectrum, ``low`` is taken out of its channels only, and ``size`` is of these.
+
+    Args:
+        network: any callable from (B, C_in, *spatial) to outputs (B, outputs), in evaluation mode, or a
+            :class:`~monai_ifim.model.Model`. The likelihood is that of ``fisher``.
+        images: (B, C_in, *spatial), a floating dtype.
+        fisher: their spectrum, from :func:`~monai_ifim.input_fisher`.
+        fractions: ``t``, in (0, 1].
+        labels: (B,), (B, 1) or one value an output, for accuracy or error.
+        reference: ``x0`` of the split, a constant or an image (C_in, *spatial).
+        sigma: the unit of ``size``; default each image's own standard deviation.
+        clip: the least and the greatest intensity, see :func:`~monai_ifim.perturbation.perturb`.
+
+    Returns:
+        The table ``image, component, fraction, size`` (root mean square of the change before clipping, in units of
+        ``sigma``; NaN for a constant image), the endpoints of :meth:`SensitivityCurves.to_frame` and, with clipping,
+        ``clipped``. Images that the spectrum left out, and changes whose outputs are not finite or do not fit into
+        memory, are absent.
+
+    Raises:
+        ValueError: When a fraction is not in (0, 1], shapes differ, or a model has another likelihood than the
+            spectrum.
+
+    Example:
+        >>> from monai_ifim import input_fisher
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+        >>> images = torch.randn(3, 1, 4, 4)
+        >>> table = removal_curves(network, images, input_fisher(network, images), [1.0])
+        >>> bool((table[table.component == "low"].kl < 1e-9).all())  # a linear network does not read it
+        True
+    """
+    images, model = _checked(network, images, fisher)
+    check_clip(clip)
+    fractions = check_fractions(fractions)
+    mask = fisher.channel_mask
+    contrast = image_contrast(images, sigma, mask)
+    passes = _Passes(model, images, fisher, labels)
+    components = dict(zip(("high", "low"), fisher.split(images, reference=reference)))
+    kept = torch.tensor([row for row in range(len(images)) if row not in fisher.skipped]).long()
+    steps = -torch.tensor(fractions, dtype=torch.float64)
+    tables: list[pd.DataFrame] = []
+
+    def perturbed() -> Iterator[_Piece]:
+        for name, component in components.items():
+            size = varied(component, mask).double().flatten(1).square().mean(dim=1).sqrt() / contrast
+            jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
+            step, row = steps[jobs[:, 0]], jobs[:, 1]
+            table = {"image": row, "component": name, "fraction": step.abs(), "size": step.abs() * size.cpu()[row]}
+            tables.append(pd.DataFrame(table))
+            yield from passes.pieces(component, row, step, clip)
+
+    endpoints, _, trouble = passes.measure(perturbed())
+    passes.batches.warn("removal_curves")
+    frame = pd.concat([pd.concat(tables, ignore_index=True), endpoints], axis=1)
+    frame["size"] = frame["size"].where(np.isfinite(frame["size"]))
+    frame = frame.drop(columns=[] if clip is not None else ["clipped"])
+    return frame[trouble == ""].reset_index(drop=True)
+
+
+def _checked(network: Callable | Model, images: Tensor, fisher: InputFisher) -> tuple[Tensor, Model]:
+    """The images as a plain tensor, and the network as a model with the likelihood of the spectrum."""
+    images = checked_images(images)
+    if len(fisher) != len(images) or fisher.eigenvectors.shape[2:] != images.shape[1:]:
+        raise ValueError(
+            f"fisher must be the spectrum of these images, of shape {tuple(images.shape)}; it is of {len(fisher)} "
+            f"images of shape {tuple(fisher.eigenvectors.shape[2:])}."
+        )
+    model = network if isinstance(network, Model) else Model(network, fisher.likelihood)
+    if model.likelihood != fisher.likelihood:
+        raise ValueError(
+            f"The model has the likelihood {model.likelihood}, but the spectrum was computed with {fisher.likelihood}. "
+            "Pass the model that the spectrum was computed with."
+        )
+    model.check_inputs(len(images))
+    return images, model
+
+
+class _Piece(NamedTuple):
+    """Some perturbed images, at most a batch."""
+
+    images: Tensor
+    rows: Tensor
+    clipped: Tensor
+
+
+class _Passes:
+    """Forward passes of perturbed images in full batches, and what they are measured against."""
+
+    def __init__(self, model: Model, images: Tensor, fisher: InputFisher, labels: Tensor | None) -> None:
+        self.model, self.images, self.channel_mask = model, images, fisher.channel_mask
+        self.batches = Batches(model.images_at_a_time(images))
+        everyone = torch.arange(len(images), device=images.device)
+        nothing = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        pieces = (_Piece(images[rows], rows, nothing[rows]) for rows in everyone.split(self.batches.size))
+        self._outputs = fisher.outputs
+        outputs, _, _, fits = self._forward(pieces)
+        if not fits.all():  # where memory is too short for a forward pass, those of the spectrum stay
+            outputs = torch.where(fits.unsqueeze(1), outputs, fisher.outputs)
+        model.likelihood.check(outputs)
+        self.targets: Tensor | None = None
+        if labels is not None:
+            self.targets = model.likelihood.targets(plain_tensor(labels).to(outputs.device), outputs.shape[1])
+            if len(self.targets) != len(images):
+                raise ValueError(f"labels must be {len(images)}, one an image, got {len(self.targets)}.")
+        self.measured = measurement(model.likelihood, outputs, self.targets)
+
+    def pieces(self, change: Tensor, rows: Tensor, steps: Tensor, clip: Sequence[float] | None) -> Iterator[_Piece]:
+        """The images ``images[rows] + steps * change[rows]``, a batch at a time."""
+        rows = rows.to(self.images.device)
+        for piece in torch.arange(len(rows)).split(self.batches.size):
+            row = rows[piece.to(rows.device)]
+            images = self.images[row]
+            step = per_image_factor(steps[piece].to(images.device), images)
+            moved, clipped = perturb(images, change[row] * step, clip, self.channel_mask)
+            yield _Piece(moved, row, clipped)
+
+    def measure(self, pieces: Iterator[_Piece]) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
+        """Endpoints and predictions of perturbed images, one row each, and why a row cannot be used, or ``""``."""
+        outputs, rows, clipped, fits = self._forward(pieces)
+        table = self.measured.after(rows, outputs).assign(clipped=clipped.cpu().numpy())
+        finite = torch.isfinite(outputs).all(dim=1).cpu().numpy()
+        trouble = np.where(finite, "", "the outputs for the perturbed image are NaN or infinite")
+        trouble = np.where(fits.cpu().numpy(), trouble, "out of memory at one image")
+        return table, self.measured.predictions(outputs), trouble
+
+    def _forward(self, pieces: Iterator[_Piece]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of all pieces, joined to full batches, an image a row.
+
+        Returns:
+            Outputs (n, outputs), NaN where a single image does not fit into memory; rows; shares of clipped voxels; and
+            which images fit.
+        """
+        done: list[tuple[Tensor, ...]] = []
+        lost = torch.full_like(self._outputs[:1], torch.nan)
+        for batch in _full_batches(pieces, self.batches.size):
+
+            def outputs(some: Tensor, batch: _Piece = batch) -> Tensor:
+                images = batch.images if len(some) == len(batch.rows) else batch.images[some]
+                return self.model.rows(batch.rows[some]).outputs(images)
+
+            for some, found in self.batches.run(torch.arange(len(batch.rows), device=batch.rows.device), outputs):
+                fits = torch.full_like(some, found is not None, dtype=torch.bool)
+                done.append((lost if found is None else found, batch.rows[some], batch.clipped[some], fits))
+        if not done:  # every image was left out
+            none = torch.zeros(0, device=self.images.device)
+            return self._outputs[:0], none.long(), none.double(), none.bool()
+        found, rows, clipped, fits = (torch.cat(values) for values in zip(*done))
+        return found, rows, clipped, fits
+
+
+def _full_batches(pieces: Iterator[_Piece], size: int) -> Iterator[_Piece]:
+    """The same images, ``size`` at a time, so that small pieces do not pass the network one by one."""
+    waiting: list[_Piece] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(len(held.rows) for held in waiting) >= size:
+            joined = [torch.cat(values) if len(waiting) > 1 else values[0] for values in zip(*waiting)]
+            yield _Piece(*(values[:size] for values in joined))
+            waiting = [_Piece(*(values[size:] for values in joined))]
+    rest = [torch.cat(values) for values in zip(*waiting)]
+    if rest and len(rest[0]):
+        yield _Piece(*rest)
+
+
+class _Curvature:
+    """``d^T F d`` of changes: from the kept spectrum where it suffices, else by Jacobian-vector products."""
+
+    def __init__(self, model: Model, inputs: DirectionInputs, batches: Batches) -> None:
+        self._model, self._inputs, self._batches = model, inputs, batches
+        self._trouble: str | None = None
+
+    def along(self, change: Tensor, kept: Tensor) -> Tensor:
+        """(B,) float64 on the CPU, zero where it is rounding beside the greatest for a change of this length.
+
+        Args:
+            change: (B, C_in, *spatial).
+            kept: (n,), the images that are asked for; NaN for others may be there.
+        """
+        fisher = self._inputs.fisher
+        if fisher.can_quadratic:
+            curvature = fisher.quadratic(change)
+        else:
+            curvature = fisher.quadratic_inside(change)
+            outside = self._inputs.outside_eigenspace(change).flatten(1).any(dim=1).cpu()
+            curvature[outside.to(change.device)] = torch.nan
+            self._fill(curvature, change, kept[outside[kept]])
+        length = torch.linalg.vector_norm(change.double().flatten(1), dim=1)
+        rounding = (ROUNDINGS * torch.finfo(change.dtype).eps * length).square() * fisher.eigenvalues[:, 0]
+        return curvature.where(~(curvature <= rounding), 0.0).cpu()
+
+    def warn(self) -> None:
+        """Say once that the quadratic prediction is unknown."""
+        if self._trouble is not None:
+            notice(
+                "The quadratic prediction of the KL divergence is unknown (NaN): the network supports no "
+                f"Jacobian-vector product ({self._trouble}). input_fisher(..., keep_factor=True) needs none.",
+                stacklevel=3,
+            )
+
+    def _fill(self, curvature: Tensor, change: Tensor, rows: Tensor) -> None:
+        """Write that of some rows (n,) into the curvatures (B,), by one Jacobian-vector product each."""
+        if self._trouble is not None:
+            return
+        try:
+            for some, part in self._batches.run(rows.to(change.device), lambda some: self._product(change, some)):
+                if part is not None:
+                    curvature[some] = part
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            self._trouble = str(error).splitlines()[0]
+
+    def _product(self, change: Tensor, rows: Tensor) -> Tensor:
+        images, fisher = self._inputs.images[rows], self._inputs.fisher
+        operator = FisherOperator(self._model.rows(rows), images, fisher.channel_mask, fisher.outputs[rows])
+        return operator.quadratic(change[rows])
+
+
+def _sign_along(change: Tensor, vectors: Tensor) -> Tensor:
+    """1 or -1 (B,), on the CPU, where a change points along a unit vector or against it up to rounding, else 0.
+
+    Args:
+        change: (B, C_in, *spatial).
+        vectors: the same shape.
+    """
+    flat, along = change.flatten(1), vectors.flatten(1)
+    length = torch.linalg.vector_norm(flat, dim=1)
+    signs = torch.linalg.vecdot(flat, along).sign()
+    distance = torch.linalg.vector_norm(flat - (signs * length).unsqueeze(1) * along, dim=1)
+    # in half precision, as many roundings are no small distance
+    tolerance = min(ROUNDINGS * torch.finfo(flat.dtype).eps, 1e-5)
+    return signs.where(distance < tolerance * length, 0).long().cpu()

@@ -1,0 +1,172 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What an endpoint is, the endpoints that every likelihood has, and how a likelihood is measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+__all__ = ["COMMON", "Endpoint", "Measurement", "texts"]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One number that says what a change did to a prediction.
+
+    Attributes:
+        name: in tables over a set of images and in metric names.
+        column: in the long table, one value an image, direction, strength, draw and sign.
+        unit: of the values.
+        words: what it is, in a sentence; for documentation, report and figures.
+        title: of its panel in figures; empty where it has none.
+        axis: label of its axis.
+        statistic: over the set, ``"mean"`` or ``"median"``.
+        log_axis: whether its axis is logarithmic.
+        percent: whether it is a share, shown in per cent.
+        logged: whether the metric ``ifim_<name>_<direction>`` is logged.
+        unperturbed: whether the unperturbed images have it too (under ``column`` in the table of images), logged as
+            ``ifim_<name>`` where there are labels.
+        compared: whether directions are compared by it.
+        value: computes it, float64, (n,), from a measurement, the rows (n,) of the images and the outputs (n, outputs)
+            after the change; None where it is computed from other columns.
+    """
+
+    name: str
+    column: str
+    unit: str
+    words: str
+    title: str = ""
+    axis: str = ""
+    statistic: str = "mean"
+    log_axis: bool = False
+    percent: bool = False
+    logged: bool = False
+    unperturbed: bool = False
+    compared: bool = False
+    value: Callable[[Any, Tensor, Tensor], Tensor] | None = None
+
+
+_SIZE = Endpoint(
+    name="size",
+    column="size",
+    unit="image contrast",
+    words="root mean square of the removed part over the contrast of the image",
+    title="Size of the removed part",
+    axis="RMS / image contrast",
+)
+_KL = Endpoint(
+    name="kl",
+    column="kl",
+    unit="nats",
+    words="KL divergence from the prediction to the one after the change",
+    title="Change of the prediction",
+    axis="KL divergence (nats)",
+    log_axis=True,
+    logged=True,
+    compared=True,
+    value=lambda measured, rows, after: measured.likelihood.kl_divergence(measured.outputs[rows], after),
+)
+_KL_QUADRATIC = Endpoint(
+    name="kl_quadratic",
+    column="kl_quadratic",
+    unit="nats",
+    words="half of delta^T F delta: the KL divergence that the Fisher information predicts",
+)
+_KL_RATIO = Endpoint(
+    name="kl_ratio",
+    column="kl_ratio",
+    unit="1",
+    words="KL divergence over its quadratic prediction; 1 where the local picture holds",
+    title="Does the local picture hold?",
+    axis="KL / quadratic prediction",
+    statistic="median",
+    log_axis=True,
+)
+_CLIPPED = Endpoint(
+    name="clipped",
+    column="clipped",
+    unit="1",
+    words="share of the voxels that the intensity range limited",
+    percent=True,
+)
+# Before and behind those of the likelihoods, in the order of display.
+COMMON = ((_SIZE, _KL, _KL_QUADRATIC, _KL_RATIO), (_CLIPPED,))
+
+
+class Measurement(ABC):
+    """The predictions for unperturbed images, against which those after a change are measured.
+
+    Args:
+        likelihood: of the outputs.
+        outputs: (B, outputs), unperturbed.
+        targets: (B, variables), what the labels say; None without labels.
+
+    Attributes:
+        own: the endpoints that this kind of likelihood adds to those that all have.
+    """
+
+    own: ClassVar[tuple[Endpoint, ...]]
+
+    def __init__(self, likelihood: Any, outputs: Tensor, targets: Tensor | None) -> None:
+        self.likelihood, self.outputs, self.targets = likelihood, outputs, targets
+
+    def after(self, rows: Tensor, outputs: Tensor) -> pd.DataFrame:
+        """A column for each endpoint, a row for each change.
+
+        Args:
+            rows: (n,) int64, which image was changed.
+            outputs: (n, outputs), after the change.
+        """
+        endpoints = (*COMMON[0], *self.own)
+        return pd.DataFrame(
+            {point.column: point.value(self, rows, outputs).cpu().numpy() for point in endpoints if point.value}
+        )
+
+    def unperturbed(self) -> pd.DataFrame:
+        """One row an image: ``image, predicted, label, noise_floor`` and what the kind of likelihood adds."""
+        columns = {
+            "image": range(len(self.outputs)),
+            "predicted": self.predicted(),
+            "label": self.labelled(),
+            "noise_floor": self.likelihood.noise_floor(self.outputs).cpu().numpy(),
+        }
+        everyone = torch.arange(len(self.outputs), device=self.outputs.device)
+        columns |= {
+            point.column: point.value(self, everyone, self.outputs).cpu().numpy()
+            for point in self.own
+            if point.unperturbed and point.value
+        }
+        return pd.concat([pd.DataFrame(columns), self.further()], axis=1)
+
+    @abstractmethod
+    def predicted(self) -> list[str]:
+        """What is predicted for each image, as text."""
+
+    @abstractmethod
+    def labelled(self) -> list[str] | None:
+        """What the label of each image says, as text; None without labels."""
+
+    @abstractmethod
+    def further(self) -> pd.DataFrame:
+        """Further columns of the table of unperturbed images."""
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor) -> pd.DataFrame:
+        """One column an output, from outputs (n, outputs)."""
+
+
+def texts(values: Tensor) -> list[str]:
+    """Rows (B, n) as text, the numbers separated by spaces.
+
+    Example:
+        >>> texts(torch.tensor([[0, 1], [1, 1]]))
+        ['0 1', '1 1']
+    """
+    return [" ".join(f"{value:.6g}" for value in row) for row in values.tolist()]

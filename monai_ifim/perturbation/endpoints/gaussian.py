@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Endpoints of regression: how far the outputs move, and how far they are from the labels."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from monai_ifim.perturbation.endpoints.base import Endpoint, Measurement, texts
+
+__all__ = ["GaussianMeasurement"]
+
+
+class GaussianMeasurement(Measurement):
+    """Measures predicted numbers; columns ``error``, ``output_0, ...`` and, with labels, ``target_0, ...``."""
+
+    def predicted(self) -> list[str]:  # noqa: D102
+        return texts(self.outputs)
+
+    def labelled(self) -> list[str] | None:  # noqa: D102
+        return None if self.targets is None else texts(self.targets)
+
+    def further(self) -> pd.DataFrame:  # noqa: D102
+        tables = [self.predictions(self.outputs)]
+        if self.targets is not None:
+            tables.append(pd.DataFrame(self.targets.cpu().numpy()).add_prefix("target_"))
+        return pd.concat(tables, axis=1)
+
+    def predictions(self, outputs: Tensor) -> pd.DataFrame:  # noqa: D102
+        return pd.DataFrame(outputs.double().cpu().numpy()).add_prefix("output_")
+
+
+def _shift(measured: GaussianMeasurement, rows: Tensor, after: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(after.double() - measured.outputs[rows].double(), dim=1)
+
+
+def _error(measured: GaussianMeasurement, rows: Tensor, after: Tensor) -> Tensor:
+    if measured.targets is None:
+        return torch.full((len(after),), torch.nan, dtype=torch.float64)
+    return (after.double() - measured.targets[rows]).square().mean(dim=1).sqrt()
+
+
+GaussianMeasurement.own = (
+    Endpoint(
+        name="shift",
+        column="shift",
+        unit="of the outputs",
+        words="Euclidean length of the change of the outputs",
+        title="Shift of the outputs",
+        axis="shift (units of the outputs)",
+        logged=True,
+        compared=True,
+        value=_shift,
+    ),
+    Endpoint(
+        name="error",
+        column="error",
+        unit="of the outputs",
+        words="root mean square difference from the label, over the outputs of an image",
+        title="Error",
+        axis="error (units of the outputs)",
+        logged=True,
+        unperturbed=True,
+        value=_error,
+    ),
+)

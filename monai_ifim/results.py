@@ -1,0 +1,400 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation measured: its tables in memory, and in a folder that is written and read here.
+
+A folder holds ``summary.json`` (versions, options, metrics), ``images.csv`` (a row an image, the most sensitive first),
+``perturbations.csv`` (a row an image, direction, strength, draw and sign), ``curves.csv`` and ``comparisons.csv`` (over
+the set of images, with 95 % intervals) and, where asked for, ``removals.csv``. Nothing is drawn here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from monai_ifim.fisher import InputFisher
+from monai_ifim.likelihoods import Likelihood
+from monai_ifim.perturbation import ENDPOINTS
+from monai_ifim.statistics import (
+    compare_directions,
+    curve_table,
+    error_ranking,
+    flip_strengths,
+    removal_table,
+    thresholds,
+)
+
+__all__ = ["FORMAT", "SUMMARY", "Case", "IFIMResult", "ResultTables", "holds_results", "read_tables", "write_tables"]
+
+# Counts up when a folder can no longer be read as before.
+FORMAT = 2
+SUMMARY = "summary.json"
+_KEYS = (
+    *("created", "versions", "options", "network", "likelihood", "solver", "exact", "epoch", "seed"),
+    *("reference_strength", "images", "left_out", "kept_norm", "metrics", "thresholds", "error_ranking"),
+)
+_OVER_IMAGES = ("endpoint", "statistic", "value", "low", "high", "count", "degenerate")
+# The columns of each table, in this order. Further ones follow them, as far as they were measured: endpoints, labels,
+# patients, masks.
+_COLUMNS = {
+    "images.csv": ("image", "name", "lambda_max", "rank", "skipped", "case"),
+    "perturbations.csv": ("image", "name", "direction", "strength", "draw", "sign", "kl", "kl_quadratic"),
+    "curves.csv": ("direction", "strength", *_OVER_IMAGES),
+    "comparisons.csv": (
+        *("direction", "control", "strength", "endpoint", "count", "median_difference", "difference_low"),
+        *("difference_high", "median_log10_ratio", "ratio_low", "ratio_high", "degenerate", "wilcoxon_p", "holm_p"),
+    ),
+    "removals.csv": ("component", "fraction", *_OVER_IMAGES),
+}
+# Text, whatever stands there: a file may be called "NA" or "007".
+_TEXT = {"direction", "component", "control", "endpoint", "statistic", "degenerate"}
+_TEXT |= {"name", "skipped", "case", "group", "predicted", "label"}
+# One column an output: probabilities, indicators of the label, predicted numbers, labels.
+_AN_OUTPUT = re.compile(r"(probability|truth|output|target)_\d+")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An image that is shown.
+
+    Attributes:
+        position: of the image in the data set.
+        name: its file name, or position.
+        why: ``"most sensitive"``, ``"least sensitive"`` or ``"fixed choice"`` (the same images at every epoch).
+        image: (C_in, *spatial), as the network saw it.
+        fisher: its spectrum, of one image.
+        affine: (4, 4) from its grid to space, in mm; None where it has none.
+        mask: (1 or C_in, *spatial) bool; None without masks.
+    """
+
+    position: int
+    name: str
+    why: str
+    image: Tensor
+    fisher: InputFisher
+    affine: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def stem(self) -> str:
+        """The file name of the image without folders and extensions, made unique by its position."""
+        name = re.sub(r"(\.nii)?\.\w+$", "", Path(self.name).name)
+        return f"{self.position:06d}_{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:80]}"
+
+
+@dataclass(frozen=True, eq=False)
+class IFIMResult:
+    """The tables of one evaluation epoch, over all its chosen images.
+
+    Attributes:
+        images: one row an image: ``image`` (its position in the data set), ``name``, its ``lambda_max, trace,
+            effective_rank, rank``, ``skipped`` (a cause, or empty), the columns of
+            :attr:`monai_ifim.SensitivityCurves.unperturbed`, and ``group``, ``mask_energy``, ``mask_share``,
+            ``reference_cosine`` where asked for.
+        curves: the long table of :meth:`monai_ifim.SensitivityCurves.to_frame`, with predictions.
+        removals: the table of :func:`monai_ifim.perturbation.removal_curves`; empty where not asked for.
+        eigenvalues: (images, R) float64, in the order of ``images``.
+        metrics: what was logged, without prefix.
+        left_out: how many images a direction left out, by (direction, cause).
+        kept_norm: for each direction, the median length before it was made a unit one.
+        cases: the images that are shown.
+        options: those of the metric.
+        network: its class and size.
+        likelihood: of the outputs.
+        data_set_size: images in the data set; None where the loader does not say.
+        epoch: of the evaluator.
+        strength: the reference strength.
+        seed: of the random directions, the choice of images and the bootstrap.
+        solver: how the spectra were computed.
+        exact: whether they have all eigenvalues, up to rounding.
+        profile: seconds by part; empty unless asked for.
+        versions: of Python and of the packages that took part.
+    """
+
+    images: pd.DataFrame
+    curves: pd.DataFrame
+    removals: pd.DataFrame
+    eigenvalues: np.ndarray
+    metrics: Mapping[str, float]
+    left_out: Mapping[tuple[str, str], int]
+    kept_norm: Mapping[str, float]
+    cases: list[Case]
+    options: Mapping[str, Any]
+    network: str
+    likelihood: Likelihood
+    data_set_size: int | None
+    epoch: int
+    strength: float
+    seed: int
+    solver: str = "gram"
+    exact: bool = True
+    profile: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=lambda: _versions())
+
+    @cached_property
+    def curve_table(self) -> pd.DataFrame:
+        """Each endpoint of each direction at each strength, with its interval."""
+        return curve_table(self.images, self.curves, seed=self.seed)
+
+    @cached_property
+    def removal_table(self) -> pd.DataFrame:
+        """Each endpoint of the removal of each component, with its interval."""
+        return removal_table(self.images, self.removals, seed=self.seed)
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """``high`` against each other direction, at each strength, by each endpoint that compares."""
+        controls: list[str] | None = None if "high" in set(self.curves.direction) else []
+        tables = [
+            compare_directions(self.images, self.curves, strength, endpoint=name, controls=controls, seed=self.seed)
+            for name, endpoint in ENDPOINTS.items()
+            if endpoint.compared and endpoint.column in self.curves
+            for strength in sorted(set(self.curves.strength)) or [self.strength]
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def thresholds(self) -> pd.DataFrame:
+        """For each direction, up to where the quadratic prediction holds and, of decisions, where half of them flip."""
+        table = thresholds(self.images, self.curves)
+        return table if "flipped" in self.curves else table.drop(columns="half_flip_strength")
+
+    @cached_property
+    def error_ranking(self) -> pd.DataFrame:
+        """How well sensitivity ranks the wrong decisions; no rows where there are no decisions."""
+        return error_ranking(self.images, self.curves, seed=self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class ResultTables:
+    """What :func:`read_tables` found in a folder.
+
+    Attributes:
+        summary: of ``summary.json``.
+        images: one row an image, the most sensitive first.
+        curves: of :func:`monai_ifim.statistics.curve_table`.
+        comparisons: of :func:`monai_ifim.statistics.compare_directions`, for each strength and endpoint.
+        removals: of :func:`monai_ifim.statistics.removal_table`; None where not asked for.
+    """
+
+    summary: Mapping[str, Any]
+    images: pd.DataFrame
+    curves: pd.DataFrame
+    comparisons: pd.DataFrame
+    removals: pd.DataFrame | None
+
+    @property
+    def used(self) -> pd.DataFrame:
+        """The rows of the images that were not left out."""
+        return self.images[self.images.skipped == ""]
+
+    @property
+    def strength(self) -> float:
+        """The reference strength."""
+        return float(self.summary["reference_strength"])
+
+    @property
+    def perturbed(self) -> pd.DataFrame:
+        """The rows of the curves without those of the unperturbed images."""
+        return self.curves[self.curves.direction != "unperturbed"]
+
+    @property
+    def tested(self) -> list[float]:
+        """The strengths, from small to great."""
+        return sorted(set(self.perturbed.strength))
+
+    @property
+    def unit(self) -> str:
+        """What counts as one: ``"patients"`` where they are known, else ``"images"``."""
+        return "patients" if "group" in self.images else "images"
+
+
+def write_tables(result: IFIMResult, folder: str | Path) -> None:
+    """Write the tables of a result into a folder that is there.
+
+    Args:
+        result: of an evaluation.
+        folder: where the files are put; those of the same names are replaced.
+
+    Raises:
+        OSError: When a file cannot be written.
+    """
+    folder = Path(folder)
+    (folder / SUMMARY).write_text(json.dumps(_json(_summary(result)), indent=2, allow_nan=False) + "\n")
+    _write(result.curve_table, folder / "curves.csv")
+    _write(result.comparisons, folder / "comparisons.csv")
+    if len(result.removals):
+        _write(result.removal_table, folder / "removals.csv")
+    names = result.images.set_index("image").name
+    _write(result.curves.assign(name=result.curves.image.map(names)), folder / "perturbations.csv")
+    stems = {case.position: case.stem for case in result.cases}
+    images = result.images.assign(case=[stems.get(position, "") for position in result.images.image])
+    if "flipped" in result.curves:
+        images = images.assign(flip_strength=images.image.map(flip_strengths(result.curves)))
+    _write(images.sort_values("lambda_max", ascending=False, kind="stable", na_position="last"), folder / "images.csv")
+
+
+def read_tables(folder: str | Path) -> ResultTables:
+    """Read the tables that :func:`write_tables` wrote, without those of single perturbations.
+
+    Args:
+        folder: where they are.
+
+    Returns:
+        The tables, checked.
+
+    Raises:
+        FileNotFoundError: When the folder or a file is missing.
+        ValueError: When a file is of another format, is damaged, or the files are not of one run.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}. Give the folder that IFIMSaver wrote.")
+    summary = _read_summary(folder)
+    images, curves, comparisons = (_read(folder, f"{name}.csv") for name in ("images", "curves", "comparisons"))
+    removals = _read(folder, "removals.csv") if (folder / "removals.csv").is_file() else None
+    tables = ResultTables(summary, images, curves, comparisons, removals)
+    if tables.tested and not np.isclose(tables.tested, tables.strength, atol=0).any():
+        raise ValueError(
+            f"{folder / 'curves.csv'} has no row at the reference strength of {SUMMARY}, {tables.strength}. The files "
+            "are not of one run: write the folder again."
+        )
+    for case in sorted(set(images.case) - {""}):
+        if Path(case).name != case:
+            raise ValueError(f"{folder / 'images.csv'} names a case {case!r}, which is not a plain file name.")
+    return tables
+
+
+def holds_results(folder: str | Path) -> bool:
+    """Whether a folder holds what :func:`write_tables` wrote, in this or another format."""
+    try:
+        return "reference_strength" in json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _versions() -> dict[str, str]:
+    # not of the installed distributions: the names of these differ (monai-weekly), and a source tree has none
+    packages = ("monai_ifim", "monai", "torch", "ignite", "numpy", "scipy", "pandas")
+    loaded = {name: sys.modules[name].__version__ for name in packages if name in sys.modules}
+    return {"python": platform.python_version(), **loaded}
+
+
+def _write(table: pd.DataFrame, file: Path) -> None:
+    first = list(_COLUMNS[file.name])
+    further = [name for name in table if name not in first and not _AN_OUTPUT.fullmatch(str(name))]
+    table[first + further].to_csv(file, index=False)
+
+
+def _summary(result: IFIMResult) -> dict[str, Any]:
+    used = result.images[result.images.skipped == ""]
+    skipped = result.images.skipped[result.images.skipped != ""].value_counts()
+    curves = result.curve_table
+    return {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": dict(result.versions),
+        "options": {name: _described(value) for name, value in result.options.items()},
+        "network": result.network,
+        "likelihood": str(result.likelihood),
+        "solver": result.solver,
+        "exact": result.exact,
+        "epoch": result.epoch,
+        "seed": result.seed,
+        "reference_strength": result.strength,
+        "images": {
+            "data_set": result.data_set_size,
+            "used": len(used),
+            "zero": int((used.lambda_max == 0).sum()),
+            "skipped": skipped.to_dict(),
+        },
+        "left_out": [
+            {"direction": direction, "cause": cause, "count": count}
+            for (direction, cause), count in sorted(result.left_out.items())
+        ],
+        "kept_norm": dict(result.kept_norm),
+        "metrics": dict(result.metrics),
+        "at_reference_strength": curves[curves.strength.isin([0.0, result.strength])].to_dict("records"),
+        "thresholds": result.thresholds.to_dict("records"),
+        "error_ranking": result.error_ranking.to_dict("records"),
+    }
+
+
+def _described(value: Any) -> Any:
+    """An option as JSON can hold it; objects by what they are."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_described(item) for item in value]
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    if isinstance(value, Likelihood):
+        return str(value)
+    return f"{type(value).__name__} {value.name}" if hasattr(value, "name") else type(value).__name__
+
+
+def _json(value: Any) -> Any:
+    """With null for NaN and the text "inf" for infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
+
+
+def _existing(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no file {name}. Give a folder that IFIMSaver wrote, complete, or let it write it again."
+        )
+    return folder / name
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    file = _existing(folder, SUMMARY)
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}). Let IFIMSaver write the folder again.") from error
+    found = summary.get("format") if isinstance(summary, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"{file} has the format {found!r}; this version reads {FORMAT}. Give a folder that IFIMSaver wrote, or "
+            "use the version of monai_ifim that wrote it."
+        )
+    if missing := [key for key in _KEYS if key not in summary]:
+        raise ValueError(f"{file} lacks {', '.join(missing)}. Let IFIMSaver write the folder again.")
+    return summary
+
+
+def _read(folder: Path, name: str) -> pd.DataFrame:
+    file = _existing(folder, name)
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        if missing := [column for column in _COLUMNS[name] if column not in table]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        for column in set(table) - _TEXT:
+            table[column] = pd.to_numeric(table[column])
+        return table
+    except ValueError as error:
+        raise ValueError(f"{file} is not a table of IFIMSaver: {error}. Let it write the folder again.") from error

@@ -1,0 +1,36 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics over a set of images: intervals, tables, comparisons, summaries."""
+
+from monai_ifim.statistics.comparisons import censored, compare_directions, coupling
+from monai_ifim.statistics.intervals import (
+    DEFAULT_RESAMPLES,
+    Interval,
+    auc_interval,
+    bootstrap_interval,
+    holm,
+    one_vs_rest_auc,
+)
+from monai_ifim.statistics.summaries import error_ranking, flip_strengths, summarise, summary_names, thresholds
+from monai_ifim.statistics.tables import curve_table, per_group, per_image, removal_table
+
+__all__ = [
+    "DEFAULT_RESAMPLES",
+    "Interval",
+    "auc_interval",
+    "bootstrap_interval",
+    "censored",
+    "compare_directions",
+    "coupling",
+    "curve_table",
+    "error_ranking",
+    "flip_strengths",
+    "holm",
+    "one_vs_rest_auc",
+    "per_group",
+    "per_image",
+    "removal_table",
+    "summarise",
+    "summary_names",
+    "thresholds",
+]

@@ -1,0 +1,139 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Directions against each other, paired by image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+
+from monai_ifim.perturbation import ENDPOINTS
+from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, bootstrap_interval, holm
+from monai_ifim.statistics.tables import pairs, per_group
+
+__all__ = ["censored", "compare_directions", "coupling"]
+
+_COMPARISON = ["direction", "control", "strength", "endpoint", "count", "median_difference", "difference_low"]
+_COMPARISON += ["difference_high", "median_log10_ratio", "ratio_low", "ratio_high", "degenerate", "wilcoxon_p"]
+
+
+def coupling(
+    frame: pd.DataFrame, noise_floor: pd.Series, strength: float, control: str = "low_matched", direction: str = "high"
+) -> pd.Series:
+    """``log10((KL_direction + f) / (KL_control + f))`` of each image, with ``f`` the noise floor of its logits.
+
+    Values compare only at equal strength. Images that either direction left out are absent.
+
+    Args:
+        frame: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`.
+        noise_floor: by image, the KL divergence (nats) that rounding alone can make.
+        strength: one of the strengths in the table.
+        control: the direction to compare with.
+        direction: the direction that is compared.
+
+    Example:
+        >>> rows = [(0, "high", 1e-2), (0, "transfer", 1e-4)]
+        >>> frame = pd.DataFrame(rows, columns=["image", "direction", "kl"]).assign(strength=0.03)
+        >>> coupling(frame, pd.Series({0: 0.0}), 0.03, "transfer").round(6).to_list()
+        [2.0]
+    """
+    both = pairs(frame, strength, direction, control).join(noise_floor.rename("floor"), how="inner")
+    return np.log10((both.direction + both.floor) / (both.control + both.floor))
+
+
+def censored(frame: pd.DataFrame, noise_floor: pd.Series, strength: float, control: str = "low_matched") -> float:
+    """Share of the images in :func:`coupling` with either KL at or below the noise floor; NaN without images.
+
+    Example:
+        >>> rows = [(0, "high", 1e-2), (0, "low_matched", 1e-14)]
+        >>> frame = pd.DataFrame(rows, columns=["image", "direction", "kl"]).assign(strength=0.03)
+        >>> censored(frame, pd.Series({0: 1e-13}), 0.03)
+        1.0
+    """
+    both = pairs(frame, strength, "high", control).join(noise_floor.rename("floor"), how="inner")
+    return float((both[["direction", "control"]].min(axis=1) <= both.floor).mean()) if len(both) else float("nan")
+
+
+def compare_directions(
+    images: pd.DataFrame,
+    curves: pd.DataFrame,
+    strength: float,
+    *,
+    endpoint: str = "kl",
+    direction: str = "high",
+    controls: Sequence[str] | None = None,
+    resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """A direction against its controls at equal strength, paired by image, then by patient where patients are known.
+
+    Args:
+        images: one row an image: ``image, noise_floor`` and, where patients are known, ``group``.
+        curves: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`.
+        strength: one of the strengths in the table.
+        endpoint: name of one of :data:`~monai_ifim.perturbation.ENDPOINTS` whose column the table has.
+        direction: the direction that is compared.
+        controls: the directions to compare with, default all others.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        One row a control: ``direction, control, strength, endpoint, count``; ``median_difference`` with
+        ``difference_low`` and ``difference_high``; for the endpoint ``kl`` ``median_log10_ratio`` (see
+        :func:`coupling`) with ``ratio_low`` and ``ratio_high`` in log10 units; ``degenerate``, of the difference;
+        ``wilcoxon_p`` of the two-sided signed-rank test, without the differences of zero, and ``holm_p``, corrected for
+        the number of controls. A direction without images in common has a count of 0.
+
+    Raises:
+        ValueError: When the table has no such endpoint, or the strength was not tested.
+
+    Example:
+        >>> rows = [(image, name, kl) for image in range(6) for name, kl in (("high", 3.0 + image), ("low", 1.0))]
+        >>> curves = pd.DataFrame(rows, columns=["image", "direction", "kl"]).assign(strength=0.1)
+        >>> table = compare_directions(pd.DataFrame({"image": range(6), "noise_floor": 0.0}), curves, 0.1)
+        >>> table[["control", "count", "median_difference", "wilcoxon_p"]]
+          control  count  median_difference  wilcoxon_p
+        0     low      6                4.5     0.03125
+    """
+    known = [name for name, point in ENDPOINTS.items() if point.column in curves]
+    if endpoint not in known:
+        raise ValueError(f"endpoint must be one of those in the table, {', '.join(known)}, got {endpoint!r}.")
+    tested = sorted(curves.strength.astype(float).unique())
+    if len(tested) and not np.isclose(tested, strength, atol=0).any():
+        raise ValueError(f"strength must be one of those tested, {', '.join(map(str, tested))}, got {strength}.")
+    floor = images.set_index("image").noise_floor
+    rows = []
+    for control in [name for name in curves.direction.unique() if name != direction] if controls is None else controls:
+        both = pairs(curves, strength, direction, control, ENDPOINTS[endpoint].column)
+        changes = per_group(both.direction - both.control, images)
+        ratios = coupling(curves, floor, strength, control, direction) if endpoint == "kl" else changes[:0]
+        difference = bootstrap_interval(changes, "median", resamples=resamples, seed=seed)
+        ratio = bootstrap_interval(per_group(ratios, images), "median", resamples=resamples, seed=seed)
+        row = {
+            "direction": direction,
+            "control": control,
+            "strength": strength,
+            "endpoint": endpoint,
+            "count": difference.count,
+            "median_difference": difference.value,
+            "difference_low": difference.low,
+            "difference_high": difference.high,
+            "median_log10_ratio": ratio.value,
+            "ratio_low": ratio.low,
+            "ratio_high": ratio.high,
+            "degenerate": difference.degenerate,
+            "wilcoxon_p": _signed_rank_p(changes.to_numpy()),
+        }
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=_COMPARISON)
+    return table.assign(holm_p=holm(table.wilcoxon_p))
+
+
+def _signed_rank_p(differences: np.ndarray) -> float:
+    """Two-sided p-value of Wilcoxon's signed-rank test; 1 where all differences are zero, NaN where there are none."""
+    # scipy knows the exact distribution, also with zeros, once these are gone
+    changes = differences[differences != 0]
+    return float(wilcoxon(changes).pvalue) if len(changes) else (1.0 if len(differences) else np.nan)

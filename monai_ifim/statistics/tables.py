@@ -1,0 +1,227 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers of each image and over a set of images, from the table of sensitivity curves.
+
+Draws and signs of an image are averaged first, then the images of a patient where the table of images has a column
+``group`` (:func:`per_group`), so that every interval and test counts independent values. Intervals are bootstrap
+intervals of 95 % (:mod:`monai_ifim.statistics.intervals`). What no image gives is NaN.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from monai_ifim.perturbation import ENDPOINTS
+from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, Interval, auc_interval, bootstrap_interval
+
+__all__ = [
+    "cells",
+    "curve_table",
+    "image_values",
+    "interval_columns",
+    "pairs",
+    "per_group",
+    "per_image",
+    "removal_table",
+    "truth_and_scores",
+    "used_images",
+]
+
+_INTERVAL = ["value", "low", "high", "count", "degenerate"]
+# Columns that the table of images has, too; without labels they hold NaN.
+_UNPERTURBED = [point.column for point in ENDPOINTS.values() if point.unperturbed]
+
+
+def per_image(frame: pd.DataFrame, direction: str, strength: float, endpoint: str = "kl") -> pd.Series:
+    """One value an image: the mean of an endpoint over draws and signs.
+
+    Args:
+        frame: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`.
+        direction: name of the direction.
+        strength: one of the strengths in the table.
+        endpoint: name of a column.
+
+    Example:
+        >>> frame = pd.DataFrame({"image": [0, 0], "direction": "high", "strength": 0.1, "kl": [1.0, 3.0]})
+        >>> per_image(frame, "high", 0.1).to_list()
+        [2.0]
+    """
+    rows = frame[(frame.direction == direction) & np.isclose(frame.strength.astype(float), strength, atol=0)]
+    return rows.groupby("image")[endpoint].mean().astype(float)
+
+
+def per_group(values: pd.Series, images: pd.DataFrame) -> pd.Series:
+    """One value a patient: the mean of its images, so that many images of one patient count once.
+
+    Args:
+        values: by image.
+        images: one row an image, with ``image`` and, where patients are known, ``group``. An image without a group is
+            its own. Without the column, the values are returned as they are.
+
+    Example:
+        >>> images = pd.DataFrame({"image": [0, 1, 2], "group": ["a", "a", "b"]})
+        >>> per_group(pd.Series({0: 1.0, 1: 3.0, 2: 5.0}), images).to_dict()
+        {'a': 2.0, 'b': 5.0}
+    """
+    return values.groupby(_groups(values.index, images), sort=False).mean() if "group" in images else values
+
+
+def curve_table(
+    images: pd.DataFrame, curves: pd.DataFrame, *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """The sensitivity curves over a set of images, with their intervals.
+
+    Args:
+        images: one row an image: ``image, noise_floor, skipped`` (a cause, or an empty string), with labels
+            ``correct``; for the area under the curve ``truth_0, truth_1, ...`` (0 or 1 for each output) and
+            ``probability_0, ...`` (unperturbed); and ``group`` where patients are known.
+        curves: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`, with the probabilities for the area
+            under the curve.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        One row a direction, strength and endpoint, with ``statistic, value, low, high, count`` (of images, or
+        patients) and ``degenerate`` (see :class:`~monai_ifim.statistics.Interval`). Endpoints: those of
+        :data:`~monai_ifim.perturbation.ENDPOINTS` that the table has; ``kl_ratio``, the median of KL over its quadratic
+        prediction among the images where that lies above the noise floor and nothing was clipped; and ``auc``, one
+        output against the rest, resampled within class, a mean over draws and over the sign that harms the confidence
+        of each image more and the one that harms it less (of a patient's images with the same label, the probabilities
+        are averaged). The direction ``unperturbed`` at strength 0 holds accuracy and area of all images that were used.
+
+    Example:
+        >>> curves = pd.DataFrame({"image": [0, 1, 2], "direction": "high", "strength": 0.1, "kl": [1.0, 2.0, 6.0]})
+        >>> table = curve_table(pd.DataFrame({"image": [0, 1, 2]}), curves)
+        >>> table[["direction", "strength", "endpoint", "statistic", "value", "count"]]
+          direction  strength endpoint statistic  value  count
+        0      high       0.1       kl      mean    3.0      3
+    """
+    used = used_images(images)
+    truth = _outputs(used, "truth")
+    rows = []
+
+    def add(direction: str, strength: float, values: pd.DataFrame, scores: pd.DataFrame) -> None:
+        place = {"direction": direction, "strength": strength}
+        for point in ENDPOINTS.values():
+            if point.column in values:
+                of_groups = per_group(values[point.column], used)
+                interval = bootstrap_interval(of_groups, point.statistic, resamples=resamples, seed=seed)
+                rows.append(place | {"endpoint": point.name, "statistic": point.statistic} | interval_columns(interval))
+        if truth.notna().to_numpy().any() and len(scores.columns):
+            interval = auc_interval(*truth_and_scores(truth, scores, used), resamples=resamples, seed=seed)
+            statistic = {"endpoint": "auc", "statistic": ENDPOINTS["auc"].statistic}
+            rows.append(place | statistic | interval_columns(interval))
+
+    unperturbed = used.filter(["image", *_UNPERTURBED])
+    add("unperturbed", 0.0, image_values(unperturbed, used), _outputs(used, "probability"))
+    for direction, strength, part in cells(curves):
+        add(direction, strength, image_values(part, used), _repeated_scores(part))
+    return pd.DataFrame(rows, columns=["direction", "strength", "endpoint", "statistic", *_INTERVAL])
+
+
+def removal_table(
+    images: pd.DataFrame, removals: pd.DataFrame, *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """What it does to remove a share of a component of the image, with intervals. Not norm-matched: see ``size``.
+
+    Args:
+        images: as for :func:`curve_table`.
+        removals: one row an image, component and fraction: ``image, component, fraction, size`` (root mean square of
+            the change over the image's contrast) and the endpoints.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        One row a component, fraction and endpoint with the columns of :func:`curve_table`; the component
+        ``unperturbed`` at fraction 0 holds the accuracy of all images that were used.
+
+    Example:
+        >>> removals = pd.DataFrame({"image": [0, 1], "component": "high", "fraction": 0.5, "kl": [1.0, 2.0]})
+        >>> removal_table(pd.DataFrame({"image": [0, 1]}), removals).value.to_list()
+        [1.5]
+    """
+    as_curves = removals.rename(columns={"component": "direction", "fraction": "strength"})
+    without_area = images.drop(columns=images.filter(regex=r"^truth_\d+$").columns)
+    table = curve_table(without_area, as_curves, resamples=resamples, seed=seed)
+    return table.rename(columns={"direction": "component", "strength": "fraction"})
+
+
+def used_images(images: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the images that were not left out."""
+    return images[images.skipped == ""] if "skipped" in images else images
+
+
+def _groups(index: pd.Index, images: pd.DataFrame) -> pd.Series:
+    """The patient of each image of the index; an image without one is its own."""
+    group = images.set_index("image").group.reindex(index).astype(object)
+    return group.where(group.notna() & (group != ""), index.to_series())
+
+
+def pairs(frame: pd.DataFrame, strength: float, direction: str, control: str, endpoint: str = "kl") -> pd.DataFrame:
+    """Values of two directions, of the images that both have."""
+    both = {"direction": direction, "control": control}
+    return pd.DataFrame({role: per_image(frame, name, strength, endpoint) for role, name in both.items()}).dropna()
+
+
+def cells(curves: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:
+    """Direction, strength and their rows: directions in the order of the table, strengths from small to great."""
+    for direction in curves.direction.unique():
+        rows = curves[curves.direction == direction]
+        for strength in np.sort(rows.strength.unique()):
+            yield direction, float(strength), rows[rows.strength == strength]
+
+
+def image_values(part: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """One row an image: means of the endpoints there are over draws and signs, and ``kl_ratio``."""
+    columns = [point.column for point in ENDPOINTS.values() if point.column in part]
+    values = part.groupby("image")[columns].mean().astype(float)
+    values = values.drop(columns=[name for name in _UNPERTURBED if name in values and values[name].isna().all()])
+    if {"kl", "kl_quadratic"} <= set(columns):
+        # below the noise floor the quadratic prediction is rounding too, and so is a ratio to it
+        floor = images.set_index("image").get("noise_floor", pd.Series(dtype=float))
+        above = values.kl_quadratic > floor.reindex(values.index).fillna(0.0)
+        if "clipped" in values:  # the prediction is that of the whole change
+            above &= values.clipped == 0
+        values["kl_ratio"] = values.kl / values.kl_quadratic.where(above)
+    return values
+
+
+def _outputs(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    """By image, the columns ``<prefix>_0, <prefix>_1, ...`` in their order."""
+    count = sum(re.fullmatch(rf"{prefix}_\d+", str(name)) is not None for name in table.columns)
+    return table.set_index("image")[[f"{prefix}_{output}" for output in range(count)]]
+
+
+def _repeated_scores(part: pd.DataFrame) -> pd.DataFrame:
+    """By image, the probability of each output (in their order) in each draw, after the milder and the harsher sign.
+
+    Which sign of a direction is +1 is arbitrary for each image, and must not decide with what it is compared.
+    """
+    if "probability_0" not in part:
+        return pd.DataFrame(index=part.image.unique())
+    if "confidence_drop" in part:
+        part = part.sort_values(["confidence_drop", "sign"])
+        part = part.assign(sign=part.groupby(["image", "draw"]).cumcount())
+    probabilities = _outputs(part, "probability").columns.to_list()
+    return part.pivot(index="image", columns=["draw", "sign"], values=probabilities)
+
+
+def truth_and_scores(truth: pd.DataFrame, scores: pd.DataFrame, images: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays (n, outputs) and (n, repeats, outputs), averaged over the images of a patient with the same truth."""
+    outputs, repeats = truth.shape[1], scores.shape[1] // truth.shape[1]
+    table = pd.concat([truth, scores.set_axis(range(scores.shape[1]), axis=1)], axis=1, join="inner").dropna()
+    if "group" in images:
+        labels = table[truth.columns].to_numpy().T
+        table = table.groupby([_groups(table.index, images).to_numpy(), *labels], sort=False).mean()
+    numbers = table.to_numpy(dtype=float)
+    return numbers[:, :outputs], numbers[:, outputs:].reshape(-1, outputs, repeats).swapaxes(1, 2)
+
+
+def interval_columns(interval: Interval) -> dict[str, Any]:
+    """An interval as columns of a table."""
+    return {name: getattr(interval, name) for name in _INTERVAL}
