@@ -16,7 +16,7 @@ import torch
 from scipy.stats import beta
 from torch import Tensor
 
-from monai_ifim.intervals import DEFAULT_RESAMPLES, bootstrap_interval
+from monai_ifim.statistics import DEFAULT_RESAMPLES, bootstrap_interval
 
 __all__ = ["agreement_table", "principal_angles", "random_cosines", "random_quantile"]
 

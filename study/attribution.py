@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Attribution baselines as arms: noise inside the places that a map calls important, at the norm of all other arms.
+"""Attribution baselines as directions: noise inside the places that a map calls important, of the same size as others.
 
 The maps ask what the network's predicted class depends on, with the usual defaults of captum and MONAI: the gradient of
 its logit, Integrated Gradients and occlusion from and with an image of zeros (mid-grey, not black, where images are
@@ -20,10 +20,11 @@ from monai.networks.blocks import SABlock
 from monai.visualize import GradCAM
 from torch import Tensor, nn
 
-from monai_ifim.arms import _ROUNDINGS, Arm, ArmInputs, DirectionFunction, _unit
-from monai_ifim.network import _plain, default_micro_batch_size
+from monai_ifim.model import default_batch_size, plain_tensor
+from monai_ifim.perturbation import Direction, DirectionFunction, DirectionInputs
+from monai_ifim.perturbation.directions import ROUNDINGS
 
-__all__ = ["METHODS", "attribution_arms", "attribution_maps", "gradcam_layer", "missing_methods", "top_places"]
+__all__ = ["METHODS", "attribution_directions", "attribution_maps", "gradcam_layer", "missing_methods", "top_places"]
 
 _CAPTUM_METHODS = ("saliency", "integrated_gradients", "occlusion")
 METHODS = (*_CAPTUM_METHODS, "gradcam", "top_ifim", "random_mask")
@@ -55,15 +56,15 @@ def missing_methods(network: nn.Module | None = None) -> dict[str, str]:
     return missing
 
 
-def attribution_arms(
+def attribution_directions(
     network: nn.Module, images: Tensor, predicted: Tensor, methods: Sequence[str], share: float = 0.05
-) -> list[Arm]:
-    """One arm a method: white noise inside the top share of each image's places, zero elsewhere, of unit norm.
+) -> list[Direction]:
+    """One direction a method: white noise inside the top share of each image's places, zero elsewhere.
 
     A place is a voxel with all its channels; it ranks by the absolute attribution, summed over channels. Ties are
     broken at random, the same way for every image, so that every mask has the same size. An image whose attribution is
-    the same everywhere has no top, and is left out with this cause. The arms are for these images, all together and in
-    this order.
+    the same everywhere has no top, and is left out with this cause. The directions are for these images, all together
+    and in this order.
 
     Args:
         network: the classifier; a copy in evaluation mode is explained, since explainers leave traces.
@@ -79,24 +80,25 @@ def attribution_arms(
         >>> from monai_ifim import input_fisher, sensitivity_curves
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
         >>> images = torch.randn(3, 1, 8, 8)
-        >>> arms = attribution_arms(network, images, network(images).argmax(dim=1), ["top_ifim", "random_mask"])
-        >>> curves = sensitivity_curves(network, images, input_fisher(network, images), ("high", *arms))
-        >>> curves.to_frame().arm.unique().tolist()
+        >>> predicted = network(images).argmax(dim=1)
+        >>> directions = attribution_directions(network, images, predicted, ["top_ifim", "random_mask"])
+        >>> curves = sensitivity_curves(network, images, input_fisher(network, images), ("high", *directions))
+        >>> curves.to_frame().direction.unique().tolist()
         ['high', 'top_ifim', 'random_mask']
     """
-    images = _plain(images).detach()
+    images = plain_tensor(images).detach()
     _check(network, images, predicted, methods)
     _check_share(share)
-    arms: list[Arm] = []
+    directions: list[Direction] = []
     for method in methods:
         if method in _MAPS:
             maps = attribution_maps(network, images, predicted, method)
-            arms.append(_masked_noise(method, _known_places(method, images, top_places(maps, share))))
+            directions.append(_masked_noise(method, _known_places(method, images, top_places(maps, share))))
         elif method == "top_ifim":
-            arms.append(_masked_noise(method, lambda inputs: top_places(_absolute(_leading(inputs)), share)))
+            directions.append(_masked_noise(method, lambda inputs: top_places(_absolute(_leading(inputs)), share)))
         else:
-            arms.append(_masked_noise(method, lambda inputs: top_places(_random_maps(inputs), share)))
-    return arms
+            directions.append(_masked_noise(method, lambda inputs: top_places(_random_maps(inputs), share)))
+    return directions
 
 
 def attribution_maps(network: nn.Module, images: Tensor, predicted: Tensor, method: str) -> Tensor:
@@ -116,7 +118,7 @@ def attribution_maps(network: nn.Module, images: Tensor, predicted: Tensor, meth
         >>> attribution_maps(network, torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 0]), "gradcam").shape
         torch.Size([3, 8, 8])
     """
-    images = _plain(images).detach()
+    images = plain_tensor(images).detach()
     _check(network, images, predicted, [method])
     if method not in _MAPS:
         raise ValueError(f"method must be one of {', '.join(_MAPS)}, got {method!r}.")
@@ -124,13 +126,13 @@ def attribution_maps(network: nn.Module, images: Tensor, predicted: Tensor, meth
     in_place: list[Any] = [module for module in explainer.modules() if getattr(module, "inplace", False)]
     for module in in_place:  # hooks refuse a layer whose output is overwritten
         module.inplace = False
-    micro_batch = default_micro_batch_size(images[0].numel())
+    batch_size = default_batch_size(images[0].numel())
     maps = torch.empty_like(images[:, 0])
     # one class at a time: MONAI's GradCAM adds up the scores of all classes that it is given, for every image
     for label in predicted.unique().tolist():
-        for rows in (predicted == label).nonzero().flatten().to(images.device).split(micro_batch):
+        for rows in (predicted == label).nonzero().flatten().to(images.device).split(batch_size):
             with torch.enable_grad():
-                found = _MAPS[method](explainer, images[rows].requires_grad_(), label, micro_batch)
+                found = _MAPS[method](explainer, images[rows].requires_grad_(), label, batch_size)
             maps[rows] = _absolute(found.detach()).to(maps.dtype)  # captum's occlusion is float32 always
     return maps
 
@@ -155,7 +157,7 @@ def top_places(maps: Tensor, share: float) -> Tensor:
     shuffled = torch.randperm(places, generator=torch.Generator().manual_seed(0)).to(flat.device)
     best = flat[:, shuffled].argsort(dim=1, descending=True, stable=True)[:, : max(1, round(share * places))]
     chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, shuffled[best], True)
-    rounding = _ROUNDINGS * torch.finfo(flat.dtype).eps * flat.abs().amax(dim=1)
+    rounding = ROUNDINGS * torch.finfo(flat.dtype).eps * flat.abs().amax(dim=1)
     differs = flat.amax(dim=1) - flat.amin(dim=1) > rounding  # false for NaN, too
     return (chosen & differs.unsqueeze(1)).view(maps.shape)
 
@@ -199,21 +201,21 @@ def gradcam_layer(network: nn.Module, image: Tensor) -> str:
     return names[-1]
 
 
-def _saliency(network: nn.Module, images: Tensor, label: int, micro_batch: int) -> Tensor:
+def _saliency(network: nn.Module, images: Tensor, label: int, batch_size: int) -> Tensor:
     from captum.attr import Saliency
 
     return Saliency(network).attribute(images, target=label)
 
 
-def _integrated_gradients(network: nn.Module, images: Tensor, label: int, micro_batch: int) -> Tensor:
+def _integrated_gradients(network: nn.Module, images: Tensor, label: int, batch_size: int) -> Tensor:
     from captum.attr import IntegratedGradients
 
     return IntegratedGradients(network).attribute(
-        images, target=label, n_steps=_INTEGRATION_STEPS, internal_batch_size=max(micro_batch, len(images))
+        images, target=label, n_steps=_INTEGRATION_STEPS, internal_batch_size=max(batch_size, len(images))
     )
 
 
-def _occlusion(network: nn.Module, images: Tensor, label: int, micro_batch: int) -> Tensor:
+def _occlusion(network: nn.Module, images: Tensor, label: int, batch_size: int) -> Tensor:
     from captum.attr import Occlusion
 
     windows = _WINDOWS[images.ndim - 2]
@@ -224,11 +226,11 @@ def _occlusion(network: nn.Module, images: Tensor, label: int, micro_batch: int)
         target=label,
         sliding_window_shapes=shape,
         strides=shape,
-        perturbations_per_eval=max(1, micro_batch // len(images)),
+        perturbations_per_eval=max(1, batch_size // len(images)),
     )
 
 
-def _gradcam(network: nn.Module, images: Tensor, label: int, micro_batch: int) -> Tensor:
+def _gradcam(network: nn.Module, images: Tensor, label: int, batch_size: int) -> Tensor:
     layer = gradcam_layer(network, images[:1])
     # the map itself: by default MONAI rescales it so that the most important place is zero
     return GradCAM(network, target_layers=layer, postprocessing=lambda found: found)(images, class_idx=label)
@@ -242,30 +244,30 @@ _MAPS: dict[str, Callable[[nn.Module, Tensor, int, int], Tensor]] = {
 }
 
 
-def _masked_noise(name: str, places: Callable[[ArmInputs], Tensor]) -> Arm:
-    def directions(inputs: ArmInputs, draw: int) -> Tensor:
-        return _unit(inputs.white_noise(name, draw) * places(inputs).unsqueeze(1))
+def _masked_noise(name: str, places: Callable[[DirectionInputs], Tensor]) -> Direction:
+    def directions(inputs: DirectionInputs, draw: int) -> Tensor:
+        return inputs.white_noise(name, draw) * places(inputs).unsqueeze(1)
 
-    arm = DirectionFunction(name, directions, random=True)
-    arm.cause_of_zero = "the map is the same everywhere"
-    return arm
+    direction = DirectionFunction(name, directions, random=True)
+    direction.cause_of_zero = "the map is the same everywhere"
+    return direction
 
 
-def _known_places(method: str, images: Tensor, mask: Tensor) -> Callable[[ArmInputs], Tensor]:
-    def places(inputs: ArmInputs) -> Tensor:
+def _known_places(method: str, images: Tensor, mask: Tensor) -> Callable[[DirectionInputs], Tensor]:
+    def places(inputs: DirectionInputs) -> Tensor:
         given = inputs.images
         if given.shape != images.shape or not torch.allclose(given, images, rtol=0, atol=0, equal_nan=True):
-            raise ValueError(f"The arm '{method}' was made for other images. Make the arms anew for these images.")
+            raise ValueError(f"The direction '{method}' was made for other images. Make it anew for these images.")
         return mask
 
     return places
 
 
-def _leading(inputs: ArmInputs) -> Tensor:
+def _leading(inputs: DirectionInputs) -> Tensor:
     return inputs.fisher.eigenvectors[:, 0]
 
 
-def _random_maps(inputs: ArmInputs) -> Tensor:
+def _random_maps(inputs: DirectionInputs) -> Tensor:
     """One map an image, the same for every draw."""
     return inputs.noise("random_mask_places", 0, inputs.images.shape[2:])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from monai_ifim.intervals import Interval
+from monai_ifim.statistics import Interval
 from study.collecting import CELL, CONTROL_KINDS, Results, seed_interval
 from study.plan import MANY_IMAGES
 from study.sensitivity import ATTRIBUTIONS, IFIM_NOISE
@@ -139,7 +139,7 @@ def statements(strengths: Sequence[float]) -> list[Statement]:
 def _compared(number: str, pair: Sequence[str], endpoint: str, strength: float | None, reading: str) -> Statement:
     """One direction against another, at one strength or at every one."""
     effect, unit = _EFFECTS[endpoint]
-    where = {"arm": pair[0], "control": pair[1], "endpoint": endpoint}
+    where = {"direction": pair[0], "control": pair[1], "endpoint": endpoint}
     when = "at every strength" if strength is None else f"at strength {strength:g}"
     return Statement(
         number,

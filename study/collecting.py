@@ -17,7 +17,7 @@ from torch import Tensor
 
 from monai_ifim import input_fisher
 from monai_ifim.data import IdealObserver, SignalDetectionTask
-from monai_ifim.intervals import Interval, bootstrap_interval
+from monai_ifim.statistics import Interval, bootstrap_interval
 from study.agreement import agreement_table, principal_angles
 from study.plan import Cell, Effort
 from study.spectra import spectrum_table
@@ -47,7 +47,7 @@ CELL = ["task", "network", "kind", "seed"]
 # Of networks that learned nothing.
 CONTROL_KINDS = ("shuffled labels", "untrained")
 # What tells the points of a network's curves apart.
-CURVE = ["arm", "strength", "endpoint"]
+CURVE = ["direction", "strength", "endpoint"]
 _NUMBERS = ["value", "low", "high"]
 # Of the summaries: with an interval over images, and without.
 _WITH_INTERVAL = ["test_accuracy", "test_auc", "log10_lambda_max", "effective_rank", "second_to_first"]
@@ -68,7 +68,7 @@ class Results:
         curves: of :func:`monai_ifim.statistics.curve_table`.
         comparisons: of :func:`study.sensitivity.comparison_table`.
         thresholds: of :func:`monai_ifim.statistics.thresholds`.
-        left_out: how many images an arm left out, by cause.
+        left_out: how many images a direction left out, by cause.
         alarms: areas under the ROC curve of errors and of shifted images.
         gains: how much greater than that of a ``baseline`` (the maximum softmax probability, or the entropy) the area
             of a score of the iFIM is, with this area itself as ``auroc, auroc_low, auroc_high``.
@@ -224,7 +224,7 @@ def gain_table(alarms: pd.DataFrame, of_two_classes: Sequence[str]) -> pd.DataFr
 
 def learned_table(comparisons: pd.DataFrame) -> pd.DataFrame:
     """``learned`` of :class:`Results`, from the table of comparisons."""
-    table = comparisons[(comparisons.arm == "high") & (comparisons.control == "low")].drop(columns="control")
+    table = comparisons[(comparisons.direction == "high") & (comparisons.control == "low")].drop(columns="control")
     controls = table[table.kind.isin(CONTROL_KINDS)].rename(columns={"kind": "control"}).drop(columns="seed")
     pairs = table[table.kind == "trained"].merge(
         controls, on=["task", "network", "endpoint", "strength"], suffixes=("", "_control")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import DegenerateDataWarning, bootstrap
 
-from monai_ifim.intervals import DEFAULT_RESAMPLES, Interval, auc_interval
+from monai_ifim.statistics import DEFAULT_RESAMPLES, Interval, auc_interval
 
 __all__ = ["SCORES", "detection_table"]
 

@@ -114,7 +114,7 @@ def _setting(found: Summary) -> dict[str, Any]:
         worst = max(_records(found.left_out), key=lambda row: row.images / row.measured)
         left_out.append(
             f"An image that lacks a direction is left out of it: at most {worst.images} of {worst.measured}, of "
-            f"`{worst.arm}` in {worst.task} {worst.network} {worst.kind}, since {worst.cause} (`left_out.csv`)."
+            f"`{worst.direction}` in {worst.task} {worst.network} {worst.kind}, since {worst.cause} (`left_out.csv`)."
         )
     return {
         "networks": len(networks),

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from monai_ifim.perturbation import DEFAULT_ARMS
+from monai_ifim.perturbation import DEFAULT_DIRECTIONS
 from monai_ifim.visualize import plot_curves
 from study.agreement import principal_angles
 from study.collecting import CURVE, Results, over_seeds, task_eigenvectors
@@ -84,7 +84,7 @@ def draw_curves(curves: pd.DataFrame, task: str) -> tuple[Figure, str]:
     if seeds > 1:
         table, over = over_seeds(table, CURVE).rename(columns={"seeds": "count"}), f"mean of {seeds} seeds"
         over += " (bands: 95 % over seeds)"
-    shown = table[table.arm.isin([*DEFAULT_ARMS, "unperturbed"]) & table.endpoint.isin(_ENDPOINTS)]
+    shown = table[table.direction.isin([*DEFAULT_DIRECTIONS, "unperturbed"]) & table.endpoint.isin(_ENDPOINTS)]
     title = f"{task}, {network}, {over}"
     return plot_curves(shown, title), f"What equally large changes do: {title}"
 

@@ -17,9 +17,9 @@ from torch import nn
 import monai_ifim
 from benchmarks.environment import describe_environment
 from monai_ifim import input_fisher
-from monai_ifim.intervals import bootstrap_interval
+from monai_ifim.statistics import bootstrap_interval
 from study.alarms import measured_alarms
-from study.attribution import attribution_arms, missing_methods
+from study.attribution import attribution_directions, missing_methods
 from study.networks import build_network
 from study.performance import as_columns, performance
 from study.plan import Cell, Effort
@@ -98,11 +98,11 @@ def measured_cell(cell: Cell, task: Task, effort: Effort, cache: Path) -> Path:
     most = min(MOST_EIGENVECTORS, task.classes - 1)
     fisher = input_fisher(network, measured.images, rank=1)
     spectra = spectrum_table(fisher, task.detection)
-    arms = attribution_arms(
+    directions = attribution_directions(
         network, measured.images, predicted[: len(measured)], [*attributions, IFIM_NOISE, "random_mask"]
     )
     found = measured_sensitivity(
-        network, measured.images, measured.labels, fisher, spectra, arms, effort.strengths, effort.resamples
+        network, measured.images, measured.labels, fisher, spectra, directions, effort.strengths, effort.resamples
     )
     wrong = (predicted != test.labels).numpy()
     alarms = measured_alarms(network, test.images, scores, wrong, len(measured), effort.resamples)

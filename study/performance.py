@@ -11,8 +11,8 @@ from monai.metrics import CalibrationErrorMetric, CalibrationReduction
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from monai_ifim.intervals import Interval, auc_interval, bootstrap_interval
-from monai_ifim.predictive import Categorical
+from monai_ifim.likelihoods import Categorical
+from monai_ifim.statistics import Interval, auc_interval, bootstrap_interval
 
 __all__ = ["as_columns", "calibration_error", "fitted_temperature", "performance"]
 

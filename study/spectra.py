@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monai_ifim import InputFisher, input_fisher
 from monai_ifim.data import SignalDetectionTask
-from monai_ifim.predictive import Categorical
+from monai_ifim.likelihoods import Categorical
 
 __all__ = ["MOST_EIGENVECTORS", "spectrum_table", "template_cosine", "uncertainty_scores"]
 
@@ -79,7 +79,7 @@ def uncertainty_scores(network: Callable, images: Tensor) -> tuple[pd.DataFrame,
     parts = [
         input_fisher(network, batch, rank=1, keep_factor=False).without_factor() for batch in images.split(64)
     ]  # in parts, so that the eigenvectors of the first are gone when the next come
-    logits = torch.cat([part.logits for part in parts])
+    logits = torch.cat([part.outputs for part in parts])
     log_p = Categorical().log_probabilities(logits)[:, 0]
     scores = {
         "lambda_max": torch.cat([part.eigenvalues[:, 0] for part in parts]),

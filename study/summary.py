@@ -33,7 +33,7 @@ class Summary:
             the mean over ``seeds`` with its interval, or the one network's with that over images.
         networks: the same of each ``quantity`` of the networks.
         alarms: the same of the areas under the ROC curve of wrong predictions, by ``score``.
-        left_out: how many ``images`` an arm lost of those ``measured``, all seeds together, and the ``cause``.
+        left_out: how many ``images`` a direction lost of those ``measured``, all seeds together, and the ``cause``.
     """
 
     plan: Mapping[str, Any]
@@ -62,7 +62,7 @@ def write_summary(results: Results, claims: Sequence[Statement], strengths: Sequ
     """
     verdicts = stored_table(judged(results, claims), folder / "verdicts.csv")
     middle, compared, alarms = middle_strength(strengths), results.comparisons, results.alarms
-    pair = (compared.arm == "high") & (compared.control == "low") & np.isclose(compared.strength, middle)
+    pair = (compared.direction == "high") & (compared.control == "low") & np.isclose(compared.strength, middle)
     errors = alarms[(alarms.target == "error") & (alarms.kind == "trained")].rename(columns={"auroc": "value"})
     for name, table in {
         "statements": statement_table(claims, verdicts),
@@ -90,5 +90,5 @@ def _over_seeds_or_images(table: pd.DataFrame, key: str) -> pd.DataFrame:
 def _left_out(results: Results) -> pd.DataFrame:
     keys = CELL[:3]
     measured = results.networks[results.networks.quantity == "measured_images"].groupby(keys).value.sum()
-    lost = results.left_out.groupby([*keys, "arm", "cause"], sort=False).images.sum().reset_index()
+    lost = results.left_out.groupby([*keys, "direction", "cause"], sort=False).images.sum().reset_index()
     return lost.join(measured.astype(int).rename("measured"), on=keys)

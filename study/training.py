@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from monai_ifim.intervals import one_vs_rest_auc
-from monai_ifim.predictive import Categorical
+from monai_ifim.likelihoods import Categorical
+from monai_ifim.statistics import one_vs_rest_auc
 from study.networks import NETWORKS, build_network, calibrate_batch_norm
 from study.plan import Cell, Effort
 from study.storing import digest, save_torch

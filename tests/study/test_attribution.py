@@ -11,11 +11,11 @@ from monai.networks.nets import DenseNet121, SEResNet50, ViT, resnet10, resnet18
 from torch import Tensor, nn
 
 from monai_ifim import input_fisher, sensitivity_curves
-from monai_ifim.arms import ArmInputs
+from monai_ifim.perturbation import DirectionInputs
 from study import attribution as attribution_module
 from study.attribution import (
     METHODS,
-    attribution_arms,
+    attribution_directions,
     attribution_maps,
     gradcam_layer,
     missing_methods,
@@ -53,14 +53,14 @@ def detectors() -> nn.Sequential:
     return network
 
 
-def inputs_of(network: nn.Module, images: Tensor, positions: list[int] | None = None) -> ArmInputs:
-    return ArmInputs(images, input_fisher(network, images), None, positions or range(len(images)), seed=3)
+def inputs_of(network: nn.Module, images: Tensor, positions: list[int] | None = None) -> DirectionInputs:
+    return DirectionInputs(images, input_fisher(network, images), None, positions or range(len(images)), seed=3)
 
 
 def mask_of(network: nn.Module, images: Tensor, method: str, share: float = SHARE) -> Tensor:
-    """Where the noise of an arm lies, (B, *spatial)."""
-    (arm,) = attribution_arms(network, images, network(images).argmax(dim=1), [method], share)
-    return (arm.directions(inputs_of(network, images), 0) != 0).any(dim=1)
+    """Where the noise of a direction lies, (B, *spatial)."""
+    (direction,) = attribution_directions(network, images, network(images).argmax(dim=1), [method], share)
+    return (direction.directions(inputs_of(network, images), 0) != 0).any(dim=1)
 
 
 def top(maps: Tensor, share: float = SHARE) -> Tensor:
@@ -120,8 +120,8 @@ def test_gradcam_finds_the_place_that_speaks_for_the_class_that_is_explained():
     images[:, :, 2:7, 3:7], images[:, :, 12:16, 11:16] = 2.0, -2.0
     network, explained = detectors(), torch.tensor([0, 1, 1, 0])
     bright, dark = (images[:, 0] > 0)[0], (images[:, 0] < 0)[0]
-    (arm,) = attribution_arms(network, images, explained, ["gradcam"], 20 / 400)
-    mask = (arm.directions(inputs_of(network, images), 0) != 0)[:, 0]
+    (direction,) = attribution_directions(network, images, explained, ["gradcam"], 20 / 400)
+    mask = (direction.directions(inputs_of(network, images), 0) != 0)[:, 0]
     assert torch.equal(mask, torch.stack([bright, dark, dark, bright]))
 
 
@@ -146,10 +146,10 @@ def test_top_ifim_marks_where_the_leading_eigenvector_is_largest(shape):
 def test_random_places_are_spread_evenly_and_differ_between_images_but_not_between_draws():
     network, _ = linear(1, 20, 20)
     images = torch.randn(200, 1, 20, 20)
-    (arm,) = attribution_arms(network, images, torch.zeros(200).long(), ["random_mask"])
+    (direction,) = attribution_directions(network, images, torch.zeros(200).long(), ["random_mask"])
     inputs = inputs_of(network, images)
-    masks = arm.directions(inputs, 0)[:, 0] != 0
-    assert torch.equal(masks, arm.directions(inputs, 1)[:, 0] != 0)
+    masks = direction.directions(inputs, 0)[:, 0] != 0
+    assert torch.equal(masks, direction.directions(inputs, 1)[:, 0] != 0)
     hits = masks.double().mean(dim=0)
     assert hits.max() < 0.05 + 6 * (0.05 * 0.95 / 200) ** 0.5  # of a binomial share, over 400 places
     assert len(masks.flatten(1).unique(dim=0)) == 200
@@ -157,18 +157,17 @@ def test_random_places_are_spread_evenly_and_differ_between_images_but_not_betwe
 
 @pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("method", METHODS)
-def test_each_arm_is_unit_noise_in_the_given_share_of_the_places_and_in_all_channels(method, axes):
+def test_each_direction_is_noise_in_the_given_share_of_the_places_and_in_all_channels(method, axes):
     if method in CAPTUM:
         pytest.importorskip("captum")
     network, images = convolutional(2, axes), torch.randn(3, 2, *[10, 12, 8][:axes])
-    (arm,) = attribution_arms(network, images, network(images).argmax(dim=1), [method], 0.1)
-    first, second = (arm.directions(inputs_of(network, images), draw) for draw in (0, 1))
-    torch.testing.assert_close(torch.linalg.vector_norm(first.flatten(1), dim=1), torch.ones(3))
+    (direction,) = attribution_directions(network, images, network(images).argmax(dim=1), [method], 0.1)
+    first, second = (direction.directions(inputs_of(network, images), draw) for draw in (0, 1))
     count = round(0.1 * images[0, 0].numel())
     assert ((first != 0).flatten(2).sum(dim=2) == count).all()
     assert torch.equal(first != 0, second != 0)
     assert not torch.isclose(first[first != 0], second[second != 0]).any()
-    assert torch.equal(first, arm.directions(inputs_of(network, images), 0))
+    assert torch.equal(first, direction.directions(inputs_of(network, images), 0))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -177,14 +176,14 @@ def test_an_image_gets_the_same_direction_alone_as_among_others(method):
         pytest.importorskip("captum")
     network, images = convolutional(1, 2).double(), torch.randn(4, 1, 12, 12).double()
     predicted = network(images).argmax(dim=1)
-    (together,) = attribution_arms(network, images, predicted, [method])
-    (alone,) = attribution_arms(network, images[2:3], predicted[2:3], [method])
+    (together,) = attribution_directions(network, images, predicted, [method])
+    (alone,) = attribution_directions(network, images[2:3], predicted[2:3], [method])
     among = together.directions(inputs_of(network, images), 0)[2:3]
     assert torch.equal(alone.directions(inputs_of(network, images[2:3], [2]), 0), among)
 
 
 @pytest.mark.parametrize("methods", [("gradcam", "top_ifim", "random_mask"), CAPTUM])
-def test_sensitivity_curves_take_the_arms_beside_others_at_the_same_norm(methods):
+def test_sensitivity_curves_take_the_directions_beside_others_at_the_same_norm(methods):
     if methods == CAPTUM:
         pytest.importorskip("captum")
     network, images = convolutional(3, 2), torch.randn(4, 3, 12, 12)
@@ -195,14 +194,14 @@ def test_sensitivity_curves_take_the_arms_beside_others_at_the_same_norm(methods
         return network(batch)
 
     predicted = network(images).argmax(dim=1)
-    arms = attribution_arms(network, images, predicted, methods)
+    directions = attribution_directions(network, images, predicted, methods)
     curves = sensitivity_curves(
-        recording, images, input_fisher(network, images), ("high", "low_matched", *arms), [0.1], draws=2
+        recording, images, input_fisher(network, images), ("high", "low_matched", *directions), [0.1], draws=2
     )
-    assert curves.to_frame().arm.unique().tolist() == ["high", "low_matched", *methods]
+    assert curves.to_frame().direction.unique().tolist() == ["high", "low_matched", *methods]
     assert not any(curves.skipped.values())
     perturbed = torch.cat(changes[1:])  # the first are the images themselves
-    assert len(perturbed) == 4 * 2 * (1 * 2 + len(methods) * 2 + 2)  # images, signs, arms with two draws each
+    assert len(perturbed) == 4 * 2 * (1 + 2 * (1 + len(methods)))  # images, signs, directions; two draws of noise
     distance = (perturbed.unsqueeze(1) - images).flatten(2).square().mean(dim=2).sqrt()
     own = (distance / images.flatten(1).std(dim=1, correction=0)).amin(dim=1)
     torch.testing.assert_close(own, torch.full_like(own, 0.1), rtol=1e-4, atol=0)
@@ -231,16 +230,16 @@ def test_explainers_leave_the_network_and_the_images_as_they_were(method):
 def test_an_image_without_an_important_place_is_left_out_with_the_cause(method):
     network, images = detectors(), torch.randn(2, 1, 8, 8)
     images[1] = -images[1].abs()  # nothing is bright
-    arms = attribution_arms(network, images, torch.tensor([0, 0]), [method])
-    curves = sensitivity_curves(network, images, input_fisher(network, images), arms)
+    directions = attribution_directions(network, images, torch.tensor([0, 0]), [method])
+    curves = sensitivity_curves(network, images, input_fisher(network, images), directions)
     assert curves.skipped[method] == {1: "the map is the same everywhere"}
 
 
-def test_the_arms_of_other_images_are_refused():
+def test_the_directions_of_other_images_are_refused():
     network, images = detectors(), torch.randn(2, 1, 8, 8)
-    (arm,) = attribution_arms(network, images, torch.tensor([0, 1]), ["gradcam"])
+    (direction,) = attribution_directions(network, images, torch.tensor([0, 1]), ["gradcam"])
     with pytest.raises(ValueError, match="'gradcam' was made for other images"):
-        arm.directions(inputs_of(network, images.flip(0)), 0)
+        direction.directions(inputs_of(network, images.flip(0)), 0)
 
 
 def test_equal_values_are_not_chosen_along_the_raster():
@@ -305,7 +304,7 @@ def test_without_captum_its_methods_are_missing_with_the_command_that_installs_i
     assert set(missing_methods()) == set(CAPTUM)
     assert "pip install 'monai-ifim[benchmark]'" in missing_methods()["saliency"]
     with pytest.raises(ValueError, match="'saliency' is not available here: captum is not installed"):
-        attribution_arms(detectors(), torch.randn(1, 1, 8, 8), torch.tensor([0]), ["saliency"])
+        attribution_directions(detectors(), torch.randn(1, 1, 8, 8), torch.tensor([0]), ["saliency"])
 
 
 @pytest.mark.parametrize(
@@ -321,7 +320,7 @@ def test_without_captum_its_methods_are_missing_with_the_command_that_installs_i
 def test_what_is_out_of_range_is_refused(change, message):
     given = {"images": torch.randn(2, 1, 8, 8), "predicted": torch.tensor([0, 1]), "methods": ["random_mask"]} | change
     with pytest.raises(ValueError, match=message):
-        attribution_arms(detectors(), **given)
+        attribution_directions(detectors(), **given)
 
 
 @needs_captum

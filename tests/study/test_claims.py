@@ -11,13 +11,13 @@ import pytest
 from study.claims import Statement, judged, statement_table, statements
 from study.collecting import CELL
 
-CLAIM = Statement("C1", "a is above b", "", "comparisons", {"arm": "high", "strength": 0.03})
+CLAIM = Statement("C1", "a is above b", "", "comparisons", {"direction": "high", "strength": 0.03})
 
 
 def results(values, width=0.1, **columns):
     rows = [("t", "cnn", "trained", seed, value, value - width, value + width) for seed, value in enumerate(values)]
     table = pd.DataFrame(rows, columns=["task", "network", "kind", "seed", "value", "low", "high"])
-    return SimpleNamespace(comparisons=table.assign(arm="high", strength=0.03, **columns))
+    return SimpleNamespace(comparisons=table.assign(direction="high", strength=0.03, **columns))
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_an_interval_that_is_missing_decides_nothing():
 
 def test_only_rows_of_the_statement_count():
     found = results([1.0])
-    other = found.comparisons.assign(arm="random", value=-9.0, low=-9.0, high=-9.0)
+    other = found.comparisons.assign(direction="random", value=-9.0, low=-9.0, high=-9.0)
     found.comparisons = pd.concat([found.comparisons, other, found.comparisons.assign(kind="untrained", low=-9.0)])
     table = judged(found, [CLAIM])
     assert table.verdict.to_list() == ["holds"]
-    assert "arm=high" in statement_table([CLAIM], table)["where"][0]
+    assert "direction=high" in statement_table([CLAIM], table)["where"][0]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,11 @@ def test_what_is_said_of_trained_networks_is_asked_of_untrained_and_shuffled_one
 
 
 def test_components_are_set_against_their_complements_in_every_effect():
-    found = {(c.where["arm"], c.where["control"], c.where["endpoint"]) for c in statements([0.03]) if "arm" in c.where}
+    found = {
+        (c.where["direction"], c.where["control"], c.where["endpoint"])
+        for c in statements([0.03])
+        if "direction" in c.where
+    }
     endpoints = ("kl_log10_ratio", "flip_rate", "confidence_drop", "accuracy_drop")
     for pair in (("high", "low"), ("high_image", "low_image")):
         assert {(*pair, endpoint) for endpoint in endpoints} <= found

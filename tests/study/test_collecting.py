@@ -53,11 +53,23 @@ def test_points_of_curves_are_joined_over_seeds_and_that_without_a_change_too():
     rows = [("high", 0.1, "kl", 1.0), ("unperturbed", 0.0, "accuracy", 0.5)]
     table = pd.DataFrame(rows, columns=[*CURVE, "value"]).assign(task="t", network="cnn", kind="trained", seed=0)
     found = over_seeds(pd.concat([table, table.assign(seed=1, value=table.value + 1)]), CURVE)
-    assert found[["arm", "value", "seeds"]].to_numpy().tolist() == [["high", 1.5, 2], ["unperturbed", 1.0, 2]]
+    assert found[["direction", "value", "seeds"]].to_numpy().tolist() == [["high", 1.5, 2], ["unperturbed", 1.0, 2]]
 
 
 def test_what_is_learned_is_the_difference_of_trained_and_control_with_the_ends_of_both_intervals():
-    columns = ["task", "network", "kind", "seed", "arm", "control", "strength", "endpoint", "value", "low", "high"]
+    columns = [
+        "task",
+        "network",
+        "kind",
+        "seed",
+        "direction",
+        "control",
+        "strength",
+        "endpoint",
+        "value",
+        "low",
+        "high",
+    ]
     effect = ("high", "low", 0.1, "flip_rate")
     rows = [("t", "cnn", "trained", seed, *effect, 0.5, 0.4, 0.7) for seed in (0, 1)]
     rows += [("t", "cnn", "untrained", 0, *effect, 0.2, 0.1, 0.25), ("t", "cnn", "500 images", 0, *effect, 9, 9, 9)]

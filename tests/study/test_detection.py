@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap, mannwhitneyu
 
-from monai_ifim.intervals import auc_interval
+from monai_ifim.statistics import auc_interval
 from study.detection import SCORES, detection_table
 
 RESAMPLES = 500

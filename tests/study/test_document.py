@@ -87,7 +87,7 @@ def written(tmp_path):
             (OTHER, "cnn", "trained", "transfer", "it is too flat", 3, 12),
             (TASK, *ROWS[0][2:4], "low", "no", 7, 90),
         ]
-        columns = [*PLACE, "arm", "cause", "images", "measured"]
+        columns = [*PLACE, "direction", "cause", "images", "measured"]
         stored_table(pd.DataFrame(lost, columns=columns), tmp_path / "left_out.csv")
         save_json(plan(**options), tmp_path / "plan.json")
         write_study(tmp_path / "text" / "study.md", tmp_path)

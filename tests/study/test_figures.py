@@ -20,12 +20,12 @@ def test_a_picture_full_of_noise_is_made_smaller_than_150_kb(tmp_path):
 
 def curves(*seeds, kind="trained", network="cnn"):
     rows = [
-        ("t", network, kind, seed, arm, strength, "kl", strength * (1 + seed), 0.0, 1.0, 9)
+        ("t", network, kind, seed, direction, strength, "kl", strength * (1 + seed), 0.0, 1.0, 9)
         for seed in seeds
-        for arm in ("high", "top_ifim")
+        for direction in ("high", "top_ifim")
         for strength in (0.1, 0.3)
     ]
-    columns = ["task", "network", "kind", "seed", "arm", "strength", "endpoint", "value", "low", "high", "count"]
+    columns = ["task", "network", "kind", "seed", "direction", "strength", "endpoint", "value", "low", "high", "count"]
     return pd.DataFrame(rows, columns=columns).assign(statistic="mean")
 
 

@@ -22,7 +22,7 @@ def test_each_network_has_a_spectrum_at_28_pixels(name):
     network = build_network(name, GREY, seed=0).eval()
     images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     fisher = input_fisher(network, images)
-    assert fisher.logits.shape == (2, 2)
+    assert fisher.outputs.shape == (2, 2)
     assert bool((fisher.eigenvalues > 0).all())
 
 

@@ -13,7 +13,7 @@ from study.storing import read_table
 from study.summary import write_summary
 
 PLACE = ("t", "cnn")
-COMPARED = [*CELL, "arm", "control", "strength", "endpoint", "value", "low", "high"]
+COMPARED = [*CELL, "direction", "control", "strength", "endpoint", "value", "low", "high"]
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def tables(tmp_path):
         comparisons=pd.DataFrame(compared, columns=COMPARED),
         alarms=pd.DataFrame(areas, columns=[*CELL, "target", "level", "score", "auroc", "low", "high"]),
         networks=pd.DataFrame(measured, columns=[*CELL, "quantity", "value", "low", "high"]),
-        left_out=pd.DataFrame(lost, columns=[*CELL, "arm", "cause", "images"]),
+        left_out=pd.DataFrame(lost, columns=[*CELL, "direction", "cause", "images"]),
     )
-    write_summary(results, [Statement("C1", "", "", "comparisons", {"arm": "high"})], [0.5, 0.1, 0.3], tmp_path)
+    write_summary(results, [Statement("C1", "", "", "comparisons", {"direction": "high"})], [0.5, 0.1, 0.3], tmp_path)
     return {file.stem: read_table(file) for file in tmp_path.glob("*.csv")}
 
 
