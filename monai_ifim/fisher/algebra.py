@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["combined", "eigenvectors", "orthonormal", "products", "solve_gram", "weighted_sum"]
+__all__ = ["combined", "eigenvectors", "orthonormal", "products", "solve_gram", "unit", "weighted_sum"]
+
+_TINY = torch.finfo(torch.float64).tiny
 
 # Elements that are turned into float64 at a time, so that a float32 factor is never copied whole.
 _CHUNK_ELEMENTS = 2**20
@@ -30,7 +32,7 @@ def solve_gram(inner: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         tensor([[9., 1.]], dtype=torch.float64)
     """
     finite = torch.isfinite(inner).flatten(1).all(dim=1)
-    greatest = scale.amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+    greatest = scale.amax(dim=1).clamp(min=_TINY)
     relative = _relative(scale.double())
     gram = inner * relative.unsqueeze(1) * relative.unsqueeze(2)
     gram = torch.where(finite.view(-1, 1, 1), gram, torch.zeros_like(gram))
@@ -43,7 +45,17 @@ def solve_gram(inner: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 def _relative(scale: Tensor) -> Tensor:
     """The scales (B, R) of the columns, relative to the greatest of each image."""
-    return scale / scale.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    return scale / scale.amax(dim=1, keepdim=True).clamp(min=_TINY)
+
+
+def unit(cotangents: Tensor) -> tuple[Tensor, Tensor]:
+    """Cotangents (n, B, outputs) of unit size, so that none underflows in float32, and their sizes (n, B).
+
+    NaN, of an image that is not finite, becomes zero.
+    """
+    cotangents = cotangents.nan_to_num()
+    sizes = cotangents.abs().amax(dim=2)
+    return cotangents / sizes.clamp(min=_TINY).unsqueeze(2), sizes
 
 
 def eigenvectors(factor: Tensor, scale: Tensor, basis: Tensor, ranks: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def input_fisher(
     energy: float | None = None,
     temperature: float = 1.0,
     cutoff: float = DEFAULT_CUTOFF,
-    channel_mask: Sequence[bool] | None = None,
+    channel_mask: Sequence[bool] | Tensor | None = None,
     keep_factor: bool = True,
     most_elements: int = DEFAULT_MOST_ELEMENTS,
     solver: str = "gram",
@@ -150,7 +150,7 @@ def _did_not_fit(
     model: Model, images: Tensor, channel_mask: Tensor | None, solver: str, batches: Batches
 ) -> InputFisher:
     """Of one image (1, C_in, *spatial) whose backward pass does not fit into memory; a forward pass needs far less."""
-    outputs = next(batches.run(torch.arange(1), lambda rows: model.outputs(images)))[1]
+    outputs = next(batches.run(torch.arange(1, device=images.device), lambda rows: model.outputs(images)))[1]
     if outputs is None:
         raise batches.refusal(images[0])
     columns = model.likelihood.factor(outputs).rank

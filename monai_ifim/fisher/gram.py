@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_ifim.fisher.algebra import eigenvectors, orthonormal, products, solve_gram
+from monai_ifim.fisher.algebra import eigenvectors, orthonormal, products, solve_gram, unit
 from monai_ifim.fisher.spectrum import InputFisher, choose_rank
 from monai_ifim.likelihoods import FisherFactor
 from monai_ifim.model import FewerImages, Linearisation, Model, restricted
 
 __all__ = ["GramColumns", "solve_with_gram"]
 
-_TINY = torch.finfo(torch.float64).tiny
 # Cotangents that are made at a time; each is as long as the network has outputs.
 _COTANGENTS = 64
 
@@ -113,7 +112,7 @@ class GramColumns:
         step = max(_COTANGENTS, self._point.chunk_size)
         for first in range(start, stop, step):
             end = min(first + step, stop)
-            cotangents, sizes = _unit(self._factor.columns(first, end, len(images), images.device))
+            cotangents, sizes = unit(self._factor.columns(first, end, len(images), images.device))
             scale[:, first - start : end - start] = sizes.T
             for place, gradient in enumerate(self._gradients(cotangents, last and end == stop), start=first - start):
                 factor[:, place] = gradient.flatten(1)
@@ -153,7 +152,7 @@ class GramColumns:
         cotangents = self._factor.times(basis[:, :, :most].permute(2, 0, 1))
         shape = (len(self._images), most, self._images[0].numel())
         found = torch.empty(shape, dtype=self._images.dtype, device=self._images.device)
-        for place, gradient in enumerate(self._gradients(_unit(cotangents)[0], last=True)):
+        for place, gradient in enumerate(self._gradients(unit(cotangents)[0], last=True)):
             found[:, place] = gradient.flatten(1)
         for index, rank in enumerate(ranks.tolist()):
             found[index, :rank] = orthonormal(found[index, :rank].double()).to(found.dtype) if rank else 0
@@ -163,13 +162,6 @@ class GramColumns:
     def _gradients(self, cotangents: Tensor, last: bool) -> Iterator[Tensor]:
         for gradient in self._point.vjp(cotangents, last):
             yield restricted(gradient, self._channel_mask)
-
-
-def _unit(cotangents: Tensor) -> tuple[Tensor, Tensor]:
-    """Cotangents (n, B, outputs) of unit size, and their sizes (n, B)."""
-    cotangents = cotangents.nan_to_num()
-    sizes = cotangents.abs().amax(dim=2)
-    return cotangents / sizes.clamp(min=_TINY).unsqueeze(2), sizes
 
 
 def _causes(images: Tensor, outputs: Tensor, eigenvalues: Tensor) -> dict[int, str]:

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from monai_ifim.model import Model, plain_tensor, restricted
+from monai_ifim.fisher.algebra import unit
+from monai_ifim.fisher.compute import checked_images
+from monai_ifim.model import Model, plain_tensor, restricted, varied_channels
 
 __all__ = ["FisherOperator"]
 
@@ -19,8 +21,14 @@ class FisherOperator:
     Args:
         network: a :class:`~monai_ifim.model.Model`, or a network whose outputs are logits of a softmax.
         images: (B, C_in, *spatial), a floating dtype.
-        channel_mask: (C_in,) bool, the channels that may vary: F is the block of these. Default all.
+        channel_mask: one true or false for each input channel, those that may vary: F is the block of these. Default
+            all.
         outputs: (B, outputs) for these images, where they are known already.
+
+    Raises:
+        TypeError: When the images cannot carry gradients.
+        ValueError: When an input of single images is not one an image, the channel mask does not fit, or as for a new
+            model.
 
     Example:
         >>> import torch
@@ -35,12 +43,12 @@ class FisherOperator:
         self,
         network: Callable | Model,
         images: Tensor,
-        channel_mask: Tensor | None = None,
+        channel_mask: Sequence[bool] | Tensor | None = None,
         outputs: Tensor | None = None,
     ) -> None:
         self.model = Model.of(network)
-        self.images = plain_tensor(images).detach()
-        self.channel_mask = channel_mask
+        self.images = checked_images(images)
+        self.channel_mask = varied_channels(channel_mask, self.images)
         self.model.check_inputs(len(self.images))
         self._outputs = outputs
 
@@ -61,7 +69,7 @@ class FisherOperator:
         return along.square().sum(dim=1)
 
     def matvec(self, directions: Tensor) -> Tensor:
-        """``F d = J^T S S^T J d``, (B, C_in, *spatial), by one Jacobian-vector and one vector-Jacobian product.
+        """``F d = J^T S S^T J d``, (B, C_in, *spatial), float64, by one Jacobian- and one vector-Jacobian product.
 
         Args:
             directions: (B, C_in, *spatial), one change an image.
@@ -73,9 +81,9 @@ class FisherOperator:
         product = self.model.jvp(self.images, directions)
         with self.model.linearised(self.images) as point:  # d -> J d -> S S^T J d -> J^T S S^T J d
             factor = self.model.likelihood.factor(point.outputs)
-            weighted = factor.times(factor.transposed_times(product))
-            (product,) = point.vjp(weighted.unsqueeze(0), last=True)
-        return restricted(product, self.channel_mask)
+            cotangents, sizes = unit(factor.times(factor.transposed_times(product)).unsqueeze(0))
+            (product,) = point.vjp(cotangents, last=True)
+        return restricted(product.double() * sizes[0].view(-1, *[1] * (product.ndim - 1)), self.channel_mask)
 
     def _checked(self, directions: Tensor) -> Tensor:
         if directions.shape != self.images.shape:

@@ -304,7 +304,7 @@ class InputFisher:
         most = max(part.eigenvectors.shape[1] for part in parts)
         starts = [sum(len(part) for part in parts[:index]) for index in range(len(parts))]
         keep_factor = all(part._factor is not None for part in parts)
-        measured = [part._residuals for part in parts if part._residuals is not None]
+        measured = any(part._residuals is not None for part in parts)
 
         def joined(name: str) -> Tensor:
             return torch.cat([getattr(part, name) for part in parts])
@@ -324,7 +324,7 @@ class InputFisher:
             channel_mask=parts[0].channel_mask,
             _factor=joined("_factor") if keep_factor else None,
             _scale=joined("_scale") if keep_factor else None,
-            _residuals=torch.cat([_pad_axis_1(found, most) for found in measured]) if measured else None,
+            _residuals=torch.cat([_pad_axis_1(part.residuals, most) for part in parts]) if measured else None,
         )
 
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
 import ignite.distributed as idist
-from monai.engines import Evaluator
 
 from monai_ifim.handlers.processes import process_count, process_rank
 
-__all__ = ["Agreement", "LostProcessError", "OnError", "WatchError"]
+__all__ = ["Agreement", "LostProcessError", "OnError", "WatchError", "check_on_error"]
 
 OnError = Literal["raise", "continue"]
 _T = TypeVar("_T")
@@ -64,9 +63,8 @@ class Agreement:
         ['of the only process']
     """
 
-    def __init__(self, on_error: OnError) -> None:
-        if on_error not in ("raise", "continue"):
-            raise ValueError(f"on_error must be 'raise' or 'continue', got {on_error!r}.")
+    def __init__(self, on_error: OnError = "raise") -> None:
+        check_on_error(on_error)
         self.on_error = on_error
         self.communicate = True
         self._failure: _Failure | None = None
@@ -125,8 +123,12 @@ class Agreement:
             raise WatchError(_of_ranks(failures))
         return [value for _, value in everyone]
 
-    def settle(self, engine: Evaluator, error: BaseException) -> None:
+    def settle(self, log: Callable[[str], None], error: BaseException) -> None:
         """Report an error (on rank 0 alone, where it is of all), once for each message, where the run may go on.
+
+        Args:
+            log: takes the message.
+            error: what stopped the measurement.
 
         Raises:
             BaseException: The error itself, where it may not.
@@ -136,7 +138,7 @@ class Agreement:
         if self.together and process_rank() != 0:
             return
         failure = error.failure if isinstance(error, WatchError) else _Failure.of(error)
-        self.once(engine.logger.error)(
+        self.once(log)(
             f"iFIM has no numbers of this evaluation; the run goes on, and this is said once. {failure.message}",
             f"\n{failure.trace}",
         )
@@ -150,6 +152,16 @@ class Agreement:
                 log(message + more)
 
         return say
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse what is no way to treat an error.
+
+    Raises:
+        ValueError: When it is neither ``"raise"`` nor ``"continue"``.
+    """
+    if on_error not in ("raise", "continue"):
+        raise ValueError(f"on_error must be 'raise' or 'continue', got {on_error!r}.")
 
 
 def _of_ranks(failures: dict[int, _Failure]) -> _Failure:

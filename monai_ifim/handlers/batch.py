@@ -1,205 +1,145 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the batch that an evaluator just passed through its network holds: images, labels, masks, patients, names."""
+"""A batch of images with what belongs to them, and the chosen ones of a batch until the end of the epoch."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
-from monai.data import MetaTensor
-from monai.engines import Evaluator, default_prepare_batch
-from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor
 
-from monai_ifim.network import left_as_found, parameter_dtype
-from monai_ifim.predictive import Categorical, Predictive, strip_trailing_axes
+from monai_ifim.fisher import InputFisher
+from monai_ifim.handlers.inputs import FurtherInputs
+from monai_ifim.likelihoods import LIKELIHOODS, Likelihood
+from monai_ifim.model import default_batch_size
 
-__all__ = ["BatchKeys", "NetworkInputs"]
-
-
-@dataclass(frozen=True)
-class NetworkInputs:
-    """What the network was given: images (B, C_in, *spatial) on the device, and its further inputs."""
-
-    images: Tensor
-    arguments: tuple
-    keyword_arguments: dict[str, Any]
+__all__ = ["Batch", "Part", "joined_by_shape", "naming_the_labels"]
 
 
-@dataclass(frozen=True)
-class BatchKeys:
-    """Under which keys of the evaluator's output or batch things are.
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images that just passed the network, and what is known of them; all that is not None has one item an image.
 
     Args:
-        image: the images.
-        label: the labels; optional under the default key ``"label"``. None: do not use labels.
-        mask: masks (B, 1 or C_in, *spatial) of the region that should matter, non-zero inside. None: no masks.
-        group: one value an image, of what images belong together (the patient), in the batch or in the images'
-            meta-data. None: every image for itself.
+        images: (B, C_in, *spatial), as the network reads them, on its device.
+        labels: (B, ...).
+        masks: (B, 1 or C_in, *spatial), bool, of the region that should matter.
+        groups: what belongs together (the patient), empty where that is unknown.
+        names: file names.
+        affines: matrices from each image's grid to space.
+        inputs: further inputs of the network.
     """
 
-    image: str = "image"
-    label: str | None = "label"
-    mask: str | None = None
-    group: str | None = None
+    images: Tensor
+    labels: Tensor | None = None
+    masks: Tensor | None = None
+    groups: Sequence[str] | None = None
+    names: Sequence[str] | None = None
+    affines: Sequence[Tensor] | None = None
+    inputs: FurtherInputs = field(default_factory=FurtherInputs)
 
-    def network_inputs(self, engine: Evaluator, network: Callable) -> NetworkInputs:
-        """Images and the further inputs of the network, as the evaluator passed them.
+    def select(self, rows: Sequence[int]) -> Batch:
+        """The same of some of the images only."""
+        return Batch(
+            images=_rows(self.images, rows),
+            labels=None if self.labels is None else _rows(self.labels, rows),
+            masks=None if self.masks is None else _rows(self.masks, rows),
+            groups=None if self.groups is None else [self.groups[row] for row in rows],
+            names=None if self.names is None else [self.names[row] for row in rows],
+            affines=None if self.affines is None else [self.affines[row] for row in rows],
+            inputs=self.inputs.of_rows(torch.tensor(rows)),
+        )
 
-        Raises:
-            KeyError: When the images are under another key.
-        """
-        found = _find(engine, self.image)
-        if found is None:
-            raise KeyError(_missing(engine, "image_key", self.image, "the key of the network's input"))
-        images = plain_tensor(found).to(engine.state.device)
-        if images.dtype.is_floating_point:  # autocast would have cast them for the network
-            images = images.to(parameter_dtype(network, images.dtype))
-        prepare_batch = getattr(engine, "prepare_batch", default_prepare_batch)
-        if prepare_batch is default_prepare_batch:
-            return NetworkInputs(images, (), {})
-        # the evaluator keeps the image and label that prepare_batch gave, but not the further inputs
-        with left_as_found(network):
-            prepared: Any = prepare_batch(
-                engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
-            )
-        arguments, keyword_arguments = prepared[2:] if len(prepared) == 4 else ((), {})
-        return NetworkInputs(images, arguments, keyword_arguments)
-
-    def labels(self, engine: Evaluator, predictive: Predictive, outputs: int) -> Tensor | None:
-        """The labels (B, ...), or None.
-
-        Under the default key, a map of labels (B, 1, *spatial) says nothing of the whole image: one warning, and None.
-
-        Raises:
-            KeyError: When a key was given, and nothing is there.
-            ValueError: When they cannot be labels of this distribution.
-        """
-        if self.label is None:
-            return None
-        labels = _find(engine, self.label)
-        if labels is None and self.label != "label":
-            raise KeyError(_missing(engine, "label_key", self.label, "the labels' key, or null for none"))
-        if labels is None:
-            return None
-        try:
-            labels = _stacked_columns(labels)
-            if self.label == "label" and strip_trailing_axes(labels).ndim > 2:
-                warnings.warn(
-                    f"What is under 'label' is a map of shape {tuple(labels.shape)}, not one label an image, so iFIM "
-                    "goes without labels. Set label_key to the key of the class labels, or to null for none.",
-                    stacklevel=2,
-                )
-                return None
-            predictive.label_outcomes(labels, outputs)
-        except (TypeError, ValueError, RuntimeError) as error:
-            other = "sigmoid" if isinstance(predictive, Categorical) else "softmax"
-            raise ValueError(
-                f"The labels under label_key='{self.label}' cannot be used: {error} Set label_key to the key of "
-                f"the class labels, or to null for none; if they are the class labels, predictive may have to be "
-                f"{other}."
-            ) from error
-        return labels
-
-    def masks(self, engine: Evaluator, images: Tensor) -> Tensor | None:
-        """The masks, bool, (B, 1 or C_in, *spatial), on the device of the images; None without a key.
-
-        Raises:
-            KeyError: When nothing is under the key.
-            ValueError: When their shape does not fit the images, or they hold NaN.
-        """
-        if self.mask is None:
-            return None
-        found = _find(engine, self.mask)
-        if found is None:
-            raise KeyError(_missing(engine, "mask_key", self.mask, "the masks' key, or null for none"))
-        masks = plain_tensor(found).to(images.device)
-        wanted = [(len(images), channels, *images.shape[2:]) for channels in dict.fromkeys((1, images.shape[1]))]
-        if tuple(masks.shape) not in wanted:
-            raise ValueError(
-                f"The masks under mask_key='{self.mask}' must have the shape {' or '.join(map(str, wanted))}, as the "
-                f"images, got {tuple(masks.shape)}. Bring both to the same grid in the preprocessing."
-            )
-        if masks.isnan().any():
-            raise ValueError(f"The masks under mask_key='{self.mask}' hold NaN; expected zero outside, else inside.")
-        return masks != 0
-
-    def groups(self, engine: Evaluator, batch_size: int) -> list[str] | None:
-        """What group (patient) each image belongs to, empty where that is unknown; None without a key.
-
-        Raises:
-            KeyError: When nothing is under the key.
-            ValueError: When there is not one value an image.
-        """
-        if self.group is None:
-            return None
-        found = _find(engine, self.group)
-        if found is None:
-            found = self._meta(engine).get(self.group)
-        if found is None:
-            raise KeyError(_missing(engine, "group_key", self.group, "the key of the patients, or null for none"))
-        values = found.flatten().tolist() if isinstance(found, (Tensor, np.ndarray)) else found
-        if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or len(values) != batch_size:
-            raise ValueError(
-                f"group_key='{self.group}' must give one value for each of {batch_size} images, got {found}."
-            )
-        return ["" if value is None or value != value else str(value) for value in values]  # NaN is unknown, too
-
-    def names(self, engine: Evaluator, batch_size: int) -> list[str] | None:
-        """File name of each image; None where the meta-data do not have them."""
-        files = self._meta(engine).get(ImageMetaKey.FILENAME_OR_OBJ)
-        files = [files] if isinstance(files, str) else files
-        if not isinstance(files, Sequence) or len(files) != batch_size:
-            return None
-        return [str(file).encode("utf-8", "replace").decode() for file in files]  # any bytes can be in a file name
-
-    def affines(self, engine: Evaluator, batch_size: int) -> list[Tensor] | None:
-        """Affine matrix of each image, from its grid to space; None where the meta-data do not have them."""
-        found = self._meta(engine).get(MetaKeys.AFFINE)
-        if found is None:
-            return None
-        affine = plain_tensor(found).double().cpu()
-        # not views, one of which would keep all
-        return [matrix.clone() for matrix in affine.expand(batch_size, *affine.shape[-2:])]
-
-    def _meta(self, engine: Evaluator) -> Mapping[str, Any]:
-        image = _find(engine, self.image)
-        if isinstance(image, MetaTensor):
-            return image.meta
-        meta = _find(engine, f"{self.image}_meta_dict")
-        return meta if isinstance(meta, Mapping) else {}
+    def on_cpu(self) -> Batch:
+        """The same with images, labels and masks on the CPU; further inputs stay where they are."""
+        return Batch(
+            images=self.images.cpu(),
+            labels=None if self.labels is None else self.labels.cpu(),
+            masks=None if self.masks is None else self.masks.cpu(),
+            groups=self.groups,
+            names=self.names,
+            affines=self.affines,
+            inputs=self.inputs,
+        )
 
 
-def plain_tensor(values: Any) -> Tensor:
-    """A plain tensor of a MetaTensor, an array or a list of numbers."""
-    return torch.as_tensor(values).as_subclass(Tensor)
+@contextmanager
+def naming_the_labels(label_key: str | None, likelihood: Likelihood | None = None) -> Iterator[None]:
+    """Errors about labels say which option names them, and what else they could be labels of."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        others = [name for name, kind in LIKELIHOODS.items() if likelihood and not isinstance(likelihood, kind)]
+        hint = f"; if they are the right ones, likelihood may have to be {' or '.join(others)}" if others else ""
+        raise ValueError(
+            f"The labels under label_key='{label_key}' cannot be used: {error} Set label_key to the key of the images' "
+            f"labels, or to null for none{hint}."
+        ) from error
 
 
-def _stacked_columns(labels: Any) -> Tensor:
-    """Labels as a tensor; a list of numbers an image arrives from the loader as a list of columns (B,)."""
-    if isinstance(labels, (list, tuple)) and labels and all(isinstance(column, Tensor) for column in labels):
-        return torch.stack([plain_tensor(column) for column in labels], dim=1)
-    return plain_tensor(labels)
+def _rows(values: Tensor, rows: Sequence[int]) -> Tensor:
+    return values[torch.tensor(rows, device=values.device)]
 
 
-def _find(engine: Evaluator, key: str) -> Any:
-    for held in (engine.state.output, engine.state.batch):
-        if isinstance(held, Mapping) and held.get(key) is not None:
-            return held[key]
-    return None
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The chosen images of one batch, waiting on the CPU for the end of the epoch.
+
+    Args:
+        table: one row an image, with its position in the data set as ``image``.
+        batch: the images and what belongs to them.
+        fisher: their spectrum.
+        device: that of the network.
+    """
+
+    table: pd.DataFrame
+    batch: Batch
+    fisher: InputFisher
+    device: torch.device
+
+    @property
+    def positions(self) -> list[int]:
+        """Of the images in the data set."""
+        return self.table.image.tolist()
+
+    def select(self, rows: Sequence[int]) -> Part:
+        """The same of some of the images only."""
+        table = self.table.iloc[list(rows)].reset_index(drop=True)
+        return Part(table, self.batch.select(rows), self.fisher.select(rows), self.device)
 
 
-def _missing(engine: Evaluator, option: str, key: str, remedy: str) -> str:
-    return (
-        f"{option}='{key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor "
-        f"in its batch ({_keys(engine.state.batch)}). Set {option} to {remedy}."
+def joined_by_shape(parts: Sequence[Part], batch_size: int | None) -> list[Part]:
+    """Parts with images of one shape joined up to a batch, so that small parts do not run one by one.
+
+    Parts with further inputs of the network stay apart. Both signs of a change are tried, so that a batch of images
+    fills two; more images at a time would only hold more memory.
+    """
+    groups: list[list[Part]] = []
+    open_group: dict[Any, list[Part]] = {}
+    for number, part in enumerate(parts):
+        images, labels = part.batch.images, part.batch.labels
+        alone = number if part.batch.inputs else None
+        key = (images.shape[1:], images.dtype, None if labels is None else labels.shape[1:], part.device, alone)
+        most = batch_size or default_batch_size(images[0].numel())
+        group = open_group.get(key)
+        if group is None or sum(len(member.positions) for member in group) + len(part.positions) > most:
+            group = open_group[key] = []
+            groups.append(group)
+        group.append(part)
+    return [_joined(group) if len(group) > 1 else group[0] for group in groups]
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    """One part of several without further inputs; file names and masks are not needed any more."""
+    labels = [part.batch.labels for part in parts if part.batch.labels is not None]
+    return Part(
+        table=pd.concat([part.table for part in parts], ignore_index=True),
+        batch=Batch(torch.cat([part.batch.images for part in parts]), torch.cat(labels) if labels else None),
+        fisher=InputFisher.concatenate([part.fisher for part in parts]),
+        device=parts[0].device,
     )
-
-
-def _keys(held: Any) -> str:
-    return ", ".join(map(str, held)) if isinstance(held, Mapping) else f"a {type(held).__name__}"

@@ -4,33 +4,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from monai.engines import Evaluator
 from torch.utils.tensorboard import SummaryWriter
 
-from monai_ifim.handlers.handler import IFIMHandler, listen
+from monai_ifim.handlers.handler import IFIMHandler
+from monai_ifim.handlers.listening import listen
 from monai_ifim.handlers.metric import IFIMMetric
+from monai_ifim.handlers.options import FIGURE_OPTIONS, documented
 from monai_ifim.handlers.processes import process_rank
-from monai_ifim.handlers.result import IFIMResult
 from monai_ifim.handlers.writable import check_writable
+from monai_ifim.results import IFIMResult
+from monai_ifim.visualize import draw_pictures
 
 __all__ = ["IFIMFigureHandler"]
 
 
+@documented(FIGURE_OPTIONS)
 class IFIMFigureHandler:
     """Draw what an :class:`IFIMHandler` or :class:`IFIMMetric` measured, for TensorBoard, at each evaluation epoch.
 
     Figures: the sensitivity curves with 95 % intervals, the spectrum, the greatest eigenvalue of right and wrong
     predictions, the components of the most and least sensitive images and of a fixed few, and the removal experiment
-    where it was asked for. The curves are there as scalars too, under ``<prefix>curve_<endpoint>/<arm>_<strength>``, so
-    that epochs can be compared. With several processes, that of rank 0 draws.
+    where it was asked for. The curves are there as scalars too, under
+    ``<prefix>curve_<endpoint>/<direction>_<strength>``, so that epochs can be compared. With several processes, that of
+    rank 0 draws.
 
-    Args:
-        ifim: the handler or metric that measures; it must be attached to the same evaluator.
-        summary_writer: a TensorBoard writer; default a new one.
-        log_dir: where a new one writes.
+    {options}
 
     Raises:
         TypeError: When ``summary_writer`` cannot take images and scalars.
@@ -47,7 +50,11 @@ class IFIMFigureHandler:
     """
 
     def __init__(
-        self, ifim: IFIMHandler | IFIMMetric, summary_writer: Any = None, log_dir: str | Path = "./runs"
+        self,
+        ifim: IFIMHandler | IFIMMetric,
+        summary_writer: Any = None,
+        log_dir: str | Path = "./runs",
+        global_epoch_transform: Callable[[int], int] | None = None,
     ) -> None:
         missing = [name for name in ("add_image", "add_scalar", "flush") if not hasattr(summary_writer, name)]
         if summary_writer is not None and missing:
@@ -57,6 +64,7 @@ class IFIMFigureHandler:
             )
         self.ifim = ifim
         self.log_dir = log_dir
+        self.global_epoch_transform = global_epoch_transform
         self._writer = summary_writer
         self._prefix = "ifim_"
 
@@ -72,21 +80,22 @@ class IFIMFigureHandler:
         # the rank that draws; TensorBoard also writes to addresses (s3://)
         if self._writer is None and process_rank() == 0 and "://" not in str(self.log_dir):
             check_writable(self.log_dir, "log_dir of IFIMFigureHandler")
-        metric = listen(self.ifim, engine, self.draw, "IFIMFigureHandler")
-        self._prefix = metric.prefix
+        self._prefix = listen(self.ifim, engine, self.draw, "IFIMFigureHandler").prefix
 
     def draw(self, result: IFIMResult) -> None:
         """Write the figures and the scalars of one epoch."""
         if self._writer is None:  # not before, so that processes that draw nothing write no file
             self._writer = SummaryWriter(log_dir=str(self.log_dir))
+        step = result.epoch if self.global_epoch_transform is None else self.global_epoch_transform(result.epoch)
         group = self._prefix.rstrip("_/")
-        panels = {f"components_{number}": panel for number, panel in enumerate(result.pictures.panels, start=1)}
+        pictures = draw_pictures(result)
+        panels = {f"components_{number}": panel for number, panel in enumerate(pictures.panels, start=1)}
         if panels:
             panels = {"components": panels.pop("components_1")} | panels
-        for name, picture in {**result.pictures.figures, **panels}.items():
-            self._writer.add_image(f"{group}/{name}", picture, result.epoch, dataformats="HWC")
+        for name, picture in {**pictures.figures, **panels}.items():
+            self._writer.add_image(f"{group}/{name}", picture, step, dataformats="HWC")
         table = result.curve_table
-        table = table[(table.arm != "unperturbed") & table.value.notna()]
-        for endpoint, arm, strength, value in zip(table.endpoint, table.arm, table.strength, table.value):
-            self._writer.add_scalar(f"{self._prefix}curve_{endpoint}/{arm}_{strength:g}", value, result.epoch)
+        table = table[(table.direction != "unperturbed") & table.value.notna()]
+        for endpoint, name, strength, value in zip(table.endpoint, table.direction, table.strength, table.value):
+            self._writer.add_scalar(f"{self._prefix}curve_{endpoint}/{name}_{strength:g}", value, step)
         self._writer.flush()

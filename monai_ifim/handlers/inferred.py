@@ -13,7 +13,7 @@ from monai.engines import Evaluator
 from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 
-from monai_ifim.network import unwrap
+from monai_ifim.model import unwrap
 
 __all__ = ["Inferred", "naming_the_inferer", "with_inferer"]
 
@@ -59,15 +59,15 @@ def with_inferer(network: Callable, engine: Evaluator) -> Callable:
 
 
 @contextmanager
-def naming_the_inferer(watched: Callable) -> Iterator[None]:
+def naming_the_inferer(network: Callable) -> Iterator[None]:
     """Errors about what comes out of an :class:`Inferred` say through what it went."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        if not isinstance(watched, Inferred):
+        if not isinstance(network, Inferred):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(
-            f"{error} The images went through the evaluator's {type(watched.inferer).__name__}. Where the network "
-            "itself gives logits (B, outputs) for a whole image, use_inferer: false looks at that instead."
+            f"{error} The images went through the evaluator's {type(network.inferer).__name__}. Where the network "
+            "itself gives outputs (B, outputs) for a whole image, use_inferer: false looks at that instead."
         ) from error

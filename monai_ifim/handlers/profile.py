@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of an evaluation goes: the host's own part, and each part of the guest's."""
+"""Where the time of an evaluation goes: the evaluation itself, and each part of what iFIM adds."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Profile:
                 self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
 
     def finish(self) -> None:
-        """Give what is left of the epoch to the part ``evaluation``: all that is not the guest's."""
+        """Give what is left of the epoch to the part ``evaluation``: all that iFIM did not add."""
         if self.wanted:
             self.seconds["evaluation"] = self._now() - self._begin - sum(self.seconds.values())
 
     def table(self) -> str:
-        """The parts as lines of text, with their shares of the evaluation without the guest."""
+        """The parts as lines of text, with their shares of the evaluation itself."""
         return _table(self.seconds)
 
     def _now(self) -> float:

@@ -4,56 +4,49 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import math
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from matplotlib.image import imsave
-from monai.data import MetaTensor, NibabelWriter
 from monai.engines import Evaluator
-from monai.transforms import SaveImage
 
-from monai_ifim.handlers.handler import IFIMHandler, listen
+from monai_ifim.handlers.components import write_components
+from monai_ifim.handlers.handler import IFIMHandler
+from monai_ifim.handlers.listening import listen
 from monai_ifim.handlers.metric import IFIMMetric
+from monai_ifim.handlers.options import SAVER_OPTIONS, documented
 from monai_ifim.handlers.processes import process_rank
-from monai_ifim.handlers.result import Case, IFIMResult
 from monai_ifim.handlers.writable import check_writable
-from monai_ifim.statistics import flip_strengths
+from monai_ifim.results import IFIMResult, holds_results, write_tables
+from monai_ifim.visualize import draw_pictures
 
 __all__ = ["IFIMSaver"]
 
-_MARK = "summary.json"
+# Letters that a file system allows, less what a folder's name gets while it is written.
+_LONGEST_NAME = 255 - len(".") - len(".12345678.new")
 
 
+@documented(SAVER_OPTIONS)
 class IFIMSaver:
     """Write what an :class:`IFIMHandler` or :class:`IFIMMetric` measured into a folder; each epoch replaces the last.
 
     ``OUTPUT_DIR/FOLDER`` holds ``summary.json`` (versions, options, numbers over the set), ``images.csv`` (a row an
-    image, the most sensitive first), ``perturbations.csv`` (a row an image, arm, strength, draw and sign),
+    image, the most sensitive first), ``perturbations.csv`` (a row an image, direction, strength, draw and sign),
     ``curves.csv`` and ``comparisons.csv`` (numbers over the set, with 95 % intervals), ``removals.csv`` where asked
     for, ``figures/*.png``, and ``components/*.nii.gz`` of the shown images: image, high and low component and leading
     eigenvector, on the grid and with the affine matrix that the network's input had. The whole folder is written beside
     its place and then moved there, so that it is never half-written. ``python -m monai_ifim report`` makes a page of
     it.
 
-    Args:
-        ifim: the handler or metric that measures; it must be attached to the same evaluator.
-        output_dir: where the folder is put.
-        folder: its name.
-        components: also write the components as NIfTI.
+    {options}
 
     Raises:
         FileExistsError: When the folder is there and holds something else.
-        ValueError: When ``folder`` is not a plain name.
+        ValueError: When ``folder`` is not a plain name, or too long.
 
     Example::
 
@@ -73,6 +66,8 @@ class IFIMSaver:
     ) -> None:
         if Path(folder).name != folder or folder in ("", ".."):
             raise ValueError(f"folder must be a plain name, got {folder!r}.")
+        if len(os.fsencode(folder)) > _LONGEST_NAME:
+            raise ValueError(f"folder must have {_LONGEST_NAME} letters at most, got {len(os.fsencode(folder))}.")
         self.ifim = ifim
         self.folder = (Path(output_dir) / folder).resolve()  # the same place wherever the run goes, and behind a link
         self.components = components
@@ -99,6 +94,7 @@ class IFIMSaver:
 
         Raises:
             OSError: When it cannot be written; what was there before stays.
+            RuntimeError: When all was written but some pictures or components, as of a geometry that NIfTI cannot hold.
         """
         _check_ours(self.folder)
         unique = uuid.uuid4().hex[:8]
@@ -106,7 +102,7 @@ class IFIMSaver:
         old = self.folder.with_name(f".{self.folder.name}.{unique}.old")
         try:
             new.mkdir(parents=True)
-            self._fill(new, result)
+            lost = self._fill(new, result)
             if self.folder.exists():
                 os.replace(self.folder, old)
             os.replace(new, self.folder)
@@ -120,130 +116,53 @@ class IFIMSaver:
                 os.replace(old, self.folder)
             shutil.rmtree(new, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+        if lost:
+            what, cause = next(iter(lost.items()))
+            raise RuntimeError(
+                f"{len(lost)} of the pictures and components could not be written ({what}: {cause}). All else was."
+            ) from cause
         return self.folder
 
-    def _fill(self, folder: Path, result: IFIMResult) -> None:
-        stems = {case.position: _stem(case) for case in result.cases}
-        (folder / _MARK).write_text(json.dumps(_json(_summary(result)), indent=2, allow_nan=False) + "\n")
-        result.curve_table.to_csv(folder / "curves.csv", index=False)
-        result.comparisons.to_csv(folder / "comparisons.csv", index=False)
-        if len(result.removals):
-            result.removal_table.to_csv(folder / "removals.csv", index=False)
+    def _fill(self, folder: Path, result: IFIMResult) -> dict[str, Exception]:
+        """Write all files; what a picture or component cannot show does not take the others with it.
 
-        names = result.images.set_index("image").name
-        long = result.curves.loc[:, [c for c in result.curves if not str(c).startswith("probability_")]]
-        long.insert(0, "name", long.image.map(names))
-        long.to_csv(folder / "perturbations.csv", index=False)
-
-        images = result.images.loc[:, [c for c in result.images if not re.match("(probability|truth)_", str(c))]]
-        images = images.assign(
-            flip_strength=images.image.map(flip_strengths(result.curves)),
-            case=[stems.get(position, "") for position in images.image],
-        )
-        images = images.sort_values("lambda_max", ascending=False, kind="stable", na_position="last")
-        images.to_csv(folder / "images.csv", index=False)
-
+        Returns:
+            What could not be written, with the error.
+        """
+        write_tables(result, folder)
+        lost: dict[str, Exception] = {}
         (folder / "figures").mkdir()
-        for name, picture in result.pictures.figures.items():
-            imsave(folder / "figures" / f"{name}.png", picture)
-        for position, picture in result.pictures.cases.items():
-            imsave(folder / "figures" / f"case_{stems[position]}.png", picture)
+        with _kept(lost, "figures"):
+            pictures, stems = draw_pictures(result), {case.position: case.stem for case in result.cases}
+            named = pictures.figures | {
+                f"case_{stems[position]}": picture for position, picture in pictures.cases.items()
+            }
+            for name, picture in named.items():
+                with _kept(lost, f"figures/{name}.png"):
+                    imsave(folder / "figures" / f"{name}.png", picture)
         if self.components:
             (folder / "components").mkdir()
             for case in result.cases:
-                _save_components(case, folder / "components", stems[case.position])
+                with _kept(lost, f"components/{case.stem}"):
+                    write_components(case, folder / "components")
+        return lost
 
 
-def _save_components(case: Case, folder: Path, stem: str) -> None:
-    axes = case.image.ndim - 1
-    if axes not in (2, 3):
-        return  # NIfTI holds images
-    high, low = (part[0] for part in case.fisher.split(case.image.unsqueeze(0)))
-    parts = {"image": case.image, "high": high, "low": low, "eigenvector": case.fisher.eigenvectors[0, 0]}
-    affine = torch.eye(4, dtype=torch.float64) if case.affine is None else case.affine
-    # MONAI 1.6.1 writes 2D NIfTI with resample=True only; with the grid it already has, nothing is resampled. The
-    # writer is named, as none is found where a bundle has registered one of its own before.
-    save = SaveImage(resample=axes == 2, print_log=False, output_dtype=np.float32, writer=NibabelWriter)
-    for name, values in parts.items():
-        image = MetaTensor(values.detach().clone(), affine=affine, meta={"spatial_shape": tuple(values.shape[1:])})
-        file = folder / f"{stem}_{name}"
-        save(image, filename=file)
-        if not file.with_name(f"{file.name}.nii.gz").is_file():
-            raise OSError(f"SaveImage did not write {file.name}.nii.gz")
-
-
-def _stem(case: Case) -> str:
-    """File name of an image without folders and extensions, made unique by its position."""
-    name = re.sub(r"(\.nii)?\.\w+$", "", Path(case.name).name)
-    return f"{case.position:06d}_{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:80]}"
-
-
-def _summary(result: IFIMResult) -> dict[str, Any]:
-    used = result.images[result.images.skipped == ""]
-    skipped = result.images.skipped[result.images.skipped != ""].value_counts()
-    return {
-        "format": 1,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": dict(result.versions),
-        "options": {name: _described(value) for name, value in result.options.items()},
-        "network": result.network,
-        "epoch": result.epoch,
-        "seed": result.seed,
-        "reference_strength": result.strength,
-        "images": {
-            "data_set": result.data_set_size,
-            "used": len(used),
-            "zero": int((used.lambda_max == 0).sum()),
-            "skipped": skipped.to_dict(),
-        },
-        "left_out": [
-            {"arm": arm, "cause": cause, "count": count} for (arm, cause), count in sorted(result.left_out.items())
-        ],
-        "kept_norm": dict(result.kept_norm),
-        "metrics": dict(result.metrics),
-        "at_reference_strength": result.curve_table[result.curve_table.strength.isin([0.0, result.strength])].to_dict(
-            "records"
-        ),
-        "thresholds": result.thresholds.to_dict("records"),
-        "error_ranking": result.error_ranking.to_dict("records"),
-    }
-
-
-def _described(value: Any) -> Any:
-    """An option as JSON can hold it; objects by what they are."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_described(item) for item in value]
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    return f"{type(value).__name__} {value.name}" if hasattr(value, "name") else type(value).__name__
-
-
-def _json(value: Any) -> Any:
-    """With null for NaN and the text "inf" for infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_json(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    return value
+@contextmanager
+def _kept(lost: dict[str, Exception], what: str) -> Iterator[None]:
+    """Keep an error, unless it is one of the disk."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        lost[what] = error
 
 
 def _check_ours(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())) or holds_results(folder):
         return
-    try:
-        ours = "reference_strength" in json.loads((folder / _MARK).read_text())
-    except (OSError, ValueError, TypeError):
-        ours = False
-    if not ours:
-        raise FileExistsError(
-            f"{folder} is there and was not written by IFIMSaver, which would replace it. Choose another output_dir or "
-            "folder, or move it away."
-        )
+    raise FileExistsError(
+        f"{folder} is there and was not written by IFIMSaver, which would replace it. Choose another output_dir or "
+        "folder, or move it away."
+    )

@@ -149,7 +149,10 @@ class Likelihood(ABC):
         """
 
     def noise_floor(self, outputs: Tensor) -> Tensor:
-        """The KL divergence that the rounding of the outputs alone can make, nats, float64, (B,)."""
+        """The KL divergence that the rounding of the outputs alone can make, nats, float64, (B,).
+
+        Of independent outputs; where they are correlated, roundings of opposite signs make more.
+        """
         rounding = torch.finfo(outputs.dtype).eps * outputs.double().abs()
         return self.factor(outputs).transposed_times(rounding).square().sum(dim=1)
 

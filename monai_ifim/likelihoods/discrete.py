@@ -125,8 +125,8 @@ class Discrete(Likelihood):
             outputs: (B, outputs), the logits.
             targets: (B, variables), the outcomes that the labels name.
         """
-        with torch.enable_grad():
-            logits = outputs.detach().double().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            logits, targets = outputs.detach().double().clone().requires_grad_(), targets.clone()
             log_p = self.log_probabilities(logits)
             others = log_p.scatter(-1, targets.unsqueeze(-1), -torch.inf).logsumexp(dim=-1)  # log(1 - p)
             log_odds = others - log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

@@ -55,11 +55,13 @@ class Gaussian(Likelihood):
             raise ValueError("Give scale or covariance, not both.")
         matrix = torch.as_tensor(_floats(self.covariance), dtype=torch.float64)
         square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-        if not square or not torch.equal(matrix, matrix.T) or torch.linalg.cholesky_ex(matrix).info.item() != 0:
-            raise ValueError(
-                f"covariance must be a symmetric positive definite matrix (K, K), got {self.covariance!r}."
-            )
-        object.__setattr__(self, "covariance", _floats(self.covariance))
+        # an estimate may be symmetric up to the rounding of float32 only
+        if not square or not torch.allclose(matrix, matrix.T, rtol=0, atol=1e-6 * float(matrix.abs().max())):
+            raise ValueError(f"covariance must be a symmetric matrix (K, K), got {self.covariance!r}.")
+        matrix = (matrix + matrix.T) / 2
+        if torch.linalg.cholesky_ex(matrix).info.item() != 0:
+            raise ValueError(f"covariance must be positive definite, got {self.covariance!r}.")
+        object.__setattr__(self, "covariance", _floats(matrix))
 
     def check(self, outputs: Tensor) -> None:  # noqa: D102
         self._cholesky(outputs)
@@ -82,6 +84,12 @@ class Gaussian(Likelihood):
     def loss_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         factor = self.factor(outputs)
         return factor.times(factor.transposed_times(outputs.double() - targets))
+
+    def noise_floor(self, outputs: Tensor) -> Tensor:  # noqa: D102
+        rounding = torch.finfo(outputs.dtype).eps * outputs.double().abs()
+        factor = self.factor(outputs)
+        columns = factor.columns(0, factor.rank, 1, outputs.device)[:, 0]  # S^T; the roundings may have any signs
+        return (rounding @ columns.abs().T).square().sum(dim=1)
 
     def _cholesky(self, outputs: Tensor) -> Tensor:
         """L (K, K), lower triangular, with L L^T the covariance of the noise."""

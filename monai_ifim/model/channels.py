@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["check_channel_mask", "restricted", "varied", "varied_channels"]
 
 
-def check_channel_mask(channel_mask: Sequence[bool] | None) -> list[bool] | None:
+def check_channel_mask(channel_mask: Sequence[bool] | Tensor | None) -> list[bool] | None:
     """The channel mask as a list of true and false.
 
     Raises:
@@ -36,7 +36,7 @@ def check_channel_mask(channel_mask: Sequence[bool] | None) -> list[bool] | None
     return [bool(value) for value in values]
 
 
-def varied_channels(channel_mask: Sequence[bool] | None, images: Tensor) -> Tensor | None:
+def varied_channels(channel_mask: Sequence[bool] | Tensor | None, images: Tensor) -> Tensor | None:
     """The channel mask (C_in,), bool, beside the images that it is meant for."""
     values = check_channel_mask(channel_mask)
     if values is not None and len(values) != images.shape[1]:

@@ -34,9 +34,10 @@ class PerImage:
     def __post_init__(self) -> None:
         has_axis = self.values.ndim > 0 if isinstance(self.values, Tensor) else isinstance(self.values, (list, tuple))
         if not has_axis:
+            found = "a tensor without axes" if isinstance(self.values, Tensor) else type(self.values).__name__
             raise TypeError(
-                f"PerImage takes a tensor (B, ...) or a list of B items, one an image, got {type(self.values).__name__}"
-                " without a first axis. Give an input that all images share as it is."
+                f"PerImage takes a tensor (B, ...) or a list or tuple of B items, one an image, got {found}. Give an "
+                "input that all images share as it is."
             )
 
     def __len__(self) -> int:
@@ -71,30 +72,37 @@ def input_values(value: Any) -> Any:
     return _mapped(value, input_values, lambda own: own.values)
 
 
-def check_inputs(value: Any, batch_size: int) -> None:
-    """Refuse further inputs of single images that are not one an image.
+def check_inputs(value: Any, batch_size: int) -> Any:
+    """The further input itself; refused where an input of single images is not one an image.
 
     Raises:
         ValueError: When a :class:`PerImage` has another length than the batch.
     """
 
-    def check(own: PerImage) -> None:
+    def check(own: PerImage) -> PerImage:
         if len(own) != batch_size:
             raise ValueError(f"A PerImage input must have one item for each of {batch_size} images, got {len(own)}.")
+        return own
 
     _mapped(value, lambda item: check_inputs(item, batch_size), check)
+    return value
 
 
 def _mapped(value: Any, inside: Any, own: Any) -> Any:
-    """The value with ``inside`` applied to the items of containers, and ``own`` to what belongs to single images."""
+    """The value with ``inside`` applied to the items of containers, and ``own`` to what belongs to single images.
+
+    A container of which nothing changes is passed as it is.
+    """
     if isinstance(value, PerImage):
         return own(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
-        return type(value)(*(inside(item) for item in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(inside(item) for item in value)
+        items = [inside(item) for item in value]
+        if all(new is old for new, old in zip(items, value)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple
     if isinstance(value, Mapping):
-        return {key: inside(item) for key, item in value.items()}
+        entries = {key: inside(item) for key, item in value.items()}
+        return value if all(entries[key] is item for key, item in value.items()) else entries
     return value
 
 
@@ -102,4 +110,5 @@ def _rows(values: Any, rows: Tensor) -> Any:
     if isinstance(values, Tensor):
         with torch.inference_mode(False):
             return plain_tensor(values)[rows.to(values.device).clone()]
-    return type(values)(values[row] for row in rows.tolist())
+    kind = tuple if isinstance(values, tuple) else list
+    return kind(values[row] for row in rows.tolist())

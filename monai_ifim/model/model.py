@@ -7,11 +7,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
 from monai_ifim.model.batching import default_batch_size, is_out_of_memory
@@ -19,6 +20,7 @@ from monai_ifim.model.inputs import check_inputs, input_values, inputs_of_rows, 
 from monai_ifim.model.replacements import Replacements
 from monai_ifim.model.state import (
     check_modules,
+    coupling_layers,
     frozen_parameters,
     modules_of,
     one_at_a_time,
@@ -90,29 +92,37 @@ class Model:
         self.keyword_arguments = {key: usable_inputs(value) for key, value in (keyword_arguments or {}).items()}
         self.batch_size = batch_size
         self.chunk_size = int(chunk_size)
+        self._look_at_modules()
+
+    def _look_at_modules(self) -> None:
         self._modules = modules_of(self.network)
         if isinstance(self.network, nn.Module):
             check_modules(self.network, self._modules)
+        self._coupling = coupling_layers(self._modules)
         self._replacements = Replacements(self._modules)
 
     @staticmethod
     def of(network: Callable | Model, likelihood: LikelihoodLike | None = None, temperature: float = 1.0) -> Model:
-        """The model itself, or a network as a model with softmax or another likelihood.
+        """The model as its network is now, or a network as a model with softmax or another likelihood.
+
+        What was prepared for a network that has changed meanwhile (by training, by a loaded checkpoint) is dropped.
 
         Raises:
-            ValueError: When a model comes with another likelihood, or a temperature, beside it.
+            ValueError: When a model comes with another likelihood, or a temperature, beside it; or as for a new model.
         """
         if not isinstance(network, Model):
             return Model(network, "softmax" if likelihood is None else likelihood, temperature=temperature)
-        if temperature != 1.0 or (
-            likelihood is not None and resolve_likelihood(likelihood, temperature) != network.likelihood
-        ):
-            given = f"likelihood={likelihood!r}" + (f", temperature={temperature}" if temperature != 1.0 else "")
+        given = network.likelihood if likelihood is None else resolve_likelihood(likelihood, temperature)
+        if given != network.likelihood or (likelihood is None and temperature != 1.0):
+            options = [f"likelihood={likelihood!r}"] * (likelihood is not None)
+            options += [f"temperature={temperature}"] * (temperature != 1.0)
             raise ValueError(
-                f"The model has a likelihood of its own, {network.likelihood}; {given} beside it contradicts that. "
-                "Leave it out, or make a Model with the likelihood that is meant."
+                f"The model has a likelihood of its own, {network.likelihood}; {', '.join(options)} beside it "
+                "contradicts that. Leave it out, or make a Model with the likelihood that is meant."
             )
-        return network
+        current = copy.copy(network)
+        current._look_at_modules()
+        return current
 
     def __call__(self, images: Tensor) -> Tensor:
         """The outputs (B, outputs), as from :meth:`outputs`."""
@@ -174,34 +184,62 @@ class Model:
                     point.close()
 
     def jvp(self, images: Tensor, directions: Tensor) -> Tensor:
-        """Jacobian-vector products ``J d``, (B, outputs), by forward-mode automatic differentiation.
+        """Jacobian-vector products ``J d``, (B, outputs), by two backward passes.
 
-        Where a layer does not support that, by two backward passes (``J d`` is the derivative of ``<J^T w, d>`` with
-        respect to ``w``).
+        ``J d`` is the derivative of ``<J^T w, d>`` with respect to ``w``. Where a backward pass cannot be
+        differentiated, or its graph does not fit into memory, by forward-mode automatic differentiation; it comes
+        second because its first use in a process imports torch's compiler, for seconds, with a DeprecationWarning and
+        new warning filters.
 
         Args:
             images: (B, C_in, *spatial), plain.
             directions: the same shape, one change an image.
 
         Raises:
-            RuntimeError: When the network supports neither.
+            TypeError: When the network returns something else than a tensor.
+            ValueError: When the outputs are not (B, outputs) or do not depend differentiably on the images.
+            RuntimeError: When the network supports neither way.
         """
-        try:
-            with plain_arithmetic(images.device, differentiable=False), forward_ad.dual_level():
-                dual = forward_ad.make_dual(images.clone(), directions.to(images))
-                product = forward_ad.unpack_dual(self._outputs(dual)).tangent
-                return torch.zeros_like(self._outputs(images)) if product is None else product.detach()
-        except (RuntimeError, NotImplementedError) as error:
-            if is_out_of_memory(error):
-                raise
         with plain_arithmetic(images.device, differentiable=True), frozen_parameters(self._modules):
-            inputs = images.clone().requires_grad_()
-            outputs = self._outputs(inputs)
-            weights = torch.zeros_like(outputs, requires_grad=True)
-            (gradient,) = torch.autograd.grad(outputs, inputs, weights, create_graph=True)
-            return torch.autograd.grad(gradient, weights, directions.to(gradient))[0]
+            # fused attention supports neither way
+            with self._replacements.plain_normalisation(images.device), sdpa_kernel(SDPBackend.MATH):
+                ways = (self._jvp_backward, self._jvp_forward)
+                causes: list[RuntimeError] = []
+                for way in ways:
+                    try:
+                        return way(images.clone(), directions.to(images).clone())
+                    except RuntimeError as error:
+                        causes.append(error.with_traceback(None))  # which would keep the graph
+        shortage = next((error for error in causes if is_out_of_memory(error)), None)
+        if shortage is not None:
+            raise shortage
+        backward, forward = (str(error).splitlines()[0] for error in causes)
+        raise RuntimeError(
+            "The network supports no Jacobian-vector product, neither by two backward passes "
+            f"({backward}) nor by forward-mode automatic differentiation ({forward})."
+        )
+
+    def _jvp_backward(self, images: Tensor, directions: Tensor) -> Tensor:
+        outputs = self._outputs(images.requires_grad_())
+        if not outputs.requires_grad:
+            raise ValueError(_NO_GRADIENT)
+        weights = torch.zeros_like(outputs, requires_grad=True)
+        (gradient,) = torch.autograd.grad(outputs, images, weights, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise ValueError(_NO_GRADIENT)
+        return torch.autograd.grad(gradient, weights, directions)[0]
+
+    def _jvp_forward(self, images: Tensor, directions: Tensor) -> Tensor:
+        with torch.no_grad(), forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(self._outputs(forward_ad.make_dual(images, directions))).tangent
+        if tangent is None:
+            raise RuntimeError("the outputs have no tangent")
+        return tangent
 
     def _outputs(self, images: Tensor) -> Tensor:
+        if any(module.training for module in self._coupling):
+            check_modules(cast(nn.Module, self.network), self._modules)
+        self.check_inputs(len(images))
         with one_at_a_time, self._replacements.plain_normalisation(images.device):
             outputs = self._selected(self._called(images))
         # a sliding window may have moved them to another device

@@ -54,14 +54,15 @@ class Replacements:
     @contextmanager
     def channels_last_weights(self) -> Iterator[None]:
         """With channels_last copies of the weights of 2D convolutions; the network itself is never converted."""
-        if self._weights is None:
+        if self._weights is None or not all(exchange.is_as_it_was() for exchange in self._weights):
             self._weights = list(_channels_last_copies(self._modules))
+        exchanges = self._weights
         try:
-            for place, name, _, copy in self._weights:
+            for place, name, _, copy, _ in exchanges:
                 place[name] = copy
             yield
         finally:
-            for place, name, original, _ in self._weights:
+            for place, name, original, _, _ in exchanges:
                 place[name] = original
 
     @contextmanager
@@ -73,7 +74,7 @@ class Replacements:
         if device.type != "cpu":
             yield
             return
-        if self._layers is None:
+        if self._layers is None or not all(forward.norm.is_as_it_was() for _, forward in self._layers):
             self._layers = list(_plain_normalisations(self._modules))
         # a layer that has a forward method of its own keeps it
         exchanged = [(norm, forward) for norm, forward in self._layers if "forward" not in norm.__dict__]
@@ -93,6 +94,11 @@ class _Exchange(NamedTuple):
     name: str
     original: Tensor
     copy: Tensor
+    version: int
+
+    def is_as_it_was(self) -> bool:
+        """Whether the original is still there, with the same values."""
+        return self.place.get(self.name) is self.original and self.original._version == self.version
 
 
 def _convolution_weights(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -107,7 +113,8 @@ def _channels_last_copies(modules: Sequence[nn.Module]) -> Iterator[_Exchange]:
     for module, name, weight in _convolution_weights(modules):
         if id(weight) not in copies:  # layers may share it
             copies[id(weight)] = weight.detach().contiguous(memory_format=torch.channels_last)
-        yield _Exchange(cast("dict[str, Tensor | None]", module._parameters), name, weight, copies[id(weight)])
+        place = cast("dict[str, Tensor | None]", module._parameters)
+        yield _Exchange(place, name, weight, copies[id(weight)], weight._version)
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,7 @@ class _ScaleAndShift:
     """The forward method of a batch normalisation in evaluation mode; torch's own where anything is unusual."""
 
     def __init__(self, norm: _Norm, scale: Tensor, shift: Tensor) -> None:
-        self._norm, self._scale, self._shift = norm, scale, shift
+        self.norm, self._scale, self._shift = norm, scale, shift
 
     def __call__(self, features: Tensor) -> Tensor:
         scale, shift = self._scale, self._shift
@@ -197,17 +204,17 @@ class _ScaleAndShift:
             and features.ndim > 1
             and features.shape[1] == len(scale)
             and _is_dense(features)
-            and self._norm.is_as_it_was()
+            and self.norm.is_as_it_was()
         )
         if not usual:
-            return type(self._norm.layer).forward(self._norm.layer, features)
-        self._norm.layer._check_input_dim(features)
+            return type(self.norm.layer).forward(self.norm.layer, features)
+        self.norm.layer._check_input_dim(features)
         shape = (-1, *[1] * (features.ndim - 2))
         return torch.addcmul(shift.view(shape), features, scale.view(shape))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the layer, made meanwhile, has torch's own."""
-        return partial, (type(self._norm.layer).forward, self._norm.layer)
+        return partial, (type(self.norm.layer).forward, self.norm.layer)
 
 
 def _is_dense(features: Tensor) -> bool:

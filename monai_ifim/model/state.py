@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "check_modules",
+    "coupling_layers",
     "frozen_parameters",
     "modules_of",
     "one_at_a_time",
@@ -114,7 +115,7 @@ def _restore_buffers(buffers: list[tuple[nn.Module, str, Tensor, int, Tensor]]) 
         if buffer._version != version:
             with torch.no_grad():
                 buffer.copy_(copy)
-        if getattr(module, name) is not buffer and not isinstance(module, torch.jit.ScriptModule):
+        if getattr(module, name, None) is not buffer and not isinstance(module, torch.jit.ScriptModule):
             setattr(module, name, buffer)
 
 
@@ -184,24 +185,34 @@ def _tensors(modules: Sequence[nn.Module], buffers: bool = False) -> list[Tensor
     return [tensor for tensor in tensors if tensor is not None]
 
 
+def coupling_layers(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules that mix the images of a batch, or draw random numbers, in training mode."""
+    return [
+        module
+        for module in modules
+        if hasattr(module, "training")  # a frozen TorchScript module has no modes
+        and (
+            getattr(module, "original_name", "") in _COUPLING_NAMES
+            if isinstance(module, torch.jit.ScriptModule)
+            else isinstance(module, _COUPLING_LAYERS)
+        )
+    ]
+
+
 def check_modules(network: nn.Module, modules: Sequence[nn.Module]) -> None:
     """Refuse what would mix the images of a batch, or lets no gradient through.
 
     Raises:
         ValueError: When a layer is in training mode or has no running statistics, or a tensor is of inference mode.
     """
-    for module in modules:
-        if isinstance(module, torch.jit.ScriptModule):
-            kind = getattr(module, "original_name", "")
-            coupling = kind in _COUPLING_NAMES
-        else:
-            kind, coupling = type(module).__name__, isinstance(module, _COUPLING_LAYERS)
-        if coupling and getattr(module, "training", False):
+    for module in coupling_layers(modules):
+        kind = getattr(module, "original_name", type(module).__name__)
+        if module.training:
             raise ValueError(
                 f"The network is in training mode: its layer '{_name_of(module, network)}' ({kind}) would mix the "
                 "images of a batch or draw random numbers. Call network.eval() first."
             )
-        if coupling and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"The layer '{_name_of(module, network)}' ({kind}) has no running statistics, so it mixes the images "
                 "of a batch even in evaluation mode. Build it with track_running_stats=True, or use instance or group "

@@ -312,7 +312,7 @@ def _checked(network: Callable | Model, images: Tensor, fisher: InputFisher) -> 
             f"fisher must be the spectrum of these images, of shape {tuple(images.shape)}; it is of {len(fisher)} "
             f"images of shape {tuple(fisher.eigenvectors.shape[2:])}."
         )
-    model = network if isinstance(network, Model) else Model(network, fisher.likelihood)
+    model = Model.of(network) if isinstance(network, Model) else Model(network, fisher.likelihood)
     if model.likelihood != fisher.likelihood:
         raise ValueError(
             f"The model has the likelihood {model.likelihood}, but the spectrum was computed with {fisher.likelihood}. "

@@ -20,11 +20,11 @@ from monai_ifim.visualize.curves import plot_curves, plot_removals
 from monai_ifim.visualize.panels import plot_components
 from monai_ifim.visualize.spectrum import plot_lambda_histogram, plot_spectrum
 
-__all__ = ["Pictures", "as_array", "case_panels", "draw_pictures", "result_figures"]
+__all__ = ["CASES_IN_A_PANEL", "Pictures", "as_array", "case_panels", "draw_pictures", "result_figures"]
 
 _DPI = 100
 # A figure cannot be higher than 65 536 pixels, and nobody scrolls so far.
-_CASES_IN_A_PANEL = 12
+CASES_IN_A_PANEL = 12
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def draw_pictures(result: IFIMResult) -> Pictures:
             panel = as_array(figure)
             panels.append(panel)
             for case, part in zip(shown, figure.subfigs):
-                top, bottom = (round(len(panel) - edge) for edge in (part.bbox.y1, part.bbox.y0))
+                # a figure may be a part of a pixel higher than its picture
+                top, bottom = (max(0, round(len(panel) - edge)) for edge in (part.bbox.y1, part.bbox.y0))
                 cases[case.position] = panel[top:bottom]
         _DRAWN[result] = Pictures(figures, panels, cases)
     return _DRAWN[result]
@@ -80,9 +81,9 @@ def case_panels(cases: Sequence[Case]) -> list[tuple[list[Case], Figure]]:
         if case.image.ndim in (3, 4):
             groups.setdefault(case.image.shape, []).append(case)
     pieces = [
-        group[start : start + _CASES_IN_A_PANEL]
+        group[start : start + CASES_IN_A_PANEL]
         for group in groups.values()
-        for start in range(0, len(group), _CASES_IN_A_PANEL)
+        for start in range(0, len(group), CASES_IN_A_PANEL)
     ]
     return [(piece, _components(piece)) for piece in pieces]
 

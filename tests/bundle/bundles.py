@@ -44,8 +44,8 @@ def compose(*transforms: Mapping[str, Any]) -> dict[str, Any]:
 
 def densenet(channels: int = 1, outputs: Any = 2, **options: Any) -> dict[str, Any]:
     """A small network of MONAI with batch normalisation."""
-    size = {"init_features": 4, "growth_rate": 4, "block_config": [1, 1], "bn_size": 1}
-    return part("DenseNet", spatial_dims=2, in_channels=channels, out_channels=outputs, **size, **options)
+    size = {"init_features": 4, "growth_rate": 4, "block_config": [1, 1], "bn_size": 1, **options}
+    return part("DenseNet", spatial_dims=2, in_channels=channels, out_channels=outputs, **size)
 
 
 STATS = part("StatsHandler", iteration_log=False, output_transform="$lambda x: None")
@@ -209,7 +209,9 @@ trainer:
 initialize: [$monai.utils.set_determinism(seed=123)]
 run: [$@trainer.run()]
 """
-_CONFIGS = {text: json.dumps(yaml.safe_load(text)) for text in (_HEAD, _TRAIN, _EVALUATE, _MULTI_GPU_TRAIN, _ALONE, _FLAT)}
+_CONFIGS = {
+    text: json.dumps(yaml.safe_load(text)) for text in (_HEAD, _TRAIN, _EVALUATE, _MULTI_GPU_TRAIN, _ALONE, _FLAT)
+}
 
 
 def config(*texts: str, **further: Any) -> dict[str, Any]:
@@ -264,6 +266,7 @@ def alone(
     """An inference config with ids ``evaluator`` and ``handlers``, and without key metric."""
     content = config(_HEAD, _ALONE, network_def=network or densenet(), postprocessing=compose(*postprocessing))
     content["output_dir"] = "$@bundle_root + '/output'"
+    del content["ckpt_dir"]
     content["dataset"]["data"] = inputs or images()
     content["evaluator"] |= evaluator
     return {**content, run: ["$@evaluator.run()"]}

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from monai.bundle import ConfigParser
 
 import monai_ifim.bundle.command as command
 from monai_ifim.__main__ import main
 from monai_ifim.bundle import attach_to_bundle
-from tests.bundle.bundles import alone, flat, in_sections, only_inference, part, write
+from monai_ifim.likelihoods import Gaussian
+from tests.bundle.bundles import alone, flat, in_sections, only_inference, part, regression, write
 
 Captured = pytest.CaptureFixture[str]
 
@@ -42,7 +44,7 @@ def test_it_prints_what_was_found_from_where_and_the_commands(tmp_path: Path, ca
     blocks = re.split(r"\n(?=\w+ \()", printed.out)
     assert [block.split(" ")[0] for block in blocks] == ["train", "multi_gpu_train", "evaluate", "inference"]
     assert blocks[2].startswith("evaluate (configs/train.json + configs/evaluate.json)\n")
-    assert re.search(r"^  predictive +softmax  <- train.json: loss = torch.nn.CrossEntropyLoss$", blocks[0], re.M)
+    assert re.search(r"^  likelihood +softmax  <- train.json: loss = torch.nn.CrossEntropyLoss$", blocks[0], re.M)
     assert re.search(r"^  key metric +none  <- inference.json: evaluator: the handler route", blocks[3], re.M)
     for block in blocks:
         assert re.search(r"run it from the bundle's folder:\n    (python|torchrun) .*configs/ifim", block, re.M)
@@ -66,24 +68,45 @@ def test_it_adds_the_overlays_and_changes_nothing_else(tmp_path: Path):
 def test_guesses_are_marked(tmp_path: Path, capsys: Captured):
     attach_to_bundle(write(tmp_path, only_inference()))
     lines = capsys.readouterr().out.splitlines()
-    (number,) = [number for number, line in enumerate(lines) if line.startswith("  predictive")]
+    (number,) = [number for number, line in enumerate(lines) if line.startswith("  likelihood")]
     assert lines[number + 1].strip() == (
-        "! no loss is known: if the outputs were trained with another one, --predictive softmax"
+        "! no loss is known: if the outputs were trained with another one, --likelihood softmax"
     )
+
+
+@pytest.mark.parametrize("chosen", ["gaussian", "softmax"])
+def test_the_noise_of_a_regression_is_said_to_be_set(chosen: str, tmp_path: Path, capsys: Captured):
+    root = write(tmp_path, regression())
+    assert main(["attach", str(root), "--likelihood", chosen]) == 0
+    example = "likelihood: {_target_: monai_ifim.Gaussian, scale: 1.0}"
+    said = f"! set it to the root mean square error on held-out data, in the overlay: {example}"
+    assert (said in capsys.readouterr().out) == (chosen == "gaussian")
+    text = (root / "configs" / "ifim.yaml").read_text()
+    lines = text.splitlines()
+    assert yaml.safe_load(text)["ifim"]["likelihood"] == chosen
+    if chosen == "gaussian":
+        place = lines.index("  likelihood: gaussian")
+        assert lines[place - 1] == f"  #   {example}"
+        written = yaml.safe_load("\n".join([*lines[:place], example.rjust(len(example) + 2), *lines[place + 1 :]]))
+        made = ConfigParser(written).get_parsed_content("ifim#likelihood")
+        assert made == Gaussian(scale=1.0)
+    else:
+        assert "Gaussian" not in text
 
 
 def test_a_dry_run_prints_all_and_writes_nothing(tmp_path: Path, capsys: Captured):
     root = write(tmp_path, in_sections())
     before = files(root)
-    assert main(["attach", str(root), "--dry_run"]) == 0
-    printed = capsys.readouterr().out
-    assert files(root) == before
-    assert "Written: " not in printed
-    assert main(["attach", str(root)]) == 0
-    for name in ("ifim.yaml", "ifim_inference.yaml"):
-        file = root / "configs" / name
-        assert f"--- {file} (not written)\n{file.read_text()}" in printed
-    assert main(["attach", str(root), "--dry_run"]) == 0  # also where they are there
+    for _ in range(2):  # also where they are there
+        assert main(["attach", str(root), "--dry_run"]) == 0
+        printed = capsys.readouterr().out
+        assert "Written: " not in printed
+        if files(root) == before:
+            attach_to_bundle(root)
+            capsys.readouterr()
+        for name in ("ifim.yaml", "ifim_inference.yaml"):
+            file = root / "configs" / name
+            assert f"--- {file} (not written)\n{file.read_text()}" in printed
 
 
 def test_attaching_again_finds_the_same(tmp_path: Path):
@@ -96,10 +119,10 @@ def test_attaching_again_finds_the_same(tmp_path: Path):
 
 def test_options_reach_the_overlay(tmp_path: Path):
     root = write(tmp_path, only_inference())
-    options = ["--predictive", "softmax", "--output_key", "1", "--output", str(root / "configs" / "mine.yaml")]
+    options = ["--likelihood", "softmax", "--output_key", "1", "--output", str(root / "configs" / "mine.yaml")]
     assert main(["attach", str(root), *options]) == 0
     ifim = yaml.safe_load((root / "configs" / "mine.yaml").read_text())["ifim"]
-    assert (ifim["predictive"], ifim["output_key"]) == ("softmax", 1)
+    assert (ifim["likelihood"], ifim["output_key"]) == ("softmax", 1)
 
 
 @pytest.mark.parametrize(("key", "expected"), [("logits", "logits"), ("-1", -1), ("1a", "1a")])
@@ -233,7 +256,7 @@ def test_a_bundle_of_which_no_workflow_can_be_served_is_refused_with_each_reason
     root = write(tmp_path / "organs", contents)
     said = refused([str(root)], capsys)
     assert said.startswith("python -m monai_ifim: iFIM cannot be attached to organs:\n")
-    assert "  train: its outputs are dense (segmentation): one decision a voxel" in said
+    assert "  train: its outputs are dense (segmentation): values at every voxel" in said
     assert "(network SegResNet)" in said
     assert "--assume_classifier" in said
     assert not (root / "configs" / "ifim.yaml").exists()
@@ -245,7 +268,7 @@ def test_a_bundle_without_evaluator_says_what_it_is(tmp_path: Path, capsys: Capt
     generates = {"trainer": part("scripts.LDMTrainer"), "run": ["$@trainer.run()"]}
     root = write(tmp_path, {"train.json": generates, "other.json": {"a": 1}})
     said = refused([str(root)], capsys)
-    assert "train: it generates images; it has no distribution over classes (scripts.LDMTrainer)." in said
+    assert "train: it generates images, where iFIM needs one row of outputs an image (scripts.LDMTrainer)." in said
     assert "other: it has no evaluator, whose run could be watched" in said
     assert "--assume_classifier" not in said
 
@@ -275,11 +298,11 @@ def test_an_evaluator_that_one_workflow_has_leaves_the_others_with_their_own(id:
     assert "inference.json: evaluator" in printed
 
 
-def test_a_wrong_predictive_is_an_error_of_usage(tmp_path: Path, capsys: Captured):
+def test_a_wrong_likelihood_is_an_error_of_usage(tmp_path: Path, capsys: Captured):
     with pytest.raises(SystemExit) as stopped:
-        main(["attach", str(tmp_path), "--predictive", "gaussian"])
+        main(["attach", str(tmp_path), "--likelihood", "poisson"])
     assert stopped.value.code == 2
-    assert "invalid choice: 'gaussian'" in capsys.readouterr().err
+    assert "invalid choice: 'poisson'" in capsys.readouterr().err
 
 
 def test_a_bundle_that_has_our_ids_is_refused(tmp_path: Path, capsys: Captured):

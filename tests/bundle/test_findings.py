@@ -9,6 +9,7 @@ import pytest
 
 from monai_ifim.bundle.configs import Config, Workflow, read_metadata, read_workflows
 from monai_ifim.bundle.findings import Findings, find
+from monai_ifim.likelihoods import Gaussian
 from tests.bundle.bundles import (
     ARGMAX,
     SHAPES,
@@ -21,7 +22,6 @@ from tests.bundle.bundles import (
     four_channels,
     in_sections,
     metadata,
-    one_logit,
     part,
     write,
 )
@@ -30,6 +30,7 @@ Files = dict[str, Any]
 SOFTMAX = part("Activationsd", keys="pred", softmax=True)
 THRESHOLD = part("AsDiscreted", keys="pred", threshold=0.5)
 CROSS_ENTROPY, BCE = part("torch.nn.CrossEntropyLoss"), part("torch.nn.BCEWithLogitsLoss")
+MSE, RMSE = part("torch.nn.MSELoss"), part("RootMeanSquaredError")
 
 
 def look(root: Path, files: Files, **options: Any) -> dict[str, Findings]:
@@ -52,52 +53,31 @@ def said(findings: Findings, name: str) -> tuple[Any, str, str]:
 # The shapes that people write
 
 
+SECTIONS = ("validate#evaluator", "validate#key_metric", "validate#handlers")
+PLAIN, INSIDE = ("evaluator", None, "handlers"), ("evaluator", "evaluator#key_val_metric", "val_handlers")
+
+
 @pytest.mark.parametrize(
-    ("shape", "workflow", "evaluator", "metric_at", "handlers_at", "options"),
+    ("shape", "workflow", "places", "options"),
     [
-        ("in_sections", "train", "validate#evaluator", "validate#key_metric", "validate#handlers", {}),
-        ("in_sections", "multi_gpu_train", "validate#evaluator", "validate#key_metric", "validate#handlers", {}),
-        ("in_sections", "evaluate", "validate#evaluator", "validate#key_metric", "validate#handlers", {}),
-        ("in_sections", "inference", "evaluator", None, "handlers", {}),
-        ("flat", "train", "evaluator", "evaluator#key_val_metric", "val_handlers", {}),
-        ("flat", "evaluate", "evaluator", "evaluator#key_val_metric", "val_handlers", {}),
-        ("only_inference", "inference", "evaluator", None, "handlers", {"predictive": "sigmoid"}),
-        (
-            "one_logit",
-            "train",
-            "validate#evaluator",
-            "validate#key_metric",
-            "validate#handlers",
-            {"predictive": "sigmoid"},
-        ),
-        (
-            "four_channels",
-            "train",
-            "validate#evaluator",
-            "validate#key_metric",
-            "validate#handlers",
-            {"channel_mask": [True, True, True, False]},
-        ),
-        ("sliding_window", "inference", "evaluator", None, "handlers", {"use_inferer": True}),
-        ("sliced_handlers", "train", "validate#evaluator", "validate#key_metric", None, {}),
-        ("sigmoid_after_cross_entropy", "inference", "evaluator", None, "handlers", {}),
+        *(("in_sections", name, SECTIONS, {}) for name in ("train", "multi_gpu_train", "evaluate")),
+        ("in_sections", "inference", PLAIN, {}),
+        *(("flat", name, INSIDE, {}) for name in ("train", "evaluate")),
+        ("only_inference", "inference", PLAIN, {"likelihood": "sigmoid"}),
+        ("one_logit", "train", SECTIONS, {"likelihood": "sigmoid"}),
+        ("four_channels", "train", SECTIONS, {"channel_mask": [True, True, True, False]}),
+        ("sliding_window", "inference", PLAIN, {"use_inferer": True}),
+        ("sliced_handlers", "train", (*SECTIONS[:2], None), {}),
+        ("sigmoid_after_cross_entropy", "inference", PLAIN, {}),
+        *(("regression", name, SECTIONS, {"likelihood": "gaussian"}) for name in ("train", "evaluate")),
     ],
 )
-def test_each_shape_is_understood(
-    shape: str,
-    workflow: str,
-    evaluator: str,
-    metric_at: str | None,
-    handlers_at: str | None,
-    options: dict[str, Any],
-    tmp_path: Path,
-):
+def test_each_shape_is_understood(shape: str, workflow: str, places: tuple, options: dict[str, Any], tmp_path: Path):
+    """With nothing but the options that it needs: patches and mixed precision need none."""
     findings = look(tmp_path, SHAPES[shape]())[workflow]
     assert findings.refusal is None
-    assert findings.evaluator == evaluator
-    assert findings.metric_at == metric_at
-    assert findings.handlers_at == handlers_at
-    assert findings.options == {"predictive": "softmax", "on_error": "continue", **options}
+    assert (findings.evaluator, findings.metric_at, findings.handlers_at) == places
+    assert findings.options == {"likelihood": "softmax", "on_error": "continue", **options}
     assert findings.several_processes == (workflow == "multi_gpu_train")
 
 
@@ -106,7 +86,7 @@ def test_each_finding_says_where_it_stands(tmp_path: Path):
     assert said(findings, "evaluator")[:2] == ("SupervisedEvaluator", "train.json: validate#evaluator")
     assert said(findings, "network")[:2] == ("DenseNet", "train.json: network")
     assert said(findings, "outputs")[:2] == (2, "train.json: network_def#out_channels")
-    assert said(findings, "predictive")[:2] == ("softmax", "train.json: loss = torch.nn.CrossEntropyLoss")
+    assert said(findings, "likelihood")[:2] == ("softmax", "train.json: loss = torch.nn.CrossEntropyLoss")
     assert said(findings, "inferer")[:2] == ("SimpleInferer", "train.json: validate#inferer")
     assert said(findings, "handlers")[:2] == ("a list of 3", "evaluate.json: validate#handlers")
     assert said(findings, "key metric")[0] == "val_accuracy"
@@ -115,7 +95,7 @@ def test_each_finding_says_where_it_stands(tmp_path: Path):
 
 def test_inference_takes_the_loss_of_the_training(tmp_path: Path):
     findings = look(tmp_path, SHAPES["sigmoid_after_cross_entropy"]())["inference"]
-    value, source, guess = said(findings, "predictive")
+    value, source, guess = said(findings, "likelihood")
     assert value == "softmax"
     assert source == (
         "train.json: loss = torch.nn.CrossEntropyLoss; inference.json: postprocessing#transforms#0 = Activationsd "
@@ -127,50 +107,67 @@ def test_inference_takes_the_loss_of_the_training(tmp_path: Path):
 def test_a_workflow_with_a_loss_of_its_own_takes_that_one(tmp_path: Path):
     files = {"train.json": in_sections()["train.json"], "train_other.json": in_sections()["train.json"]}
     files["train_other.json"]["loss"] = BCE
-    assert {name: found.options["predictive"] for name, found in look(tmp_path, files).items()} == {
+    assert {name: found.options["likelihood"] for name, found in look(tmp_path, files).items()} == {
         "train": "softmax",
         "train_other": "sigmoid",
     }
 
 
-# Softmax or sigmoid
+# The likelihood
 
 
-def predictive_of(
-    loss: Files | None = None, postprocessing: tuple = (), described: Files | None = None, outputs: Any = 2, **options
-):
-    config = alone(list(postprocessing), network=densenet(outputs=outputs))
+def findings_of(
+    loss: Files | None = None,
+    postprocessing: tuple = (),
+    described: Files | None = None,
+    outputs: Any = 2,
+    metric: Any = None,
+    network: Any = None,
+    **options: Any,
+) -> Findings:
+    config = alone(list(postprocessing), network=network or densenet(outputs=outputs))
     if loss is not None:
         config |= {"loss": loss, "trainer": part("SupervisedTrainer", loss_function="@loss")}
-    return said(look_at(config, described, **options), "predictive")
+    if metric is not None:
+        config["evaluator"]["key_val_metric"] = {"error": metric}
+    return look_at({**config, "fn": part("monai.metrics.MAEMetric")}, described, **options)
 
 
-CLASSES, ONE_CLASS = metadata("classes", 2), metadata("labels", 1)
+def likelihood_of(**options: Any) -> tuple[Any, str, str]:
+    return said(findings_of(**options), "likelihood")
+
+
+CLASSES, ONE_CLASS, NUMBERS = metadata("classes", 2), metadata("labels", 1), metadata("regression", 2)
 
 
 @pytest.mark.parametrize(
     ("more", "less"),
     [
-        ({"loss": BCE}, {"postprocessing": (SOFTMAX,)}),
-        ({"loss": CROSS_ENTROPY}, {"postprocessing": (SIGMOID,)}),
-        ({"loss": BCE}, {"postprocessing": (ARGMAX,)}),
-        ({"loss": CROSS_ENTROPY}, {"postprocessing": (THRESHOLD,)}),
-        ({"loss": BCE}, {"described": CLASSES}),
-        ({"loss": CROSS_ENTROPY}, {"described": ONE_CLASS}),
+        *(({"loss": BCE}, less) for less in ({"postprocessing": (SOFTMAX,)}, {"postprocessing": (ARGMAX,)})),
+        *(({"loss": CROSS_ENTROPY}, {"postprocessing": (less,)}) for less in (SIGMOID, THRESHOLD)),
+        *(({"loss": loss}, {"described": less}) for loss, less in ((BCE, CLASSES), (CROSS_ENTROPY, ONE_CLASS))),
+        *(({"loss": MSE}, less) for less in ({"postprocessing": (SIGMOID,)}, {"described": CLASSES})),
+        *(
+            ({"loss": loss}, less)
+            for loss in (BCE, CROSS_ENTROPY)
+            for less in ({"described": NUMBERS}, {"metric": RMSE})
+        ),
         ({"postprocessing": (SIGMOID,)}, {"postprocessing": (ARGMAX,)}),
         ({"postprocessing": (SOFTMAX,)}, {"postprocessing": (THRESHOLD,)}),
-        ({"postprocessing": (SIGMOID,)}, {"described": CLASSES}),
-        ({"postprocessing": (SOFTMAX,)}, {"described": ONE_CLASS}),
-        ({"postprocessing": (THRESHOLD,)}, {"described": CLASSES}),
-        ({"postprocessing": (ARGMAX,)}, {"described": ONE_CLASS}),
+        ({"postprocessing": (ARGMAX,)}, {"metric": RMSE}),
+        *(({"postprocessing": (one,)}, {"described": CLASSES}) for one in (SIGMOID, THRESHOLD)),
+        *(({"postprocessing": (one,)}, {"described": ONE_CLASS}) for one in (SOFTMAX, ARGMAX)),
+        ({"metric": RMSE}, {"described": CLASSES}),
     ],
 )
-def test_loss_is_trusted_before_activations_before_discretisation_before_metadata(more: Files, less: Files):
-    first, second = predictive_of(**more)[0], predictive_of(**less)[0]
+def test_loss_is_trusted_before_activations_before_discretisation_before_metrics_before_metadata(
+    more: Files, less: Files
+):
+    first, second = likelihood_of(**more)[0], likelihood_of(**less)[0]
     assert first != second
     both = {**more, **less}
     both["postprocessing"] = (*less.get("postprocessing", ()), *more.get("postprocessing", ()))
-    value, source, _ = predictive_of(**both)
+    value, source, _ = likelihood_of(**both)
     assert value == first
     assert f"says {second}, which is trusted less" in source
 
@@ -178,42 +175,91 @@ def test_loss_is_trusted_before_activations_before_discretisation_before_metadat
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
-        (part("torch.nn.CrossEntropyLoss"), "softmax"),
-        (part("torch.nn.NLLLoss"), "softmax"),
-        (part("torch.nn.BCEWithLogitsLoss"), "sigmoid"),
-        (part("torch.nn.MultiLabelSoftMarginLoss"), "sigmoid"),
+        *((part(f"torch.nn.{loss}"), "softmax") for loss in ("CrossEntropyLoss", "NLLLoss")),
+        *((part(f"torch.nn.{loss}"), "sigmoid") for loss in ("BCEWithLogitsLoss", "MultiLabelSoftMarginLoss")),
+        *((part(f"torch.nn.{loss}"), "gaussian") for loss in ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")),
+        *((part(loss), "gaussian") for loss in ("scripts.WeightedMSELoss", "torch.nn.functional.l1_loss")),
         (part("FocalLoss"), "sigmoid"),
         (part("FocalLoss", use_softmax=False), "sigmoid"),
         (part("FocalLoss", use_softmax=True), "softmax"),
         (part("FocalLoss", use_softmax="@is_softmax"), "softmax"),
         ("$torch.nn.BCEWithLogitsLoss(reduction='sum')", "sigmoid"),
         ("$torch.nn.CrossEntropyLoss()", "softmax"),
+        ("$torch.nn.MSELoss()", "gaussian"),
     ],
 )
-def test_a_loss_tells_softmax_from_sigmoid(loss: Any, expected: str):
+def test_a_loss_tells_the_likelihood(loss: Any, expected: str):
     config = {**alone([]), "is_softmax": True, "loss": loss}
     config["trainer"] = part("SupervisedTrainer", loss_function="@loss")
-    value, source, guess = said(look_at(config), "predictive")
+    value, source, guess = said(look_at(config), "likelihood")
     assert value == expected
     assert source.startswith("loss = ")
     assert guess == ""
 
 
+@pytest.mark.parametrize(
+    ("evidence", "source"),
+    [
+        ({"loss": MSE}, "loss = torch.nn.MSELoss"),
+        ({"network": part("Regressor", out_shape=[2])}, "network_def = Regressor"),
+        ({"metric": RMSE}, "evaluator#key_val_metric#error = RootMeanSquaredError"),
+        ({"metric": part("IgniteMetricHandler", metric_fn="@fn")}, "fn = monai.metrics.MAEMetric"),
+        ({"described": NUMBERS}, "metadata.json: regression"),
+        ({"described": metadata("points", 2)}, "metadata.json: points"),
+    ],
+)
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_regression_is_gaussian_with_any_number_of_outputs_and_its_noise_is_to_be_set(
+    evidence: Files, source: str, outputs: int
+):
+    options = {"network": densenet(outputs=outputs), **evidence}
+    findings = findings_of(**options)
+    assert findings.refusal is None
+    assert findings.options["likelihood"] == "gaussian"
+    assert said(findings, "likelihood") == ("gaussian", source, "")
+    assert said(findings, "noise scale") == (
+        1.0,
+        "the configs do not say",
+        "set it to the root mean square error on held-out data, in the overlay: "
+        "likelihood: {_target_: monai_ifim.Gaussian, scale: 1.0}",
+    )
+
+
 @pytest.mark.parametrize("evidence", [{"loss": CROSS_ENTROPY}, {"postprocessing": (SOFTMAX, ARGMAX)}, {}])
-def test_one_output_is_always_a_sigmoid(evidence: Files):
-    assert predictive_of(outputs=1, **evidence)[0] == "sigmoid"
+def test_one_output_of_a_classifier_is_always_a_sigmoid(evidence: Files):
+    value, _, guess = likelihood_of(outputs=1, **evidence)
+    assert value == "sigmoid"
+    assert guess == ("" if evidence else "if the label is no class but a measured value, --likelihood gaussian")
 
 
-def test_the_user_has_the_last_word():
-    assert predictive_of(loss=CROSS_ENTROPY, predictive="sigmoid")[:2] == ("sigmoid", "the command line")
-    assert look_at(alone([]), predictive="sigmoid").options["predictive"] == "sigmoid"
+@pytest.mark.parametrize("chosen", ["sigmoid", "gaussian", Gaussian(scale=2.0)])
+def test_the_user_has_the_last_word(chosen: Any):
+    assert likelihood_of(loss=CROSS_ENTROPY, likelihood=chosen)[:2] == (chosen, "the command line")
+    assert look_at(alone([]), likelihood=chosen).options["likelihood"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("loss", "chosen", "guess"),
+    [
+        (CROSS_ENTROPY, "sigmoid", "loss = torch.nn.CrossEntropyLoss says softmax"),
+        (MSE, "sigmoid", "loss = torch.nn.MSELoss says gaussian"),
+        (BCE, Gaussian(scale=2.0), "loss = torch.nn.BCEWithLogitsLoss says sigmoid"),
+        (BCE, "sigmoid", ""),
+        (MSE, Gaussian(scale=2.0), ""),
+        (None, "sigmoid", ""),
+    ],
+)
+def test_what_the_user_says_against_the_loss_is_marked(loss: Files | None, chosen: Any, guess: str):
+    assert likelihood_of(loss=loss, likelihood=chosen, postprocessing=(SOFTMAX,))[2] == guess
 
 
 def test_a_guess_says_how_to_override_it():
-    assert predictive_of() == ("softmax", "nothing speaks for sigmoid", "set it with --predictive")
-    assert predictive_of(postprocessing=(SIGMOID,))[2].endswith("--predictive softmax")
-    assert predictive_of(postprocessing=(SOFTMAX,), described=ONE_CLASS)[2].endswith("--predictive sigmoid")
-    assert predictive_of(postprocessing=(SOFTMAX,))[2] == ""
+    assert likelihood_of() == ("softmax", "nothing speaks for another one", "set it with --likelihood")
+    assert likelihood_of(postprocessing=(SIGMOID,))[2].endswith("--likelihood softmax")
+    assert likelihood_of(postprocessing=(SOFTMAX,), described=ONE_CLASS)[2].endswith("--likelihood sigmoid")
+    assert likelihood_of(postprocessing=(ARGMAX,), metric=RMSE)[2].endswith("--likelihood gaussian")
+    assert likelihood_of(loss=MSE, postprocessing=(ARGMAX,))[2] == "if the label is a class, --likelihood softmax"
+    assert likelihood_of(postprocessing=(SOFTMAX,))[2] == ""
 
 
 @pytest.mark.parametrize(
@@ -229,7 +275,7 @@ def test_a_guess_says_how_to_override_it():
 )
 def test_post_processing_counts_where_it_is_of_the_prediction(transform: Files, expected: str):
     config = {**alone([transform]), "pred": "$monai.utils.CommonKeys.PRED"}
-    assert look_at(config).options["predictive"] == expected
+    assert look_at(config).options["likelihood"] == expected
 
 
 @pytest.mark.parametrize(
@@ -239,7 +285,7 @@ def test_post_processing_counts_where_it_is_of_the_prediction(transform: Files, 
 def test_post_processing_is_followed_into_lists_and_expressions(postprocessing: Any):
     config = {**alone([]), "first": [STATS], "second": [SIGMOID], "postprocessing": postprocessing}
     config["steps"] = "$@first + @second"
-    assert look_at(config).options["predictive"] == "sigmoid"
+    assert look_at(config).options["likelihood"] == "sigmoid"
 
 
 # Outputs
@@ -250,6 +296,7 @@ def test_post_processing_is_followed_into_lists_and_expressions(postprocessing: 
     [
         (densenet(outputs=5), [ARGMAX], metadata("classes", 7), (5, "network_def#out_channels")),
         (part("ResNet", num_classes="@three"), [], None, (3, "network_def#num_classes")),
+        (part("Regressor", out_shape=[1, "@three"]), [], metadata("regression", 7), (3, "network_def#out_shape")),
         ("$torch.jit.load('x')", [ARGMAX], metadata("classes", 7), (2, "postprocessing#transforms#0#to_onehot")),
         ("$torch.jit.load('x')", [], metadata("classes", 7), (7, "metadata.json: network_data_format")),
         ("$torch.jit.load('x')", [], None, ("unknown", "the configs do not say")),
@@ -464,11 +511,7 @@ def test_no_channel_is_masked_without_a_reason(channels: Files, transform: str, 
 )
 def test_odd_metadata_say_nothing(odd: Files):
     for network in (densenet(), "$make()"):
-        assert look_at(alone([], network=network), odd).options == {"predictive": "softmax", "on_error": "continue"}
-
-
-def test_patches_and_mixed_precision_need_no_option():
-    assert look_at(one_logit()["train.json"]).options == {"predictive": "sigmoid", "on_error": "continue"}
+        assert look_at(alone([], network=network), odd).options == {"likelihood": "softmax", "on_error": "continue"}
 
 
 @pytest.mark.parametrize(
@@ -481,13 +524,6 @@ def test_a_mask_of_another_length_than_the_networks_input_is_not_written(in_chan
     assert [item.guess for item in findings.items if item.name == "channels"] == (
         [] if expected else ["set channel_mask in the overlay if a person draws one of them"]
     )
-
-
-@pytest.mark.parametrize(
-    ("loss", "guess"), [(CROSS_ENTROPY, "loss = torch.nn.CrossEntropyLoss says softmax"), (BCE, ""), (None, "")]
-)
-def test_what_the_user_says_against_the_loss_is_marked(loss: Files | None, guess: str):
-    assert predictive_of(loss=loss, predictive="sigmoid", postprocessing=(SOFTMAX,))[2] == guess
 
 
 @pytest.mark.parametrize(
@@ -518,7 +554,7 @@ def test_what_is_disabled_does_not_count():
     config = {"a_evaluator": part("SupervisedEvaluator", **off), **config}
     del config["output_dir"]
     findings = look_at(config)
-    assert findings.options["predictive"] == "softmax"
+    assert findings.options["likelihood"] == "softmax"
     assert findings.overrides == {}
     assert findings.output_dir == "$@bundle_root + '/eval'"
     assert said(findings, "evaluator")[1:] == ("evaluator", "")

@@ -16,6 +16,7 @@ from monai_ifim.bundle.configs import Config, Workflow, read_metadata, read_work
 from monai_ifim.bundle.findings import Findings, find
 from monai_ifim.bundle.overlay import Overlay, overlays, run_command
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
+from monai_ifim.handlers.options import OPTIONS
 from tests.bundle.bundles import SHAPES, alone, flat, in_sections, only_inference, part, write
 
 
@@ -74,7 +75,7 @@ def test_the_active_options_are_what_was_found_and_how_many_images(shape: str, t
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_option_is_there_and_all_but_the_active_ones_at_their_defaults(shape: str, tmp_path: Path):
+def test_every_option_is_there_described_and_all_but_the_active_ones_at_their_defaults(shape: str, tmp_path: Path):
     for overlay in overlays(usable(tmp_path, SHAPES[shape]())):
         active, every = yaml.safe_load(overlay.text()), uncommented(overlay.text())
         for id, target in (("ifim", IFIMMetric), ("ifim_figures", IFIMFigureHandler), ("ifim_saver", IFIMSaver)):
@@ -84,6 +85,13 @@ def test_every_option_is_there_and_all_but_the_active_ones_at_their_defaults(sha
                 if name not in active[id]:
                     assert options[name] == plain(value), name
         assert list(every) == list(active)
+        lines = overlay.text().splitlines()
+        for number, line in enumerate(lines):
+            if re.match(r"  #?\w+: ", line) and "_target_" not in line and not lines[number - 1].startswith("+"):
+                assert re.match(r"  # +\S", lines[number - 1]), line
+            assert len(line) <= 120 or "monai.bundle run" in line
+        text = " ".join(line.strip(" #") for line in lines)
+        assert OPTIONS["label_key"].replace("None:", "null:") in text  # the words of the table, in YAML's terms
 
 
 @pytest.mark.parametrize("metric", [True, False])
@@ -94,9 +102,8 @@ def test_uncommenting_every_option_changes_nothing(metric: bool):
     text = only(config).text()
     made = [ConfigParser(content).get_parsed_content("ifim") for content in (yaml.safe_load(text), uncommented(text))]
     assert all(type(one) is (IFIMMetric if metric else IFIMHandler) for one in made)
-    first, second = (one if metric else one.metric for one in made)
-    comparable = [{name: plain(value) for name, value in one.options.items()} for one in (first, second)]
-    assert comparable[0] == comparable[1]
+    options = [{name: plain(value) for name, value in (one if metric else one.metric).values().items()} for one in made]
+    assert options[0] == options[1]
 
 
 @pytest.mark.parametrize("metric", [True, False])
@@ -111,19 +118,11 @@ def test_each_option_can_be_uncommented_alone(metric: bool):
         assert sum(len(after[id]) - len(before[id]) for id in ("ifim", "ifim_figures", "ifim_saver")) == 1
 
 
-def test_each_option_is_described_and_no_line_is_longer_than_a_screen():
-    lines = only(alone([])).text().splitlines()
-    for number, line in enumerate(lines):
-        if re.match(r"  #?\w+: ", line) and "_target_" not in line:
-            assert re.match(r"  # \S", lines[number - 1]), line
-        assert len(line) <= 120 or "monai.bundle run" in line
-
-
 def test_the_file_says_where_things_were_found_and_what_is_a_guess():
     text = only(alone([part("Activationsd", keys="pred", sigmoid=True)])).text()
     text = " ".join(line.strip(" #") for line in text.splitlines())
     assert "Found: postprocessing#transforms#0 = Activationsd with sigmoid: true." in text
-    assert "A guess: no loss is known: if the outputs were trained with another one, --predictive softmax." in text
+    assert "A guess: no loss is known: if the outputs were trained with another one, --likelihood softmax." in text
     assert text.count("Found:") == 1  # not of options that were not chosen
 
 

@@ -11,26 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.visualize import plot_curves, plot_removals
-from monai_ifim.visualize.style import arm_styles
-from tests.visualize.folders import ARMS, STRENGTHS, curve_table, removal_table
+from monai_ifim.visualize.style import direction_styles
+from tests.visualize.folders import DIRECTIONS, STRENGTHS, measured
 
-LABELS = {
-    "kl": "KL divergence (nats)",
-    "kl_ratio": "KL / quadratic prediction",
-    "fisher_rao": "distance (radians)",
-    "confidence_drop": "drop of probability",
-    "flip_rate": "share of decisions",
-    "accuracy": "share of right decisions",
-    "auc": "area under the ROC curve",
-    "size": "RMS / image contrast",
+PANELS = {
+    "softmax": ["kl", "kl_ratio", "fisher_rao", "confidence_drop", "flip_rate", "accuracy", "auc"],
+    "gaussian": ["kl", "kl_ratio", "shift", "error"],
 }
+BEFORE = {"softmax": ["accuracy", "auc"], "gaussian": ["error"]}  # what unperturbed images have, too
 
 
 def panels(figure: Figure) -> dict[str, Axes]:
     """The panels by their endpoint."""
-    endpoints = {label: name for name, label in LABELS.items()}
-    return {endpoints[axis.get_ylabel()]: axis for axis in figure.axes if axis.get_ylabel()}
+    names = {point.title: name for name, point in ENDPOINTS.items() if point.title}
+    return {names[axis.get_title()]: axis for axis in figure.axes if axis.get_title()}
 
 
 def lines(axis: Axes) -> dict[str, Line2D]:
@@ -38,114 +34,108 @@ def lines(axis: Axes) -> dict[str, Line2D]:
     return {str(line.get_label()): line for line in axis.lines if not str(line.get_label()).startswith("_")}
 
 
-def rows(table: pd.DataFrame, endpoint: str, arm: str) -> pd.DataFrame:
-    return table[(table.endpoint == endpoint) & (table.arm == arm)].sort_values("strength")
+def rows(table: pd.DataFrame, endpoint: str, direction: str) -> pd.DataFrame:
+    return table[(table.endpoint == endpoint) & (table.direction == direction)].sort_values("strength")
 
 
 def legend_texts(figure: Figure) -> list[str]:
-    legends = [axis.get_legend() for axis in figure.axes if axis.get_legend() is not None]
-    assert len(legends) == 1
-    return [text.get_text() for text in legends[0].get_texts()]
+    (legend,) = [axis.get_legend() for axis in figure.axes if axis.get_legend() is not None]
+    return [text.get_text() for text in legend.get_texts()]
 
 
-def with_auc(table: pd.DataFrame) -> pd.DataFrame:
-    areas = table[table.endpoint == "accuracy"].assign(endpoint="auc", value=0.8)
-    return pd.concat([table, areas], ignore_index=True)
+def small(**changes: object) -> pd.DataFrame:
+    """Two directions, one endpoint, two strengths."""
+    row = {"endpoint": "kl", "count": 9, "low": 0.5, "high": 2.0, "value": 1.0}
+    cells = [{"direction": name, "strength": s} for name in ("high", "low") for s in (0.01, 0.1)]
+    return pd.DataFrame([{**row, **cell} for cell in cells]).assign(**changes)
 
 
-def test_one_panel_an_endpoint_and_one_line_an_arm_with_the_values_of_the_table():
-    table = with_auc(curve_table()).sample(frac=1, random_state=0)  # in any order
-    figure = plot_curves(table, title="epoch 3")
-    assert set(panels(figure)) == {"kl", "kl_ratio", "fisher_rao", "confidence_drop", "flip_rate", "accuracy", "auc"}
-    for endpoint, axis in panels(figure).items():
-        drawn = lines(axis)
-        for arm in ARMS:
-            truth = rows(table, endpoint, arm)
-            np.testing.assert_array_equal(drawn[arm].get_xdata(), truth.strength)
-            np.testing.assert_array_equal(drawn[arm].get_ydata(), truth.value)
+@pytest.fixture(scope="module", params=PANELS)
+def drawn(request):
+    """The likelihood, the table of its curves, and their figure, from the table in any order."""
+    table = measured(request.param).curve_table
+    return request.param, table, plot_curves(table.sample(frac=1, random_state=0), title="epoch 3")
+
+
+def test_a_panel_an_endpoint_and_a_line_a_direction_with_values_and_intervals_of_the_table(drawn):
+    likelihood, table, figure = drawn
+    assert list(panels(figure)) == PANELS[likelihood]
     assert figure.get_suptitle() == "epoch 3"
+    assert figure.get_figwidth() * figure.dpi == pytest.approx(900)  # as wide as TensorBoard shows it
+    for endpoint, axis in panels(figure).items():
+        for direction, band in zip(direction_styles(DIRECTIONS), axis.collections):
+            truth = rows(table, endpoint, direction)
+            np.testing.assert_array_equal(lines(axis)[direction].get_xdata(), truth.strength)
+            np.testing.assert_array_equal(lines(axis)[direction].get_ydata(), truth.value)
+            if truth.low.notna().all():
+                corners = band.get_paths()[0].vertices
+                for strength, low, high in zip(truth.strength, truth.low, truth.high):
+                    found = corners[np.isclose(corners[:, 0], strength), 1]
+                    assert (found.min(), found.max()) == (pytest.approx(low), pytest.approx(high))
 
 
-def test_bands_are_the_intervals():
-    table = curve_table()
-    axis = panels(plot_curves(table))["fisher_rao"]
-    styles = arm_styles(ARMS)
-    assert len(axis.collections) == len(ARMS)
-    for arm, band in zip(styles, axis.collections):
-        truth = rows(table, "fisher_rao", arm)
-        corners = band.get_paths()[0].vertices
-        for strength, low, high in zip(truth.strength, truth.low, truth.high):
-            found = corners[np.isclose(corners[:, 0], strength), 1]
-            assert (found.min(), found.max()) == (pytest.approx(low), pytest.approx(high))
-
-
-def test_an_interval_shows_where_there_is_one_strength():
-    table = curve_table()
-    table = table[(table.strength == 0.03) | (table.arm == "unperturbed")]
-    axis = panels(plot_curves(table))["fisher_rao"]
-    truth = rows(table, "fisher_rao", "high").iloc[0]
-    segments = [path.vertices for collection in axis.collections for path in collection.get_paths()]
-    assert any(np.allclose(np.sort(segment[:2, 1]), [truth.low, truth.high]) for segment in segments)
-
-
-def test_scales_are_logarithmic_where_the_numbers_span_decades():
-    found = panels(plot_curves(with_auc(curve_table())))
-    assert {name for name, axis in found.items() if axis.get_yscale() == "log"} == {"kl", "kl_ratio"}
-    for axis in found.values():
+def test_axes_are_those_of_the_table_of_endpoints(drawn):
+    likelihood, _, figure = drawn
+    for name, axis in panels(figure).items():
+        assert axis.get_ylabel() == ENDPOINTS[name].axis
+        assert (axis.get_yscale() == "log") == ENDPOINTS[name].log_axis == (name in ("kl", "kl_ratio"))
         assert axis.get_xscale() == "log"
         assert [label.get_text() for label in axis.get_xticklabels()] == [str(strength) for strength in STRENGTHS]
+        # where no change is a zero, so is the end of the axis
+        at_zero = name in ("fisher_rao", "flip_rate", "shift")
+        assert (axis.get_ylim()[0] == 0) == at_zero
+    assert figure.get_supxlabel() == "strength: RMS of the change / contrast of the image   (n = 24)"
 
 
-def test_the_quadratic_prediction_is_dashed_in_the_colour_of_its_arm():
-    table = curve_table()
-    drawn = lines(panels(plot_curves(table))["kl"])
-    for arm, style in arm_styles(ARMS).items():
-        predicted = drawn[f"{arm}, predicted"]
+def test_the_quadratic_prediction_is_dashed_in_the_colour_of_its_direction(drawn):
+    _, table, figure = drawn
+    found = lines(panels(figure)["kl"])
+    for direction, style in direction_styles(DIRECTIONS).items():
+        predicted = found[f"{direction}, predicted"]
         assert predicted.get_linestyle() == "--"
-        assert predicted.get_color() == drawn[arm].get_color() == style.colour
-        np.testing.assert_array_equal(predicted.get_ydata(), rows(table, "kl_quadratic", arm).value)
+        assert predicted.get_color() == found[direction].get_color() == style.colour
+        np.testing.assert_array_equal(predicted.get_ydata(), rows(table, "kl_quadratic", direction).value)
 
 
-def test_accuracy_and_auc_have_the_unperturbed_value_as_a_dotted_line():
-    table = with_auc(curve_table())
-    found = panels(plot_curves(table))
-    truth = table[(table.arm == "unperturbed") & (table.endpoint == "accuracy")].value.item()
-    for endpoint, value in (("accuracy", truth), ("auc", 0.8)):
-        line = lines(found[endpoint])["unperturbed"]
+def test_what_unperturbed_images_have_too_is_a_dotted_line(drawn):
+    likelihood, table, figure = drawn
+    found = panels(figure)
+    assert [name for name, axis in found.items() if "unperturbed" in lines(axis)] == BEFORE[likelihood]
+    for name in BEFORE[likelihood]:
+        line = lines(found[name])["unperturbed"]
         assert line.get_linestyle() == ":"
-        assert set(line.get_ydata()) == {value}
-    assert "unperturbed" not in lines(found["kl"])
+        assert set(line.get_ydata()) == set(rows(table, name, "unperturbed").value)
 
 
-def test_an_arm_has_the_same_colour_and_marker_in_every_panel_and_in_the_legend():
-    figure = plot_curves(curve_table())
-    for arm, style in arm_styles(ARMS).items():
-        looks = {
-            (lines(axis)[arm].get_color(), lines(axis)[arm].get_marker())
-            for axis in panels(figure).values()
-            if arm in lines(axis)
-        }
-        assert looks == {(style.colour, style.marker)}
-    assert legend_texts(figure) == [*arm_styles(ARMS), "quadratic prediction", "unperturbed", "95 % interval"]
+def test_a_direction_has_the_same_colour_and_marker_in_every_panel_and_in_the_legend(drawn):
+    _, _, figure = drawn
+    for direction, style in direction_styles(DIRECTIONS).items():
+        found = [lines(axis)[direction] for axis in panels(figure).values()]
+        assert {(line.get_color(), line.get_marker()) for line in found} == {(style.colour, style.marker)}
+    ends = ["quadratic prediction", "unperturbed", "95 % interval"]
+    assert legend_texts(figure) == [*direction_styles(DIRECTIONS), *ends]
 
 
 def test_without_labels_there_is_no_accuracy():
-    figure = plot_curves(curve_table(labels=False))
-    assert set(panels(figure)) == {"kl", "kl_ratio", "fisher_rao", "confidence_drop", "flip_rate"}
+    table = measured().curve_table
+    figure = plot_curves(table[~table.endpoint.isin(["accuracy", "auc"])])
+    assert list(panels(figure)) == PANELS["softmax"][:5]
     assert "unperturbed" not in legend_texts(figure)
 
 
-def test_axes_say_what_a_strength_is_and_how_many_images_there_are():
-    table = curve_table()
-    assert plot_curves(table).get_supxlabel() == "strength: RMS of the change / contrast of the image   (n = 24)"
-    table.loc[table.arm == "transfer", "count"] = 22
-    assert plot_curves(table).get_supxlabel().endswith("(n = 22 to 24)")
+def test_an_interval_shows_where_there_is_one_strength():
+    axis = panels(plot_curves(small()[::2]))["kl"]
+    segments = [path.vertices for collection in axis.collections for path in collection.get_paths()]
+    assert any(np.allclose(np.sort(segment[:2, 1]), [0.5, 2.0]) for segment in segments)
+
+
+def test_different_numbers_of_images_are_told():
+    assert plot_curves(small(count=[9, 9, 7, 7])).get_supxlabel().endswith("(n = 7 to 9)")
 
 
 def test_a_curve_far_below_the_others_does_not_squeeze_them_and_is_named():
-    table = curve_table()
-    chosen = (table.arm == "low") & (table.endpoint == "kl")
-    table.loc[chosen, ["value", "low", "high"]] = 1e-25
+    table = small()
+    table.loc[2:, ["value", "low", "high"]] = 1e-25
     axis = panels(plot_curves(table))["kl"]
     low, high = axis.get_ylim()
     assert high / low < 1.1e10
@@ -153,33 +143,31 @@ def test_a_curve_far_below_the_others_does_not_squeeze_them_and_is_named():
     assert lines(axis)["low"].get_ydata()[0] == 1e-25
 
 
-@pytest.mark.parametrize("value", [0.0, np.nan])
-def test_values_that_have_no_logarithm_are_no_error(value: float, tmp_path: Path):
-    table = curve_table()
-    table.loc[table.endpoint.isin(["kl", "kl_quadratic"]), ["value", "low", "high"]] = value
-    plot_curves(table).savefig(tmp_path / "curves.png")
+@pytest.mark.parametrize("endpoint", ["kl", "shift"])
+def test_a_zero_and_a_value_that_is_missing_can_be_drawn(endpoint: str, tmp_path: Path):
+    numbers = {name: [0.0, np.nan, 0.0, 0.0] for name in ("value", "low", "high")}
+    plot_curves(small(endpoint=endpoint, **numbers)).savefig(tmp_path / "curves.png")
 
 
-def test_without_any_perturbed_image_the_figure_says_so():
-    table = curve_table()
-    figure = plot_curves(table[table.arm == "unperturbed"])
-    assert [text.get_text() for axis in figure.axes for text in axis.texts] == [
-        "no image was perturbed, so there is no curve"
-    ]
+@pytest.mark.parametrize("table", [small(direction="unperturbed"), small(value=np.nan), small()[:0]])
+def test_without_any_perturbed_image_the_figure_says_so(table: pd.DataFrame):
+    figure = plot_curves(table[table.direction != "unperturbed"])
+    assert [t.get_text() for axis in figure.axes for t in axis.texts] == ["no image was perturbed, so there is no curve"]
 
 
-def test_removals_are_drawn_against_the_fraction_and_said_not_to_be_norm_matched():
-    table = removal_table()
+@pytest.mark.parametrize("likelihood", PANELS)
+def test_removals_are_drawn_against_the_fraction_and_said_not_to_be_norm_matched(likelihood: str):
+    table = measured(likelihood).removal_table
     figure = plot_removals(table)
     found = panels(figure)
-    assert list(found) == ["size", "kl", "flip_rate"]
+    assert list(found) == ["size", *[name for name in PANELS[likelihood] if name not in ("kl_ratio", "auc")]]
     for endpoint, axis in found.items():
         assert axis.get_xscale() == "linear"
         for component in ("high", "low"):
             truth = table[(table.endpoint == endpoint) & (table.component == component)]
             np.testing.assert_array_equal(lines(axis)[component].get_xdata(), truth.fraction)
             np.testing.assert_array_equal(lines(axis)[component].get_ydata(), truth.value)
-            assert lines(axis)[component].get_color() == arm_styles([component])[component].colour
+            assert lines(axis)[component].get_color() == direction_styles([component])[component].colour
     assert "NOT norm-matched" in figure.get_suptitle()
     assert figure.get_supxlabel().startswith("removed fraction t of the component")
 
@@ -187,9 +175,4 @@ def test_removals_are_drawn_against_the_fraction_and_said_not_to_be_norm_matched
 @pytest.mark.parametrize("plot", [plot_curves, plot_removals])
 def test_a_table_without_a_column_is_refused(plot):
     with pytest.raises(ValueError, match=r"no column high; it needs"):
-        plot(curve_table().drop(columns="high").assign(component="high", fraction=0.5))
-
-
-def test_the_picture_is_as_wide_as_tensorboard_shows_it():
-    figure = plot_curves(curve_table())
-    assert figure.get_figwidth() * figure.dpi == pytest.approx(900)
+        plot(small(component="high", fraction=0.5).drop(columns="high"))

@@ -20,23 +20,15 @@ def spectra(images: int = 9, rank: int = 3) -> np.ndarray:
     return -np.sort(-values, axis=1)
 
 
-def test_every_eigenvalue_is_a_dot_at_its_index_on_a_log_axis():
+def test_every_eigenvalue_is_a_dot_at_its_index_on_a_log_axis_with_a_box_of_the_quartiles():
     values = spectra()
     axis = plot_spectrum(values).axes[0]
     assert axis.get_yscale() == "log"
     assert axis.get_ylabel() == "eigenvalue (per squared unit of the input)"
-    found = dots(axis)
-    assert len(found) == 3
-    for index, column in enumerate(found):
-        np.testing.assert_array_equal(column, values[:, index])
+    assert axis.get_title() == "Eigenvalues of the iFIM, 9 images"
+    np.testing.assert_array_equal(np.transpose(dots(axis)), values)
     for index, line in enumerate(line for line in axis.lines if line.get_marker() == "o"):
         assert (np.abs(np.asarray(line.get_xdata()) - (index + 1)) < 0.25).all()
-    assert axis.get_title() == "Eigenvalues of the iFIM, 9 images"
-
-
-def test_boxes_have_the_medians_quartiles_and_the_whole_range():
-    values = spectra()
-    axis = plot_spectrum(values).axes[0]
     edges = [(box.get_y(), box.get_y() + box.get_height()) for box in axis.patches]
     np.testing.assert_allclose(edges, np.quantile(values, (0.25, 0.75), axis=0).T)
     lines = [segment for lines in axis.collections for segment in lines.get_segments()]
@@ -44,13 +36,13 @@ def test_boxes_have_the_medians_quartiles_and_the_whole_range():
     np.testing.assert_allclose(medians, np.median(values, axis=0))
     ends = np.array([segment[:, 1] for segment in lines if segment[0, 1] != segment[1, 1]])
     np.testing.assert_allclose([ends.min(), ends.max()], [values.min(), values.max()])
+    again = plot_spectrum(values).axes[0]  # the scatter repeats
+    np.testing.assert_array_equal(again.lines[0].get_xdata(), axis.lines[0].get_xdata())
 
 
 def test_zeros_and_images_left_out_are_counted_and_not_drawn():
     values = spectra()
-    values[1] = 0
-    values[2] = 0
-    values[3, 2] = 0
+    values[1:3] = values[3, 2] = 0
     values[4] = np.nan
     axis = plot_spectrum(values).axes[0]
     assert axis.get_title() == (
@@ -63,22 +55,6 @@ def test_at_most_ten_indices_are_drawn():
     axis = plot_spectrum(spectra(rank=14)).axes[0]
     assert len(dots(axis)) == 10
     assert axis.get_xlabel() == "index of the eigenvalue, the first 10 of 14"
-
-
-def test_the_scatter_repeats():
-    one, other = (plot_spectrum(spectra()).axes[0].lines[0].get_xdata() for _ in range(2))
-    np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("values", [np.zeros((3, 2)), np.full((2, 1), np.nan), np.zeros((0, 0))])
-def test_without_an_eigenvalue_above_zero_the_figure_says_so(values: np.ndarray):
-    axis = plot_spectrum(values).axes[0]
-    assert [text.get_text() for text in axis.texts] == ["no image has an eigenvalue above zero"]
-
-
-def test_a_spectrum_that_is_no_table_is_refused():
-    with pytest.raises(ValueError, match=r"\(images, R\), got shape \(3,\)"):
-        plot_spectrum(np.ones(3))
 
 
 def table(**changes: object) -> pd.DataFrame:
@@ -99,43 +75,44 @@ def counts(axis: Axes) -> list[float]:
     return found
 
 
-def test_the_histogram_is_split_by_right_and_wrong_and_counts_what_it_does_not_show():
+def test_the_histogram_is_of_the_decimal_logarithm_split_by_right_and_wrong_and_counts_what_it_does_not_show():
     axis = plot_lambda_histogram(table()).axes[0]
-    # a share of the labels right is not right
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["right (3)", "wrong (2)"]
     assert axis.get_title() == "Greatest eigenvalue, 5 images\nnot shown: 1 all-zero spectrum, 1 image left out"
     width = 4 / 16  # of a bin: log10 from -3 to 1
     assert counts(axis) == pytest.approx([3 * width, 2 * width])
-
-
-def test_the_histogram_is_of_the_decimal_logarithm():
-    axis = plot_lambda_histogram(table()).axes[0]
     corners = np.concatenate([patch.get_xy()[:, 0] for patch in axis.patches])
     assert (corners.min(), corners.max()) == (pytest.approx(-3), pytest.approx(1))
     assert axis.get_xlabel() == r"$\log_{10}$ of the greatest eigenvalue (per squared unit of the input)"
     assert axis.get_ylabel() == "images"
 
 
-def test_without_labels_all_images_are_one():
-    axis = plot_lambda_histogram(table(correct=np.nan)).axes[0]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["all images, no labels (5)"]
-
-
-def test_images_without_label_among_labelled_ones_are_told_apart():
-    axis = plot_lambda_histogram(table(correct=[1.0, np.nan, 0.0, 1.0, 1.0, 1.0, 1.0])).axes[0]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
-        "right (3)",
-        "wrong (1)",
-        "without label (1)",
-    ]
-
-
-@pytest.mark.parametrize("images", [table(lambda_max=0.0), table()[:0]])
-def test_without_an_image_to_show_the_histogram_says_so(images: pd.DataFrame):
+@pytest.mark.parametrize(
+    ("images", "legend"),
+    [
+        (table(), ["right (3)", "wrong (2)"]),  # a share of the labels right is not right
+        (table(correct=[1.0, np.nan, 0.0, 1.0, 1.0, 1.0, 1.0]), ["right (3)", "wrong (1)", "without label (1)"]),
+        (table(correct=np.nan), ["all images, no labels (5)"]),
+        (table().drop(columns="correct"), ["all images (5)"]),  # no decisions
+    ],
+)
+def test_the_legend_says_whose_predictions_are_shown(images: pd.DataFrame, legend: list[str]):
     axis = plot_lambda_histogram(images).axes[0]
-    assert [text.get_text() for text in axis.texts] == ["no image has an eigenvalue above zero"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == legend
 
 
-def test_a_table_of_images_without_a_column_is_refused():
-    with pytest.raises(ValueError, match="no column correct"):
-        plot_lambda_histogram(table().drop(columns="correct"))
+@pytest.mark.parametrize(
+    ("plot", "values"),
+    [
+        *[(plot_spectrum, values) for values in (np.zeros((3, 2)), np.full((2, 1), np.nan), np.zeros((0, 0)))],
+        *[(plot_lambda_histogram, images) for images in (table(lambda_max=0.0), table()[:0])],
+    ],
+)
+def test_without_an_eigenvalue_above_zero_the_figure_says_so(plot, values):
+    assert [text.get_text() for text in plot(values).axes[0].texts] == ["no image has an eigenvalue above zero"]
+
+
+def test_what_is_no_table_of_eigenvalues_is_refused():
+    with pytest.raises(ValueError, match=r"\(images, R\), got shape \(3,\)"):
+        plot_spectrum(np.ones(3))
+    with pytest.raises(ValueError, match="no column skipped"):
+        plot_lambda_histogram(table().drop(columns="skipped"))

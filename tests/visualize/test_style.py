@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from monai_ifim.arms import ARMS
-from monai_ifim.visualize.style import arm_styles
+from monai_ifim.perturbation import DIRECTIONS
+from monai_ifim.visualize.style import direction_styles
 
 # G. M. Machado, M. M. Oliveira, L. A. F. Fernandes, IEEE Trans. Vis. Comput. Graph. 15, 1291 (2009), severity 1
 DICHROMATS = {
@@ -32,26 +32,23 @@ def lab(colour: str, vision: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("vision", DICHROMATS)
-def test_every_two_arms_can_be_told_apart_with_any_kind_of_colour_vision(vision: str):
-    styles = arm_styles(ARMS)
-    assert len(styles) == len(ARMS)
+def test_every_two_directions_can_be_told_apart_with_any_kind_of_colour_vision(vision: str):
+    styles = direction_styles(DIRECTIONS)
+    assert len(styles) == len(DIRECTIONS)
     for one, other in itertools.combinations(styles.values(), 2):
         # 2.3 is a just noticeable difference
         assert np.linalg.norm(lab(one.colour, vision) - lab(other.colour, vision)) > 4 * 2.3
 
 
-def test_arms_differ_in_their_marker_too():
-    styles = arm_styles([*ARMS, "motion", "stripe", "loss_gradient"])
+def test_directions_differ_in_their_marker_too():
+    styles = direction_styles([*DIRECTIONS, "motion", "stripe", "loss_gradient"])
     assert len({style.marker for style in styles.values()}) == len(styles)
     assert len({style.colour for style in styles.values()}) == len(styles)
 
 
-def test_an_arm_looks_the_same_whatever_other_arms_there_are():
-    everything = arm_styles(ARMS)
-    for arm in ARMS:
-        assert arm_styles([arm]) == {arm: everything[arm]}
-        assert arm_styles(["stripe", arm])[arm] == everything[arm]
-
-
-def test_own_arms_look_the_same_in_any_order():
-    assert arm_styles(["stripe", "motion", "high"]) == arm_styles(["high", "motion", "stripe"])
+def test_a_direction_looks_the_same_whatever_others_there_are_and_in_any_order():
+    everything = direction_styles(DIRECTIONS)
+    for name in DIRECTIONS:
+        assert direction_styles([name]) == {name: everything[name]}
+        assert direction_styles(["stripe", name])[name] == everything[name]
+    assert direction_styles(["stripe", "motion", "high"]) == direction_styles(["high", "motion", "stripe"])

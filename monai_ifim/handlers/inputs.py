@@ -1,0 +1,147 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Further inputs that an evaluator gives its network, and which of them each image has for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from monai_ifim.model import PerImage, inputs_of_rows, is_out_of_memory, plain_tensor
+
+__all__ = ["FurtherInputs", "naming_shared_inputs"]
+
+# Of errors about shapes that do not fit each other.
+_SHAPES = (ValueError, RuntimeError, IndexError, TypeError)
+
+
+@dataclass(frozen=True, eq=False)
+class FurtherInputs:
+    """The further inputs of a network; what each image has for itself stands in a ``PerImage``, all else is shared.
+
+    Args:
+        arguments: positional ones.
+        keyword_arguments: those by name.
+    """
+
+    arguments: tuple = ()
+    keyword_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.arguments or self.keyword_arguments)
+
+    def of_rows(self, rows: Tensor) -> FurtherInputs:
+        """Those of some images (n,) only."""
+        return FurtherInputs(inputs_of_rows(self.arguments, rows), inputs_of_rows(self.keyword_arguments, rows))
+
+    def by_image(self, batch: Any, batch_size: int, declared: Sequence[int | str] = ()) -> FurtherInputs:
+        """The same with what belongs to single images in a ``PerImage``.
+
+        That is what was declared, what is (or equals) an entry of the batch with one item an image, and what has the
+        name of such an entry and one item an image. Nothing is concluded from the length of an input alone.
+
+        Args:
+            batch: of the evaluator, collated; only a dictionary has entries.
+            batch_size: how many images it has.
+            declared: names of keyword arguments, and places of positional ones from 0.
+
+        Raises:
+            ValueError: When something was declared that is not there, or has not one item an image.
+
+        Example:
+            >>> inputs = FurtherInputs((torch.ones(2), ["a", "b"]))
+            >>> inputs = inputs.by_image({"text": ["a", "b"]}, batch_size=2)
+            >>> isinstance(inputs.arguments[0], PerImage), isinstance(inputs.arguments[1], PerImage)
+            (False, True)
+        """
+        held = batch if isinstance(batch, Mapping) else {}
+        entries = {key: entry for key, entry in held.items() if _length(entry) == batch_size}
+        named = self._named()
+        for name in declared:
+            if name not in named:
+                raise ValueError(
+                    f"per_image names {name!r}, which is no further input of the network: there are "
+                    f"{', '.join(map(repr, named)) or 'none'}."
+                )
+            if _length(named[name]) != batch_size:
+                raise ValueError(
+                    f"per_image names {name!r}, but this input has not one item for each of {batch_size} images: it is "
+                    f"{_described(named[name])}."
+                )
+            named[name] = PerImage(named[name])
+        found = {name: _by_image(value, name, entries, batch_size) for name, value in named.items()}
+        places = range(len(self.arguments))
+        return FurtherInputs(
+            tuple(found[place] for place in places), {name: found[name] for name in self.keyword_arguments}
+        )
+
+    def shared(self) -> list[str]:
+        """Names and places of those that are passed whole and have a first axis."""
+        return [repr(name) for name, value in self._named().items() if _length(value) is not None]
+
+    def _named(self) -> dict[int | str, Any]:
+        named: dict[int | str, Any] = dict(enumerate(self.arguments))
+        named.update(self.keyword_arguments)
+        return named
+
+
+@contextmanager
+def naming_shared_inputs(inputs: FurtherInputs) -> Iterator[None]:
+    """Errors about shapes inside say which inputs are passed whole, and how to declare that they are not shared."""
+    try:
+        yield
+    except _SHAPES as error:
+        if not inputs.shared() or type(error) not in _SHAPES or is_out_of_memory(error):
+            raise
+        raise type(error)(
+            f"{error} The network's further inputs {', '.join(inputs.shared())} were passed whole with every batch of "
+            "images. If each image has its own part of one of them, name it in per_image."
+        ) from error
+
+
+def _by_image(value: Any, name: int | str, entries: Mapping[Any, Any], batch_size: int) -> Any:
+    if isinstance(value, PerImage):
+        return value
+    by_name = name in entries and _length(value) == batch_size
+    if by_name or any(_same(value, entry) for entry in entries.values()):
+        return PerImage(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*(_by_image(item, key, entries, batch_size) for key, item in zip(value._fields, value)))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_by_image(item, -1, entries, batch_size) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _by_image(item, key, entries, batch_size) for key, item in value.items()}
+    return value
+
+
+def _length(value: Any) -> int | None:
+    """Of the first axis of a tensor or list; None of anything else."""
+    has_axis = value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, (list, tuple))
+    return len(value) if has_axis else None
+
+
+def _same(value: Any, entry: Any) -> bool:
+    """Whether an input is an entry of the batch, or has its values, on another device or in another dtype."""
+    if value is entry:
+        return True
+    if isinstance(value, Tensor) and isinstance(entry, Tensor):
+        if value.shape != entry.shape:
+            return False
+        here, there = (plain_tensor(tensor).detach().to("cpu", value.dtype) for tensor in (value, entry))
+        return bool(((here == there) | ((here != here) & (there != there))).all())
+    listed = all(isinstance(items, (list, tuple)) and all(map(_is_plain, items)) for items in (value, entry))
+    return listed and list(value) == list(entry)
+
+
+def _is_plain(item: Any) -> bool:
+    return item is None or isinstance(item, (str, bytes, int, float))
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}" + (f" of {len(value)} items" if _length(value) is not None else "")

@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From the batch that an evaluator just passed through its network to images, labels, masks, patients and names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.engines import Evaluator
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
+from torch import Tensor
+
+from monai_ifim.handlers.batch import Batch, naming_the_labels
+from monai_ifim.handlers.inputs import FurtherInputs
+from monai_ifim.likelihoods import strip_trailing_axes
+from monai_ifim.model import parameter_dtype, plain_tensor
+
+__all__ = ["BatchKeys"]
+
+
+@dataclass(frozen=True)
+class BatchKeys:
+    """Under which keys of the evaluator's output or batch things are.
+
+    Args:
+        image: the images.
+        label: the labels; optional under the default key ``"label"``. None: do not use labels.
+        mask: masks (B, 1 or C_in, *spatial) of the region that should matter, non-zero inside. None: no masks.
+        group: one value an image, of what images belong together (the patient), in the batch or in the images'
+            meta-data. None: every image for itself.
+    """
+
+    image: str = "image"
+    label: str | None = "label"
+    mask: str | None = None
+    group: str | None = None
+
+    def images(self, engine: Evaluator, network: Callable) -> Tensor:
+        """The images (B, C_in, *spatial), as the network reads them outside autocast.
+
+        Raises:
+            KeyError: When they are under another key.
+        """
+        found = _find(engine, self.image)
+        if found is None:
+            raise KeyError(_missing(engine, "image_key", self.image, "the key of the network's input"))
+        images = _plain(found).to(engine.state.device)
+        if images.dtype.is_floating_point:  # autocast would have cast them for the network
+            images = images.to(parameter_dtype(network, images.dtype))
+        return images
+
+    def batch(self, engine: Evaluator, images: Tensor, inputs: FurtherInputs) -> Batch:
+        """The images with what belongs to them.
+
+        Raises:
+            KeyError: When nothing is under a key that was given.
+            ValueError: When what is there does not fit the images.
+        """
+        return Batch(
+            images=images,
+            labels=self.labels(engine),
+            masks=self.masks(engine, images),
+            groups=self.groups(engine, len(images)),
+            names=self.names(engine, len(images)),
+            affines=self.affines(engine, len(images)),
+            inputs=inputs,
+        )
+
+    def labels(self, engine: Evaluator) -> Tensor | None:
+        """The labels (B, ...), or None.
+
+        Under the default key, a map of labels (B, 1, *spatial) says nothing of the whole image: one warning, and None.
+
+        Raises:
+            KeyError: When a key was given, and nothing is there.
+            ValueError: When they are no numbers.
+        """
+        if self.label is None:
+            return None
+        labels = _find(engine, self.label)
+        if labels is None and self.label != "label":
+            raise KeyError(_missing(engine, "label_key", self.label, "the labels' key, or null for none"))
+        if labels is None:
+            return None
+        with naming_the_labels(self.label):
+            labels = _stacked_columns(labels)
+        if self.label == "label" and strip_trailing_axes(labels).ndim > 2:
+            warnings.warn(
+                f"What is under 'label' is a map of shape {tuple(labels.shape)}, not one label an image, so iFIM "
+                "goes without labels. Set label_key to the key of the images' labels, or to null for none.",
+                stacklevel=2,
+            )
+            return None
+        return labels
+
+    def masks(self, engine: Evaluator, images: Tensor) -> Tensor | None:
+        """The masks, bool, (B, 1 or C_in, *spatial), on the device of the images; None without a key.
+
+        Raises:
+            KeyError: When nothing is under the key.
+            ValueError: When their shape does not fit the images, or they hold NaN.
+        """
+        if self.mask is None:
+            return None
+        found = _find(engine, self.mask)
+        if found is None:
+            raise KeyError(_missing(engine, "mask_key", self.mask, "the masks' key, or null for none"))
+        masks = _plain(found).to(images.device)
+        wanted = [(len(images), channels, *images.shape[2:]) for channels in dict.fromkeys((1, images.shape[1]))]
+        if tuple(masks.shape) not in wanted:
+            raise ValueError(
+                f"The masks under mask_key='{self.mask}' must have the shape {' or '.join(map(str, wanted))}, as the "
+                f"images, got {tuple(masks.shape)}. Bring both to the same grid in the preprocessing."
+            )
+        if masks.isnan().any():
+            raise ValueError(f"The masks under mask_key='{self.mask}' hold NaN; expected zero outside, else inside.")
+        return masks != 0
+
+    def groups(self, engine: Evaluator, batch_size: int) -> list[str] | None:
+        """What group (patient) each image belongs to, empty where that is unknown; None without a key.
+
+        Raises:
+            KeyError: When nothing is under the key.
+            ValueError: When there is not one value an image.
+        """
+        if self.group is None:
+            return None
+        found = _find(engine, self.group)
+        if found is None:
+            found = self._meta(engine).get(self.group)
+        if found is None:
+            raise KeyError(_missing(engine, "group_key", self.group, "the key of the patients, or null for none"))
+        values = found.flatten().tolist() if isinstance(found, (Tensor, np.ndarray)) else found
+        if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or len(values) != batch_size:
+            raise ValueError(
+                f"group_key='{self.group}' must give one value for each of {batch_size} images, got {found}."
+            )
+        return ["" if value is None or value != value else str(value) for value in values]  # NaN is unknown, too
+
+    def names(self, engine: Evaluator, batch_size: int) -> list[str] | None:
+        """File name of each image; None where the meta-data do not have them."""
+        files = self._meta(engine).get(ImageMetaKey.FILENAME_OR_OBJ)
+        files = [files] if isinstance(files, str) else files
+        if not isinstance(files, Sequence) or len(files) != batch_size:
+            return None
+        return [str(file).encode("utf-8", "replace").decode() for file in files]  # any bytes can be in a file name
+
+    def affines(self, engine: Evaluator, batch_size: int) -> list[Tensor] | None:
+        """Affine matrix of each image, from its grid to RAS space; None where the meta-data do not have them."""
+        found = self._meta(engine).get(MetaKeys.AFFINE)
+        if found is None:
+            return None
+        affine = _plain(found).double().cpu()
+        # not views, one of which would keep all
+        affines = [matrix.clone() for matrix in affine.expand(batch_size, *affine.shape[-2:])]
+        space = self._meta(engine).get(MetaKeys.SPACE)
+        for matrix, own in zip(affines, space if isinstance(space, (list, tuple)) else [space] * batch_size):
+            if own == SpaceKeys.LPS:
+                matrix[:2] *= -1
+        return affines
+
+    def _meta(self, engine: Evaluator) -> Mapping[str, Any]:
+        image = _find(engine, self.image)
+        if isinstance(image, MetaTensor):
+            return image.meta
+        meta = _find(engine, f"{self.image}_meta_dict")
+        return meta if isinstance(meta, Mapping) else {}
+
+
+def _plain(values: Any) -> Tensor:
+    """A plain tensor of a MetaTensor, an array or a list of numbers."""
+    return plain_tensor(torch.as_tensor(values))
+
+
+def _stacked_columns(labels: Any) -> Tensor:
+    """Labels as a tensor; a list of numbers an image arrives from the loader as a list of columns (B,)."""
+    if isinstance(labels, (list, tuple)) and labels and all(isinstance(column, Tensor) for column in labels):
+        return torch.stack([_plain(column) for column in labels], dim=1)
+    return _plain(labels)
+
+
+def _find(engine: Evaluator, key: str) -> Any:
+    for held in (engine.state.output, engine.state.batch):
+        if isinstance(held, Mapping) and held.get(key) is not None:
+            return held[key]
+    return None
+
+
+def _missing(engine: Evaluator, option: str, key: str, remedy: str) -> str:
+    return (
+        f"{option}='{key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor "
+        f"in its batch ({_keys(engine.state.batch)}). Set {option} to {remedy}."
+    )
+
+
+def _keys(held: Any) -> str:
+    return ", ".join(map(str, held)) if isinstance(held, Mapping) else f"a {type(held).__name__}"

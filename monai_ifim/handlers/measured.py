@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What changes do to the waiting images, as tables: of one process, and of all of them together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from monai_ifim.handlers.batch import Part, joined_by_shape
+from monai_ifim.handlers.inputs import FurtherInputs, naming_shared_inputs
+from monai_ifim.handlers.options import Options
+from monai_ifim.likelihoods import Likelihood
+from monai_ifim.model import Model, preserve_state
+from monai_ifim.perturbation import removal_curves, sensitivity_curves
+from monai_ifim.perturbation.endpoints import endpoints_of
+from monai_ifim.statistics import per_image
+
+__all__ = ["Measured", "details", "measure"]
+
+# Values of each image that MetricsSaver can write, beside the KL along each direction.
+_DETAILS = ("lambda_max", "log10_lambda_max", "trace", "effective_rank", "reference_cosine", "mask_energy")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Tables of an epoch; ``image`` is the position in the data set.
+
+    Attributes:
+        images: one row an image, with ``seen``, the how manieth it was that the network saw.
+        curves: the long table of :meth:`monai_ifim.SensitivityCurves.to_frame`, with predictions.
+        removals: that of :func:`monai_ifim.perturbation.removal_curves`.
+        left_out: how many images a direction left out, by (direction, cause).
+        kept_norm: for each direction, the lengths before they were made unit ones.
+        seen: how many images the network saw.
+        exact: whether the spectra are.
+    """
+
+    images: pd.DataFrame
+    curves: pd.DataFrame
+    removals: pd.DataFrame
+    left_out: Counter[tuple[str, str]]
+    kept_norm: dict[str, list[float]]
+    seen: int
+    exact: bool = True
+
+    @staticmethod
+    def joined(parts: Sequence[Measured]) -> Measured:
+        """Those of several processes, one after the other, as one."""
+        starts = np.cumsum([0, *[part.seen for part in parts]])
+        images = _stacked([part.images.assign(seen=part.images.seen + start) for part, start in zip(parts, starts)])
+        return Measured(
+            images=images.sort_values("image", ignore_index=True),
+            curves=_stacked([part.curves for part in parts]),
+            removals=_stacked([part.removals for part in parts]),
+            left_out=sum((part.left_out for part in parts), Counter()),
+            kept_norm={name: [norm for part in parts for norm in part.kept_norm[name]] for name in parts[0].kept_norm},
+            seen=int(starts[-1]),
+            exact=all(part.exact for part in parts),
+        )
+
+
+def measure(
+    parts: Sequence[Part],
+    options: Options,
+    directions: Sequence[Any],
+    donors: Mapping[int, Tensor],
+    model_of: Callable[[FurtherInputs], Model],
+    network: Callable,
+    likelihood: Likelihood,
+    seen: int,
+) -> Measured:
+    """Change the waiting images of one process.
+
+    Args:
+        parts: the images.
+        options: of the experiment.
+        directions: :class:`~monai_ifim.perturbation.Direction` objects.
+        donors: for each position the leading eigenvector of another image, where there is one.
+        model_of: makes the model with further inputs.
+        network: whose state is preserved.
+        likelihood: of its outputs.
+        seen: how many images the network saw.
+    """
+    images, curves, removals = ([table] for table in _empty_tables(likelihood))
+    left_out: Counter[tuple[str, str]] = Counter()
+    kept_norm: dict[str, list[float]] = {direction.name: [] for direction in directions}
+    for part in joined_by_shape(parts, options.batch_size):
+        inputs, fisher = part.batch.images.to(part.device), part.fisher.to(part.device)
+        theirs = [_donor(donors, position, image) for position, image in zip(part.positions, part.batch.images)]
+        shared: dict[str, Any] = {"labels": part.batch.labels, "sigma": options.sigma, "clip": options.clip}
+        with preserve_state(network), naming_shared_inputs(part.batch.inputs):
+            model = model_of(part.batch.inputs)
+            measured = sensitivity_curves(
+                model,
+                inputs,
+                fisher,
+                directions,
+                options.strengths,
+                draws=options.draws,
+                seed=options.seed,
+                donors=torch.stack(theirs).to(part.device),
+                positions=part.positions,
+                **shared,
+            )
+            if options.removals:
+                removed = removal_curves(model, inputs, fisher, options.removals, **shared)
+                removals.append(removed.assign(image=np.take(part.positions, removed.image)))
+        for name, causes in measured.skipped.items():
+            left_out.update((name, causes[row]) for row in causes if row not in fisher.skipped)
+            used = [row not in causes for row in range(len(fisher))]
+            kept_norm[name] += measured.kept_norm[name][:, used].flatten().tolist()
+        images.append(part.table.join(measured.unperturbed.drop(columns="image")))
+        rows = measured.to_frame(predictions=True)
+        curves.append(rows.assign(image=np.take(part.positions, rows.image)))
+    exact = all(part.fisher.exact for part in parts)
+    return Measured(_stacked(images), _stacked(curves), _stacked(removals), left_out, kept_norm, seen, exact)
+
+
+def details(measured: Measured, directions: Sequence[str], strength: float) -> dict[str, np.ndarray]:
+    """Values of each image (images seen, 1), NaN for those not chosen, in the order that they were seen.
+
+    Args:
+        measured: of all processes.
+        directions: whose KL is among them, as ``kl_<direction>``.
+        strength: of the changes.
+    """
+    table = measured.images.set_index("image")
+    table["log10_lambda_max"] = np.log10(table.lambda_max.where(table.lambda_max > 0))
+    for name in directions:
+        table[f"kl_{name}"] = per_image(measured.curves, name, strength)
+    found = {}
+    for name in (*_DETAILS, *(f"kl_{direction}" for direction in directions)):
+        if name in table:
+            # float32: MetricsSaver prints float64 with four decimals only, float32 in full
+            values = np.full((measured.seen, 1), np.nan, dtype=np.float32)
+            values[table.seen.to_numpy(dtype=int), 0] = table[name]
+            found[name] = values
+    return found
+
+
+def _donor(donors: Mapping[int, Tensor], position: int, image: Tensor) -> Tensor:
+    """The donor's eigenvector, or zero where there is none of this shape; ``transfer`` then leaves the image out."""
+    donor = donors.get(position)
+    return donor if donor is not None and donor.shape == image.shape else torch.zeros_like(image)
+
+
+def _empty_tables(likelihood: Likelihood) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Images, curves and removals of a process that saw none of the chosen images."""
+    points = endpoints_of(likelihood)
+    after = [point.column for point in points if point.value is not None]
+    unperturbed = [point.column for point in points if point.unperturbed]
+    spectrum = ("lambda_max", "trace", "effective_rank", "rank", "numerical_rank", "eigenvalues", "skipped")
+    return (
+        _empty("image", "seen", "name", *spectrum, "predicted", "label", "noise_floor", *unperturbed),
+        _empty("image", "direction", "strength", "draw", "sign", "kl_quadratic", *after),
+        _empty("image", "component", "fraction", "size", *after),
+    )
+
+
+def _empty(*columns: str) -> pd.DataFrame:
+    text = {"name", "skipped", "eigenvalues", "predicted", "label", "direction", "component"}
+    return pd.DataFrame({name: pd.Series(dtype=object if name in text else float) for name in columns})
+
+
+def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table of several; empty ones only where all are, since they have no dtypes to agree with."""
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)

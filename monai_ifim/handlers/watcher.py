@@ -1,0 +1,247 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From the events of an evaluator to a :class:`Recorder`, and from its results to the evaluator's state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from ignite.engine import Events
+from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents, Trainer
+
+from monai_ifim.handlers.agreement import Agreement
+from monai_ifim.handlers.inferred import with_inferer
+from monai_ifim.handlers.keys import BatchKeys
+from monai_ifim.handlers.options import Options
+from monai_ifim.handlers.prepared import Prepared
+from monai_ifim.handlers.processes import process_rank
+from monai_ifim.handlers.profile import Profile
+from monai_ifim.handlers.recorder import Recorder
+from monai_ifim.model import MemoryWarning, preserve_state
+from monai_ifim.notices import notices_to
+from monai_ifim.results import IFIMResult
+from monai_ifim.statistics import summary_names
+from monai_ifim.visualize import draw_pictures
+
+__all__ = ["Watcher"]
+
+_NAMED = 10  # of images that were left out for one cause
+
+
+class Watcher(Options):
+    """What IFIMMetric and IFIMHandler share; its arguments are the options.
+
+    Attributes:
+        recorder: does the work.
+        result: the tables of the last evaluation; None before, between those that ``interval`` chooses, and after an
+            error.
+        listeners: called with the evaluator and the result of each evaluation, on rank 0.
+        agreement: with other processes, and what an error does.
+        metric_details: per-image values of the last evaluation, by name.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.agreement = Agreement(self.on_error)
+        self.recorder = Recorder(self, self.agreement)
+        self.keys = BatchKeys(self.image_key, self.label_key, self.mask_key, self.group_key)
+        self.result: IFIMResult | None = None
+        self.listeners: list[Callable[[Evaluator, IFIMResult], None]] = []
+        self.metric_details: dict[str, np.ndarray] = {}
+        self._times = Profile(self.profile)
+        self._evaluations: WeakKeyDictionary[Evaluator, int] = WeakKeyDictionary()
+        self._active = False
+        self._prepared = Prepared(None)
+
+    def logs(self, name: str) -> bool:
+        """Whether a metric of this name can be among those that are logged."""
+        return name in {self.prefix + known for known in summary_names(self.recorder.direction_names)}
+
+    def reset(self) -> None:
+        """Forget the images of the last epoch."""
+        self.recorder.forget()
+        self.result = None
+        self.metric_details = {}
+
+    def watch(self, engine: Evaluator) -> None:
+        """Look at the images of an evaluator; the numbers are taken by :meth:`finish`.
+
+        Raises:
+            ValueError: When the engine is a trainer; has several networks, and none was given; or another IFIMMetric or
+                IFIMHandler with the same prefix watches it.
+        """
+        if isinstance(engine, Trainer):
+            raise ValueError(
+                f"{type(engine).__name__} is a trainer, and iFIM looks at evaluations. Put it into the val_handlers or "
+                "metrics of the evaluator; where both share one dictionary of metrics, give the evaluator its own."
+            )
+        if self.network is None and isinstance(engine, EnsembleEvaluator):
+            raise ValueError(
+                "EnsembleEvaluator has several networks; name the one to look at: IFIMMetric(network=...)."
+            )
+        if self.watches(engine):
+            return
+        if self.prefix in {other.prefix for other in _watchers(engine)}:
+            raise ValueError(
+                f"Another IFIMMetric or IFIMHandler with prefix='{self.prefix}' is attached to this evaluator, and "
+                "their numbers would have the same names. Give one of them another prefix, or list one object by its "
+                "id ('@ifim')."
+            )
+        if not hasattr(engine.state, "metric_details"):
+            engine.state.metric_details = {}
+        for event, function in self._functions():
+            engine.add_event_handler(event, function)
+
+    def watches(self, engine: Evaluator) -> bool:
+        """Whether it looks at the images of this evaluator."""
+        return engine.has_event_handler(self.observe, IterationEvents.FORWARD_COMPLETED)
+
+    def unwatch(self, engine: Evaluator) -> None:
+        """Look at its images no more."""
+        for event, function in self._functions():
+            if engine.has_event_handler(function, event):
+                engine.remove_event_handler(function, event)
+
+    def _functions(self) -> list[tuple[Any, Callable[[Evaluator], None]]]:
+        return [
+            (Events.EPOCH_STARTED, self.begin),
+            (Events.ITERATION_STARTED, self.prepare),
+            (IterationEvents.FORWARD_COMPLETED, self.observe),
+        ]
+
+    def begin(self, engine: Evaluator) -> None:
+        """Begin an evaluation epoch: drop what the last one left, and choose the images.
+
+        Raises:
+            ValueError: When the engine has no network, and none was given.
+        """
+        self.reset()
+        Prepared.take_off(engine)  # of an evaluation that an error ended
+        self._times.start()
+        for held in (engine.state.metrics, engine.state.metric_details):
+            for name in [name for name in held if self.logs(name)]:
+                del held[name]
+        before = self._evaluations.get(engine, 0)
+        self._active = before % self.interval == 0
+        self._evaluations[engine] = before + 1
+        with self.agreement.careful():
+            # an evaluator gets its network only after its handlers were attached, and may get another one later
+            network = getattr(engine, "network", None) if self.network is None else self.network
+            if network is None:
+                raise ValueError(
+                    f"{type(engine).__name__} has no network (attribute 'network'); give one: IFIMMetric(network=...)."
+                )
+            if self._active:
+                network = with_inferer(network, engine) if self.use_inferer else network
+                self.recorder.start(network, engine.state.dataloader, engine.state.epoch_length)
+
+    def prepare(self, engine: Evaluator) -> None:
+        """Have the further inputs kept that ``prepare_batch`` is about to give."""
+        if self._active and not self.agreement.failed:
+            self._prepared = Prepared.put_on(engine)
+
+    def observe(self, engine: Evaluator) -> None:
+        """Compute the spectra of the chosen images of the batch that just passed the network.
+
+        Raises:
+            KeyError: When the images are under another key.
+        """
+        Prepared.take_off(engine)
+        if not self._active or self.agreement.failed:
+            return
+        with self._times.part("spectrum"), self.agreement.careful(), notices_to(self._noticed(engine)):
+            try:
+                images = self.keys.images(engine, self.recorder.network)
+                chosen = self.recorder.choose(len(images))
+                if chosen.rows:
+                    inputs = self._prepared.inputs.by_image(engine.state.batch, len(images), self.per_image)
+                    self.recorder.observe(self.keys.batch(engine, images, inputs), chosen)
+            except BaseException:
+                self.recorder.parts = []  # nothing stays in memory
+                raise
+            finally:
+                self._prepared = Prepared(None)
+
+    def _noticed(self, engine: Evaluator) -> Callable[[str, type[Warning]], None]:
+        """Logs a shortage of memory, once for each message; the images that are left out are logged at the end."""
+        say = self.agreement.once(engine.logger.warning)
+        return lambda message, category: say(message) if issubclass(category, MemoryWarning) else None
+
+    def compute(self) -> dict[str, float]:
+        """Perturb the chosen images, and take the numbers over all of them (of all processes, on the metric route).
+
+        Returns:
+            The metrics by name; empty between the evaluations that ``interval`` chooses.
+
+        Raises:
+            ValueError: When labels are out of range, or the reference direction has another shape than the images.
+            RuntimeError: Instead, on all of several processes that communicate, when one of them failed.
+        """
+        if not self._active:
+            return {}
+        self.result = self.recorder.finish()
+        self.metric_details = {self.prefix + name: values for name, values in self.recorder.details.items()}
+        return {self.prefix + name: value for name, value in self.result.metrics.items()}
+
+    def finish(self, engine: Evaluator) -> None:
+        """Write the numbers of the epoch into ``engine.state``, and hand the result to the listeners."""
+        Prepared.take_off(engine)
+        if self._active and not self.agreement.failed and self.recorder.selection.seen == 0:
+            engine.logger.warning(
+                "iFIM saw no images in this evaluation: nothing fired IterationEvents.FORWARD_COMPLETED (an evaluator "
+                "with its own iteration_update must fire it), or the loader is empty on this process."
+            )
+        try:
+            with self._times.part("perturbation"), notices_to(self._noticed(engine)):
+                metrics = self.compute()
+        except BaseException as error:
+            self.reset()
+            self.agreement.settle(engine.logger.error, error)
+            return
+        engine.state.metrics.update(metrics)
+        engine.state.metric_details.update(self.metric_details)
+        if self.result is None:
+            return
+        self.result = replace(self.result, epoch=engine.state.epoch, profile=self._times.seconds)
+        for line in _left_out(self.result):
+            engine.logger.warning(line)
+        if process_rank() == 0:
+            with preserve_state(self.recorder.network):
+                if self.profile and self.listeners:
+                    with self._times.part("figures"):
+                        draw_pictures(self.result)  # here, and kept for all who listen
+                with self._times.part("writing"):
+                    for listener in self.listeners:
+                        listener(engine, self.result)
+        self._times.finish()
+        if self.profile:
+            engine.logger.info(f"iFIM profile of epoch {engine.state.epoch}\n{self._times.table()}")
+
+
+def _left_out(result: IFIMResult) -> list[str]:
+    """Lines that say which images were left out, and why."""
+    lines = []
+    for cause, images in result.images[result.images.skipped != ""].groupby("skipped").image:
+        named = ", ".join(map(str, images[:_NAMED])) + (", ..." if len(images) > _NAMED else "")
+        count = "image" if len(images) == 1 else f"{len(images)} images, number"
+        lines.append(f"iFIM left out {count} {named} of the data set: {cause}.")
+    for (direction, cause), number in result.left_out.items():
+        lines.append(f"iFIM left {number} image(s) out of the direction '{direction}': {cause}.")
+    unknown = int(result.curves.kl_quadratic.isna().sum())
+    if unknown:
+        lines.append(
+            f"iFIM has no quadratic prediction for {unknown} of {len(result.curves)} changes: the network supports no "
+            "Jacobian-vector products, or memory was short."
+        )
+    return lines
+
+
+def _watchers(engine: Evaluator) -> list[Watcher]:
+    """Those that watch an evaluator."""
+    handlers = engine._event_handlers.get(IterationEvents.FORWARD_COMPLETED, ())
+    owners = [getattr(handler, "__self__", None) for handler, _, _ in handlers]
+    return [owner for owner in owners if isinstance(owner, Watcher)]
