@@ -155,7 +155,7 @@ def _plan(
     seconds: float,
 ) -> dict[str, Any]:
     """What was run, and what the document tells of it."""
-    times = pd.DataFrame([read_json(folder / "time.json") for folder in folders], dtype=float)
+    times = pd.DataFrame([read_json(folder / "time.json") for folder in folders])
     networks, machines = [], set()
     for cell, folder in zip(cells, folders):
         summary = read_json(folder / "summary.json")
@@ -177,7 +177,6 @@ def _plan(
         "minutes_of_this_run": seconds / 60,
         "minutes_of_trainings": times.training_seconds.sum() / 60,
         "minutes_of_measurements": times.measuring_seconds.sum() / 60,
-        "trainings_of_unknown_time": int(times.training_seconds.isna().sum()),
         "processes": options.processes,
         "strengths": sorted(strengths),
         "environment": describe_environment("cpu", 1),

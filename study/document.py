@@ -200,14 +200,13 @@ def _which(verdicts: pd.DataFrame) -> str:
 
 
 def _provenance(plan: Mapping[str, Any]) -> dict[str, str]:
-    unknown, versions = plan["trainings_of_unknown_time"], plan["environment"]["versions"]
+    versions = plan["environment"]["versions"]
     return {
         "command": plan["command"],
         "date": plan["environment"]["date"],
         "machines": " and on ".join(plan["machines"]),
         "training_minutes": as_number(plan["minutes_of_trainings"]),
         "measuring_minutes": as_number(plan["minutes_of_measurements"]),
-        "unknown": f" (without {unknown} trainings whose time is not known)" if unknown else "",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
     }
 

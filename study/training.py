@@ -40,7 +40,7 @@ def logits_of(network: nn.Module, images: Tensor) -> Tensor:
 
 def trained_network(
     cell: Cell, task: Task, effort: Effort, cache: Path, stop_after: int | None = None
-) -> tuple[nn.Module, list[dict[str, float]], float | None]:
+) -> tuple[nn.Module, list[dict[str, float]], float]:
     """The network of a cell in evaluation mode, from file where it is there already.
 
     Adam with a cosine schedule, cross-entropy, and every image as it is; of ten validations the network with the
@@ -56,8 +56,7 @@ def trained_network(
 
     Returns:
         The network; one entry a validation: ``iteration, loss`` (of training, nats), ``val_auc, val_accuracy``; and the
-        seconds of all runs that the training took, each counted up to its last validation, or None where the file does
-        not say.
+        seconds of all runs that the training took, each counted up to its last validation.
     """
     network = build_network(cell.network, task, cell.seed)
     if not cell.trained:
@@ -77,7 +76,7 @@ def trained_network(
     else:
         kept = _train(network, cell, *training_images(cell, task), effort, file, stop_after)
     network.load_state_dict(kept["best"])
-    return network.eval(), kept["history"], kept.get("seconds")
+    return network.eval(), kept["history"], kept["seconds"]
 
 
 def training_images(cell: Cell, task: Task) -> tuple[Images, Images]:
@@ -106,7 +105,7 @@ def _train(
         scheduler.load_state_dict(state["scheduler"])
     ends = [round((part + 1) * effort.iterations / _PARTS) for part in range(_PARTS)]
     start = ends[state["part"] - 1] if state["part"] else 0
-    begun, earlier = time.monotonic(), state.get("seconds")
+    begun, earlier = time.monotonic(), state["seconds"]
     # on a terminal, and not where several processes would write over each other
     hidden = None if multiprocessing.parent_process() is None else True
     progress = tqdm(total=effort.iterations, initial=start, desc=cell.name, unit="step", leave=False, disable=hidden)
@@ -126,14 +125,14 @@ def _train(
         entry = {"iteration": start, "loss": float(np.mean(losses)) if losses else math.nan, **_validated(network, val)}
         if state["best"] is None or entry["val_auc"] > max(past["val_auc"] for past in state["history"]):
             state["best"] = {name: value.clone() for name, value in network.state_dict().items()}
-        seconds = None if earlier is None else earlier + time.monotonic() - begun
+        seconds = earlier + time.monotonic() - begun
         state = {"part": part + 1, "history": [*state["history"], entry], "best": state["best"], "seconds": seconds}
         parts = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
         save_torch({**state, **parts, "scheduler": scheduler.state_dict()}, halfway)
         if stop_after == part + 1:
             raise KeyboardInterrupt
     progress.close()
-    kept = {name: state.get(name) for name in ("best", "history", "seconds")}
+    kept = {name: state[name] for name in ("best", "history", "seconds")}
     save_torch(kept, file)
     halfway.unlink()
     return kept

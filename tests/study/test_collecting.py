@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals over seeds."""
+"""Intervals over seeds, and comparisons between networks."""
+
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from scipy.stats import ttest_1samp
 from monai_ifim.data import IdealObserver
 from study.agreement import random_quantile
 from study.collecting import (
-    CURVE,
+    CELL,
     against_ideal,
     contrast_table,
     gain_table,
@@ -24,58 +26,33 @@ from study.collecting import (
 )
 from study.plan import Cell
 from study.tasks import CONTROLLED
+from tests.study.cases import COMPARED, table
 
 
-def test_the_interval_over_seeds_is_that_of_the_t_test():
+def test_the_interval_over_seeds_is_that_of_the_t_test_and_one_seed_has_none():
     values = [0.2, 0.5, 0.4]
     expected = ttest_1samp(values, 0).confidence_interval()
-    found = seed_interval(values)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.count == 3
-
-
-def test_one_seed_has_no_interval():
-    found = seed_interval([0.2])
-    assert found.value == 0.2
-    assert np.isnan(found.low)
-    assert found.method == "none"
+    found, alone = seed_interval(values), seed_interval([0.2])
+    assert (found.low, found.high, found.count) == (*map(pytest.approx, expected), 3)
+    assert (alone.value, alone.method) == (0.2, "none")
+    assert np.isnan(alone.low)
 
 
 def test_seeds_are_joined_within_task_network_kind_and_key_only():
     rows = [("a", "cnn", "trained", seed, key, seed + 10.0 * key) for seed in (0, 1, 2) for key in (1, 2)]
-    table = pd.DataFrame(rows, columns=["task", "network", "kind", "seed", "key", "value"])
-    found = over_seeds(pd.concat([table, table.assign(kind="untrained", value=-1.0)]), ["key"])
+    trained = table([*CELL, "key", "value"], *rows)
+    found = over_seeds(pd.concat([trained, trained.assign(kind="untrained", value=-1.0)]), ["key"])
     assert found.value.to_list() == [11.0, 21.0, -1.0, -1.0]
     assert found.seeds.to_list() == [3, 3, 3, 3]
 
 
-def test_points_of_curves_are_joined_over_seeds_and_that_without_a_change_too():
-    rows = [("high", 0.1, "kl", 1.0), ("unperturbed", 0.0, "accuracy", 0.5)]
-    table = pd.DataFrame(rows, columns=[*CURVE, "value"]).assign(task="t", network="cnn", kind="trained", seed=0)
-    found = over_seeds(pd.concat([table, table.assign(seed=1, value=table.value + 1)]), CURVE)
-    assert found[["direction", "value", "seeds"]].to_numpy().tolist() == [["high", 1.5, 2], ["unperturbed", 1.0, 2]]
-
-
 def test_what_is_learned_is_the_difference_of_trained_and_control_with_the_ends_of_both_intervals():
-    columns = [
-        "task",
-        "network",
-        "kind",
-        "seed",
-        "direction",
-        "control",
-        "strength",
-        "endpoint",
-        "value",
-        "low",
-        "high",
-    ]
     effect = ("high", "low", 0.1, "flip_rate")
     rows = [("t", "cnn", "trained", seed, *effect, 0.5, 0.4, 0.7) for seed in (0, 1)]
     rows += [("t", "cnn", "untrained", 0, *effect, 0.2, 0.1, 0.25), ("t", "cnn", "500 images", 0, *effect, 9, 9, 9)]
     rows += [("t", "vit", "untrained", 0, *effect, 9, 9, 9)]
     rows += [("t", "cnn", "trained", 0, "high", "transfer", 0.1, "flip_rate", 9, 9, 9)]
-    found = learned_table(pd.DataFrame(rows, columns=columns))
+    found = learned_table(table(COMPARED, *rows))
     assert found[["kind", "seed", "control"]].to_numpy().tolist() == [["trained", s, "untrained"] for s in (0, 1)]
     assert found[["value", "low", "high"]].to_numpy() == pytest.approx(np.array([[0.3, 0.15, 0.6]] * 2))
 
@@ -100,19 +77,14 @@ def alarms():
 
 
 def test_gains_are_over_both_baselines_and_carry_the_own_area_and_the_counts():
-    table = gain_table(alarms(), []).set_index(["score", "baseline"])
-    assert len(table) == 4
-    for (score, baseline), area, difference in (
-        (("lambda_max", "max_probability"), 0.7, 0.1),
-        (("lambda_max", "entropy"), 0.7, 0.2),
-        (("trace", "entropy"), 0.8, 0.3),
+    gains = gain_table(alarms(), []).set_index(["score", "baseline"])
+    assert len(gains) == 4
+    columns = ["auroc", "auroc_low", "auroc_high", "value", "low", "high", "positives", "negatives"]
+    for (score, area), (baseline, other) in itertools.product(
+        (("lambda_max", 0.7), ("trace", 0.8)), (("max_probability", 0.6), ("entropy", 0.5))
     ):
-        row = table.loc[(score, baseline)]
-        assert row[["value", "low", "high"]].to_list() == pytest.approx(
-            [difference, difference - 0.1, difference + 0.1]
-        )
-        assert row[["auroc", "auroc_low", "auroc_high"]].to_list() == pytest.approx([area, area - 0.1, area + 0.1])
-        assert (row.positives, row.negatives) == (12, 88)
+        spans = [value + end for value in (area, area - other) for end in (0, -0.1, 0.1)]
+        assert gains.loc[(score, baseline), columns].to_list() == pytest.approx([*spans, 12, 88])
 
 
 def test_what_two_classes_make_the_same_is_judged_once():
@@ -121,18 +93,10 @@ def test_what_two_classes_make_the_same_is_judged_once():
     assert found[["score", "baseline"]].to_numpy().tolist() == [["lambda_max", "max_probability"]]
 
 
-def saved(folder, vectors):
-    folder.mkdir()
-    torch.save({"eigenvectors": vectors}, folder / "eigenvectors.pt")
-    return folder
-
-
 def directions(*angles):
     """Directions (B, 1, 1, 2, 2) in the plane of the first two pixels."""
     radians = torch.tensor(angles).deg2rad()
-    flat = torch.zeros(len(angles), 4)
-    flat[:, 0], flat[:, 1] = radians.cos(), radians.sin()
-    return flat.view(-1, 1, 1, 2, 2)
+    return torch.stack([radians.cos(), radians.sin(), *torch.zeros(2, len(angles))], dim=1).view(-1, 1, 1, 2, 2)
 
 
 def networks(tmp_path):
@@ -142,7 +106,10 @@ def networks(tmp_path):
         Cell("t", "cnn", 0, trained=False): directions(90, 0, 0),
         Cell("t", "vit", 0): directions(0, 0, 0),
     }
-    return {cell: saved(tmp_path / cell.name, values) for cell, values in vectors.items()}
+    for cell, values in vectors.items():
+        (tmp_path / cell.name).mkdir()
+        torch.save({"eigenvectors": values}, tmp_path / cell.name / "eigenvectors.pt")
+    return {cell: tmp_path / cell.name for cell in vectors}
 
 
 def test_the_agreement_of_seeds_is_set_against_that_with_a_control_of_another_seed_image_by_image(tmp_path):
@@ -155,8 +122,7 @@ def test_the_agreement_of_seeds_is_set_against_that_with_a_control_of_another_se
 
 
 def test_chance_is_what_random_directions_seldom_exceed_and_not_their_mean(tmp_path):
-    table = pair_agreement(networks(tmp_path))
-    row = table[table.relation == "other seed"].iloc[0]
+    row = pair_agreement(networks(tmp_path)).set_index("relation").loc["other seed"]
     assert row.chance == pytest.approx(random_quantile(4, 1))
     assert row.value == pytest.approx(row.cosine - row.chance)
 
@@ -169,6 +135,9 @@ def test_the_ideal_observer_is_told_from_one_that_is_unsure_by_the_exact_ratio(c
     found = against_ideal(exact, ideal).set_index("quantity")
     assert found.value.log10_lambda_max_to_ideal == pytest.approx(-2)
     assert ("ideal_second_to_first" in found.index) == (classes == 4)
+    # an image without sensitivity has no ratio
+    some = ideal.assign(lambda_max=[0.0, *ideal.lambda_max[1:]])
+    assert against_ideal(some, ideal).value[0] == pytest.approx(0)
     if classes == 2:
         # F = p (1 - p) w w^T
         images = task.load("test", 8).images.double()
@@ -177,10 +146,3 @@ def test_the_ideal_observer_is_told_from_one_that_is_unsure_by_the_exact_ratio(c
     else:
         assert found.value.ideal_second_to_first == pytest.approx(ideal.second_to_first.mean())
         assert found.value.second_to_first_less_ideal == pytest.approx(0.5 - ideal.second_to_first.mean())
-
-
-def test_an_image_without_sensitivity_has_no_ratio_to_the_ideal():
-    task = CONTROLLED["random_field_2d_2classes"]
-    ideal = ideal_spectra(task, task.detection, 6)
-    some = ideal.assign(lambda_max=[0.0, *ideal.lambda_max[1:]])
-    assert against_ideal(some, ideal).value[0] == pytest.approx(0)

@@ -3,6 +3,7 @@
 """The command from nothing to the document, in a first-look size."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,9 @@ TINY = Effort(iterations=10, batch_size=8, measured=3, resamples=20, strengths=(
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """Trainings and measurements of a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "SHORT", TINY)
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def study(tiny, tmp_path_factory):
+def study(tmp_path_factory):
     """A run that was stopped when its first network was measured, and then run again to the end."""
     output = tmp_path_factory.mktemp("study")
-    arguments = ["--short", "--processes", "1", "--output", str(output)]
     measured, known = [], running.measured_cell
 
     def stopping(*given):
@@ -40,14 +32,20 @@ def study(tiny, tmp_path_factory):
         return measured[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "measured_cell", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            main(arguments)
-    stamp = measured[0].stat().st_mtime_ns
-    assert not (output / "study.md").exists()
-    main(arguments)
-    assert measured[0].stat().st_mtime_ns == stamp
-    return output
+        patch.setattr(plan, "SHORT", TINY)
+        with pytest.MonkeyPatch.context() as stop:
+            stop.setattr(running, "measured_cell", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                run(output)
+        stamp = measured[0].stat().st_mtime_ns
+        assert not (output / "study.md").exists()
+        run(output)
+        assert measured[0].stat().st_mtime_ns == stamp
+        yield output
+
+
+def run(output):
+    main(["--short", "--processes", "1", "--output", str(output)])
 
 
 def read(folder):
@@ -82,12 +80,10 @@ def test_verdicts_follow_from_the_long_tables_as_they_are_on_file(study):
 
 
 def test_the_document_is_written_again_from_the_short_tables_alone(study, tmp_path):
-    kept = tmp_path / "kept"
-    kept.mkdir()
     for file in (*study.glob("*.csv"), study / "plan.json"):
-        (kept / file.name).write_bytes(file.read_bytes())
-    main(["--document-only", "--output", str(kept)])
-    assert (kept / "study.md").read_text() == (study / "study.md").read_text()
+        shutil.copy(file, tmp_path)
+    main(["--document-only", "--output", str(tmp_path)])
+    assert (tmp_path / "study.md").read_text() == (study / "study.md").read_text()
 
 
 def test_the_second_time_nothing_is_trained_or_measured_and_only_what_is_lost_is_made_again(study):
@@ -97,50 +93,45 @@ def test_the_second_time_nothing_is_trained_or_measured_and_only_what_is_lost_is
     first, tables = stamps(), (study / "rows" / "comparisons.csv").read_text()
     lost = next((study / "cache" / "measured").glob("*untrained*"))
     lost.rename(lost.with_name(f".{lost.name}.unfinished"))  # as a killed run leaves it
-    main(["--short", "--processes", "1", "--output", str(study)])
+    run(study)
     kept = {file: stamp for file, stamp in first.items() if lost not in file.parents}
     assert kept.items() <= stamps().items()
     assert lost.is_dir()
     assert (study / "rows" / "comparisons.csv").read_text() == tables  # and it comes out the same
 
 
-def test_a_list_runs_nothing(tmp_path, capsys):
+def test_a_list_has_what_was_chosen_and_runs_nothing(tmp_path, capsys):
     main(["--list", "--data", str(tmp_path), "--output", str(tmp_path / "none")])
     told = capsys.readouterr()
     assert "random_field_2d_2classes-cnn-trained-seed0" in told.out
     assert "medmnist.com" in told.err  # the clinical sets that are left out
     assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "output", "cache", "document"),
-    [
-        ([], "study/results", "study/results/cache", "docs/study.md"),
-        (["--output", "mine"], "mine", "mine/cache", "mine/study.md"),
-        (["--output", "mine", "--document", "a.md"], "mine", "mine/cache", "a.md"),
-    ],
-)
-def test_the_study_has_its_place(arguments, output, cache, document):
-    options = placed(command_line().parse_args(arguments))
-    assert [options.output, options.cache, options.document] == [Path(output), Path(cache), Path(document)]
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--short"], ["--full"], ["--only", "blood"], ["--network", "cnn"], ["--file", "mine.npz"]]
-)
-def test_no_other_choice_of_networks_takes_the_place_of_the_study(arguments):
-    usual, other = (placed(command_line().parse_args(given)) for given in ([], arguments))
-    assert other.cache == usual.cache
-    assert other.output != usual.output
-    assert other.document.parent == other.output
-
-
-def test_one_architecture_can_be_chosen(tmp_path, capsys):
     chosen = ["--full", "--only", "random_field_2d_2classes", "--network", "resnet18"]
     main([*chosen, "--list", "--data", str(tmp_path)])
     told = capsys.readouterr().out
     assert told.count("random_field_2d_2classes-resnet18-") == 5
     assert "5 networks" in told
+
+
+USUAL = ("study/results", "study/results/cache", "docs/study.md")
+CHOSEN = "study/results/cache/chosen"  # so that no other choice takes the place of the study
+
+
+@pytest.mark.parametrize(
+    ("arguments", "places"),
+    [
+        ([], USUAL),
+        (["--output", "mine"], ("mine", "mine/cache", "mine/study.md")),
+        (["--output", "mine", "--document", "a.md"], ("mine", "mine/cache", "a.md")),
+        *(
+            (other.split(), (CHOSEN, USUAL[1], f"{CHOSEN}/study.md"))
+            for other in ("--short", "--full", "--only blood", "--network cnn", "--file mine.npz")
+        ),
+    ],
+)
+def test_the_study_has_its_place_which_no_other_choice_of_networks_takes(arguments, places):
+    options = placed(command_line().parse_args(arguments))
+    assert (options.output, options.cache, options.document) == tuple(map(Path, places))
 
 
 @pytest.mark.parametrize(

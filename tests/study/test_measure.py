@@ -3,7 +3,6 @@
 """A result is taken from file only for the same network, code and versions."""
 
 import ast
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,17 +21,9 @@ CELL = Cell(TASK.name, "cnn")
 EFFORT = Effort(iterations=10, batch_size=8, measured=3, resamples=20, strengths=(0.1,))
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    place = tmp_path_factory.mktemp("cache")
-    measured_cell(CELL, TASK, EFFORT, place)
-    return place
-
-
 @pytest.fixture
-def first(cache, tmp_path):
-    shutil.copytree(cache, tmp_path, dirs_exist_ok=True)
-    return next((tmp_path / "measured").iterdir())
+def first(tmp_path):
+    return measured_cell(CELL, TASK, EFFORT, tmp_path)
 
 
 def test_a_summary_names_weights_code_versions_and_machine_and_the_times_are_both_there(first):
@@ -46,24 +37,25 @@ def test_a_summary_names_weights_code_versions_and_machine_and_the_times_are_bot
     assert times["measuring_seconds"] > 0
 
 
-def test_a_network_of_other_weights_under_the_same_name_is_measured_anew(first, tmp_path):
+def test_the_same_is_taken_from_file_and_other_weights_code_and_versions_are_measured_anew(
+    first, tmp_path, monkeypatch
+):
     stamp = (first / "summary.json").stat().st_mtime_ns
-    assert measured_cell(CELL, TASK, EFFORT, tmp_path) == first
+    known = measure.describe_environment("cpu", 1)
+    found = [measured_cell(CELL, TASK, EFFORT, tmp_path)]
     assert (first / "summary.json").stat().st_mtime_ns == stamp
+    monkeypatch.setattr(measure, "source_digest", lambda: "other")
+    found.append(measured_cell(CELL, TASK, EFFORT, tmp_path))
+    known["versions"]["monai"] = "0"
+    monkeypatch.setattr(measure, "describe_environment", lambda *_: known)
+    found.append(measured_cell(CELL, TASK, EFFORT, tmp_path))
     (file,) = (tmp_path / "trained").iterdir()
     kept = torch.load(file, weights_only=True)
     next(iter(kept["best"].values())).flatten()[0] += 1
     torch.save(kept, file)
-    assert measured_cell(CELL, TASK, EFFORT, tmp_path) != first
-
-
-def test_other_code_and_other_versions_are_measured_anew(first, tmp_path, monkeypatch):
-    known = measure.describe_environment("cpu", 1)
-    monkeypatch.setattr(measure, "source_digest", lambda: "other")
-    second = measured_cell(CELL, TASK, EFFORT, tmp_path)
-    known["versions"]["monai"] = "0"
-    monkeypatch.setattr(measure, "describe_environment", lambda *_: known)
-    assert len({first, second, measured_cell(CELL, TASK, EFFORT, tmp_path)}) == 3
+    found.append(measured_cell(CELL, TASK, EFFORT, tmp_path))
+    assert found[0] == first
+    assert len(set(found)) == 4
 
 
 @pytest.mark.parametrize("place", ["package/deep/er.py", "study/tasks.py"])

@@ -34,13 +34,10 @@ def test_small_networks_read_colours_and_volumes(name, task):
     assert network(torch.zeros(2, task.channels, *task.spatial_size)).shape == (2, task.classes)
 
 
-def test_weights_follow_from_the_seed():
+def test_weights_follow_from_the_seed_and_an_unknown_network_is_refused():
     weights = [next(build_network("cnn", GREY, seed).parameters()) for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-
-
-def test_an_unknown_network_is_told():
     with pytest.raises(ValueError, match="Give one of cnn"):
         build_network("lenet", GREY, 0)
 

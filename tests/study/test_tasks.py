@@ -44,27 +44,16 @@ def test_controlled_tasks_are_both_backgrounds_two_and_three_axes_two_and_four_c
         assert 0.8 < task.detection.ideal_auc < 0.9  # neither trivial nor hopeless, and alike in 2D and 3D
 
 
-def test_a_file_of_the_user_is_read_with_its_own_classes_and_shape(tmp_path):
-    file = write_file(tmp_path / "own.npz", shape=(12, 12, 3))
-    tasks, _ = available_tasks(tmp_path, [file])
-    task = tasks["own"]
-    assert (task.spatial_size, task.channels, task.classes) == ((12, 12), 3, 3)
-    assert task.load("test").images.shape == (10, 3, 12, 12)
-
-
-def test_missing_files_are_told_with_the_place_to_get_them(tmp_path):
-    tasks, missing = available_tasks(tmp_path)
-    assert set(missing) == {"pneumonia", "blood", "adrenal"}
-    assert all("medmnist.com" in reason for reason in missing.values())
-    assert set(tasks) == set(CONTROLLED)
-
-
-def test_a_clinical_file_is_found_at_any_depth(tmp_path):
+def test_a_file_of_the_user_is_read_with_its_own_classes_and_shape_and_a_clinical_one_is_found_at_any_depth(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     write_file(tmp_path / "deep" / "er" / "adrenalmnist3d.npz", shape=(8, 8, 8))
-    tasks, missing = available_tasks(tmp_path)
+    tasks, missing = available_tasks(tmp_path, [write_file(tmp_path / "own.npz", shape=(12, 12, 3))])
+    assert (tasks["own"].spatial_size, tasks["own"].channels, tasks["own"].classes) == ((12, 12), 3, 3)
+    assert tasks["own"].load("test").images.shape == (10, 3, 12, 12)
     assert tasks["adrenal"].spatial_size == (8, 8, 8)
-    assert "adrenal" not in missing
+    assert set(missing) == {"pneumonia", "blood"}
+    assert all("medmnist.com" in reason for reason in missing.values())
+    assert set(tasks) == {*CONTROLLED, "own", "adrenal"}
 
 
 def test_the_source_names_the_file_and_the_beginning_of_its_sum(tmp_path):

@@ -22,46 +22,27 @@ def weights(network):
     return torch.cat([value.double().flatten() for value in network.state_dict().values()])
 
 
-def test_a_killed_training_ends_with_the_same_network(tmp_path):
-    whole, history, _ = trained_network(CELL, TASK, EFFORT, tmp_path / "whole")
+def test_a_killed_training_ends_with_the_same_network_and_the_seconds_of_all_runs(tmp_path, monkeypatch):
+    ticks = itertools.count()  # a second passes from one validation to the next
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    whole, history, seconds = trained_network(CELL, TASK, EFFORT, tmp_path / "whole")
     for parts in (3, 7):
         with pytest.raises(KeyboardInterrupt):
             trained_network(CELL, TASK, EFFORT, tmp_path / "killed", stop_after=parts)
-    resumed, resumed_history, _ = trained_network(CELL, TASK, EFFORT, tmp_path / "killed")
+    resumed, resumed_history, resumed_seconds = trained_network(CELL, TASK, EFFORT, tmp_path / "killed")
     assert torch.equal(weights(whole), weights(resumed))
     assert history == resumed_history
+    assert seconds == resumed_seconds == 10
     assert [entry["iteration"] for entry in history] == list(range(1, 11))
 
 
-@pytest.mark.parametrize("timed", [True, False])
-def test_the_seconds_are_those_of_all_runs_or_unknown_where_a_file_of_before_lacks_them(timed, tmp_path, monkeypatch):
-    ticks = itertools.count()  # a second passes from one validation to the next
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
-    for parts in (3, 7):
-        with pytest.raises(KeyboardInterrupt):
-            trained_network(CELL, TASK, EFFORT, tmp_path, stop_after=parts)
-    (file,) = (tmp_path / "trained").iterdir()
-    state = torch.load(file, weights_only=True)
-    if not timed:
-        del state["seconds"]
-    torch.save(state, file)
-    expected = 10 if timed else None
-    assert trained_network(CELL, TASK, EFFORT, tmp_path)[2] == expected
-    (file,) = (tmp_path / "trained").iterdir()
-    kept = torch.load(file, weights_only=True)
-    assert kept.pop("seconds") == expected
-    torch.save(kept, file)
-    assert trained_network(CELL, TASK, EFFORT, tmp_path)[2] is None
-
-
 def test_what_is_on_file_is_not_trained_again_and_another_configuration_is_another_file(tmp_path):
-    first, history, seconds = trained_network(CELL, TASK, EFFORT, tmp_path)
+    first, *told = trained_network(CELL, TASK, EFFORT, tmp_path)
     (file,) = (tmp_path / "trained").iterdir()
     stamp = file.stat().st_mtime_ns
-    again, same, same_seconds = trained_network(CELL, TASK, EFFORT, tmp_path)
+    again, *same = trained_network(CELL, TASK, EFFORT, tmp_path)
     assert torch.equal(weights(first), weights(again))
-    assert history == same
-    assert seconds == same_seconds > 0
+    assert told == same
     assert file.stat().st_mtime_ns == stamp
     trained_network(CELL, TASK, Effort(iterations=10, batch_size=16), tmp_path)
     assert len(list((tmp_path / "trained").iterdir())) == 2
@@ -89,8 +70,7 @@ def test_shuffled_labels_are_those_of_the_task_in_another_order_where_it_is_trai
 
 
 def test_an_untrained_network_is_not_trained(tmp_path):
-    network, history, seconds = trained_network(Cell(TASK.name, "small_resnet", trained=False), TASK, EFFORT, tmp_path)
-    assert history == []
-    assert seconds == 0
+    network, *told = trained_network(Cell(TASK.name, "small_resnet", trained=False), TASK, EFFORT, tmp_path)
+    assert told == [[], 0]
     assert not network.training
     assert not (tmp_path / "trained").exists()
