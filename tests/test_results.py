@@ -157,6 +157,18 @@ def test_a_result_names_the_versions_that_took_part_and_imports_nothing_that_dra
     assert not {"matplotlib", "monai", "ignite"} & set(modules)
 
 
+@pytest.mark.parametrize("likelihood", ["softmax", "gaussian"])
+def test_an_evaluation_without_a_usable_image_is_written_and_read(likelihood: str, tmp_path: Path):
+    result = measured(likelihood)
+    images = result.images.assign(skipped="NaN", lambda_max=np.nan)
+    nothing = dataclasses.replace(result, images=images, curves=result.curves[:0], removals=result.removals[:0])
+    write_tables(nothing, tmp_path)
+    found = read_tables(tmp_path)
+    assert (len(found.images), len(found.used), found.tested, found.removals) == (COUNT, 0, [], None)
+    assert found.curves.empty
+    assert found.comparisons.empty
+
+
 @pytest.mark.parametrize(
     ("name", "stem"),
     {
@@ -221,7 +233,9 @@ def test_a_foreign_file_is_refused_in_words(message: str, tmp_path: Path):
         read_tables(tmp_path / "ifim")
 
 
-@pytest.mark.parametrize(("text", "ours"), [('{"reference_strength": 1}', True), ('{"mine": 1}', False), ("mine", False)])
+@pytest.mark.parametrize(
+    ("text", "ours"), [('{"reference_strength": 1}', True), ('{"mine": 1}', False), ("mine", False)]
+)
 def test_a_folder_of_results_is_known_by_its_summary(text: str, ours: bool, tmp_path: Path):
     assert not holds_results(tmp_path)
     (tmp_path / "summary.json").write_text(text)

@@ -9,23 +9,49 @@ from __future__ import annotations
 
 import copy
 import itertools
+import weakref
 from collections.abc import Callable, Iterable
 
 import mpmath
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from monai_ifim import InputFisher, input_fisher
+from monai_ifim import Bernoulli, Categorical, Gaussian, InputFisher, input_fisher
+from monai_ifim.likelihoods import Likelihood, resolve_likelihood
 
 torch.set_num_threads(1)  # the networks are tiny; more threads only wait for each other
 
+F64, F32 = torch.float64, torch.float32
 DIGITS = 120
 MARGINS = (10, 18, 30, 60, 100)
 POSITIONS = (0, 2, 3)  # of the sure class among four: first, in the middle, last
 SATURATION_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
-# ---------------------------------------------------------------- dense matrices, by torch.func
+def rows(*values: Iterable[float] | float) -> Tensor:
+    """A float64 tensor."""
+    return torch.tensor(values, dtype=F64)
+
+
+def random_outputs(batch: int, outputs: int, scale: float = 3.0, seed: int = 0) -> Tensor:
+    """Outputs (batch, outputs), float64."""
+    return scale * torch.randn(batch, outputs, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+# ---------------------------------------------------------------- likelihoods, by textbook formulas
+
+# Name: likelihood, and the number of outputs.
+LIKELIHOODS: dict[str, tuple[Likelihood, int]] = {
+    f"{name} {outputs}, T={temperature}": (kind(temperature), outputs)
+    for name, kind, counts in (("softmax", Categorical, (2, 3, 7)), ("sigmoid", Bernoulli, (1, 3)))
+    for outputs, temperature in itertools.product(counts, (0.5, 1.0, 3.0))
+} | {
+    "gaussian 1": (Gaussian(0.7), 1),
+    "gaussian 3": (Gaussian(2.5), 3),
+    "gaussian, one scale an output": (Gaussian((0.5, 2.0, 1.0)), 3),
+    "gaussian, covariance": (Gaussian(covariance=((2.0, 0.9, 0.1), (0.9, 1.0, -0.3), (0.1, -0.3, 0.5))), 3),
+}
 
 
 def categorical_information(logits: Tensor) -> Tensor:
@@ -43,30 +69,77 @@ def bernoulli_information(logits: Tensor) -> Tensor:
 INFORMATION = {"softmax": categorical_information, "sigmoid": bernoulli_information}
 
 
+def covariance_of(likelihood: Gaussian, count: int) -> Tensor:
+    """The covariance (K, K) of the noise."""
+    if likelihood.covariance is not None:
+        return torch.tensor(likelihood.covariance, dtype=torch.float64)
+    scale = torch.tensor(likelihood.scale, dtype=torch.float64)
+    return torch.diag(scale.expand(count).square())
+
+
+def information(likelihood: str | Likelihood, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+    """The Fisher information (C, C) of outputs (C,)."""
+    likelihood = resolve_likelihood(likelihood, temperature)
+    if isinstance(likelihood, Gaussian):
+        return torch.linalg.inv(covariance_of(likelihood, len(outputs)))
+    formula = INFORMATION["softmax" if isinstance(likelihood, Categorical) else "sigmoid"]
+    return formula(outputs / likelihood.temperature) / likelihood.temperature**2
+
+
+def distribution(likelihood: Likelihood, outputs: Tensor) -> torch.distributions.Distribution:
+    """``p(y | outputs)`` of outputs (B, C)."""
+    if isinstance(likelihood, Gaussian):
+        return torch.distributions.MultivariateNormal(outputs, covariance_of(likelihood, outputs.shape[1]))
+    logits = outputs / likelihood.temperature
+    if isinstance(likelihood, Categorical):
+        return torch.distributions.Categorical(logits=logits)
+    return torch.distributions.Independent(torch.distributions.Bernoulli(logits=logits), 1)
+
+
+# ---------------------------------------------------------------- dense matrices, by autograd in float64
+
+
 def logits_of(network: Callable, image: Tensor) -> Callable[[Tensor], Tensor]:
-    """The logits (C,) as a function of the flat image (D,), in float64."""
-    if isinstance(network, nn.Module):
+    """The outputs (C,) as a function of the flat image (D,), in float64."""
+    if isinstance(network, nn.Module) and any(p.dtype != torch.float64 for p in network.parameters()):
         network = copy.deepcopy(network).double()
     return lambda flat: network(flat.view(1, *image.shape)).flatten()
 
 
-def dense_fisher(network: Callable, image: Tensor, predictive: str = "softmax", temperature: float = 1.0) -> Tensor:
-    """``J^T M J`` (D, D), float64, of one image (C_in, *spatial), with J from ``torch.func.jacrev``."""
-    function = logits_of(network, image)
-    flat = image.double().flatten()
-    jacobian = torch.func.jacrev(function)(flat).detach() / temperature
-    return jacobian.T @ INFORMATION[predictive](function(flat).detach() / temperature) @ jacobian
+def dense_jacobian(network: Callable, image: Tensor) -> Tensor:
+    """``J`` (outputs, D), float64, of one image (C_in, *spatial)."""
+    jacobian = torch.autograd.functional.jacobian(logits_of(network, image), image.double().flatten())
+    return jacobian.detach()
+
+
+def dense_fisher(
+    network: Callable, image: Tensor, likelihood: str | Likelihood = "softmax", temperature: float = 1.0
+) -> Tensor:
+    """``J^T M J`` (D, D), float64, of one image (C_in, *spatial)."""
+    jacobian = dense_jacobian(network, image)
+    outputs = logits_of(network, image)(image.double().flatten()).detach()
+    return jacobian.T @ information(likelihood, outputs, temperature) @ jacobian
 
 
 def root_fisher(network: Callable, image: Tensor) -> Tensor:
     """``J_g^T J_g`` (D, D), float64, with ``g = 2 sqrt p = 2 exp(log_softmax(z) / 2)``."""
-    function = logits_of(network, image)
-
-    def twice_root(flat: Tensor) -> Tensor:
-        return 2 * torch.exp(torch.log_softmax(function(flat), -1) / 2)
-
-    jacobian = torch.func.jacrev(twice_root)(image.double().flatten()).detach()
+    jacobian = dense_jacobian(
+        lambda x: 2 * torch.exp(torch.log_softmax(logits_of(network, image)(x.flatten()), -1) / 2), image
+    )
     return jacobian.T @ jacobian
+
+
+def spectrum(matrix: Tensor, count: int) -> Tensor:
+    """The leading eigenvalues of a symmetric matrix, descending."""
+    return torch.linalg.eigvalsh(matrix).flip(-1)[:count]
+
+
+def assert_same_spectrum(found: InputFisher, truth: InputFisher, tolerance: float = 1e-12) -> None:
+    """Two results are the same to rounding."""
+    torch.testing.assert_close(found.eigenvalues, truth.eigenvalues, rtol=tolerance, atol=1e-300, equal_nan=True)
+    torch.testing.assert_close(found.eigenvectors, truth.eigenvectors, rtol=0, atol=100 * tolerance)
+    assert found.rank.tolist() == truth.rank.tolist()
+    assert found.numerical_rank.tolist() == truth.numerical_rank.tolist()
 
 
 def rebuilt(fisher: InputFisher, index: int) -> Tensor:
@@ -189,20 +262,20 @@ def saturation_table() -> list[tuple[int, int, torch.dtype, float]]:
 # ---------------------------------------------------------------- networks
 
 
-def linear(classes: int, numbers: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Linear:
-    """A linear softmax classifier of flat images (numbers,), with unequal class probabilities."""
+def linear(classes: int, elements: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Linear:
+    """A linear network of flat images (elements,), with unequal class probabilities."""
     torch.manual_seed(seed)
-    layer = nn.Linear(numbers, classes)
+    layer = nn.Linear(elements, classes)
     with torch.no_grad():
-        layer.weight.normal_(std=numbers**-0.5)
+        layer.weight.normal_(std=elements**-0.5)
         layer.bias.normal_()
     return layer.to(dtype).eval()
 
 
-def mlp(classes: int = 4, numbers: int = 12, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
-    """A smooth network of any images with ``numbers`` numbers."""
+def mlp(classes: int = 4, elements: int = 12, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
+    """A smooth network of any images with so many elements."""
     torch.manual_seed(seed)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(numbers, 9), nn.Tanh(), nn.Linear(9, classes))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(elements, 9), nn.Tanh(), nn.Linear(9, classes))
     with torch.no_grad():
         network[3].weight.mul_(3)
     return network.to(dtype).eval()
@@ -245,19 +318,28 @@ def images(batch: int, dimensions: int = 2, dtype: torch.dtype = torch.float64, 
     return torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def flat_images(batch: int, numbers: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-    """Images (batch, numbers) without spatial axes."""
+def flat_images(batch: int, elements: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+    """Images (batch, elements) without spatial axes."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, numbers, generator=generator, dtype=torch.float64).to(dtype)
+    return torch.randn(batch, elements, generator=generator, dtype=torch.float64).to(dtype)
+
+
+# Name: the network of so many outputs, smooth, and two images for it.
+NETWORKS: dict[str, tuple[Callable[[int], nn.Module], Tensor]] = {
+    "linear": (lambda outputs: linear(outputs, 12), flat_images(2, 12)),
+    "mlp": (mlp, flat_images(2, 12)),
+    "2D": (lambda outputs: cnn(2, outputs, activation=nn.Tanh), images(2)),
+    "3D": (lambda outputs: cnn(3, outputs, activation=nn.Tanh), images(2, 3)),
+}
 
 
 class DeadForZero(nn.Module):
     """A network whose gradient is exactly zero for an image of zeros, and not for others."""
 
-    def __init__(self, numbers: int = 16, classes: int = 3) -> None:
+    def __init__(self, elements: int = 16, classes: int = 3) -> None:
         super().__init__()
         torch.manual_seed(5)
-        self.first = nn.Linear(numbers, 8).double()
+        self.first = nn.Linear(elements, 8).double()
         self.last = nn.Linear(8, classes).double()
         with torch.no_grad():
             self.first.bias.fill_(-0.05)
@@ -266,6 +348,84 @@ class DeadForZero(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.last(torch.relu(self.first(images.flatten(1))))
+
+
+# What the allocators raise: torch's on a GPU, on a CPU, on Windows; python's; numpy's; a library's on a GPU.
+SHORTAGES: dict[str, Callable[[], object]] = {
+    "GPU": lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+    "CPU": lambda: torch.empty(2**50),
+    "Windows": lambda: _raise(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 64 bytes.")),
+    "python": lambda: _raise(MemoryError()),
+    "numpy": lambda: np.empty(2**50, dtype=np.uint8),
+    "library": lambda: _raise(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+}
+
+
+def _raise(error: Exception) -> None:
+    try:
+        raise error
+    finally:
+        del error  # which would hold this frame, and with it the frames of those who called
+
+
+class Short(nn.Module):
+    """A smooth network of images (1, 8, 8) that is refused memory where ``refuses(images)`` says so.
+
+    Attributes:
+        tried: how many images each pass began with.
+        passed: how many went through it.
+    """
+
+    def __init__(
+        self,
+        refuses: Callable[[Tensor], object] = lambda images: False,
+        place: str = "forward",
+        kind: str = "GPU",
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(3 * 6 * 6, 4)).double()
+        self.refuses, self.place, self.kind = refuses, place, kind
+        self.tried: list[int] = []
+        self.passed: list[int] = []
+        self.held: list[weakref.ref] = []
+        self.eval()
+
+    def forward(self, images: Tensor, shift: Tensor | None = None) -> Tensor:
+        assert not any(reference() is not None for reference in self.held), "the failed try is still in memory"
+        self.held = []
+        self.tried.append(len(images))
+        short = bool(self.refuses(images))
+        first = self.layers[:2](images)
+        if short:
+            self.held = [weakref.ref(first), weakref.ref(images)]
+        if short and self.place == "forward":
+            SHORTAGES[self.kind]()
+        logits = self.layers[2:](first)
+        logits = logits if shift is None else logits + shift
+        if short and logits.requires_grad:
+            logits.register_hook(lambda gradient: SHORTAGES[self.kind]())
+        if not short:
+            self.passed.append(len(images))
+        return logits
+
+
+def more_than(count: int) -> Callable[[Tensor], bool]:
+    """For :class:`Short`: memory is refused to more images than ``count``."""
+    return lambda images: len(images) > count
+
+
+def holds_the_bright_one(images: Tensor) -> bool:
+    """For :class:`Short`: memory is refused where the bright one of :func:`pictures` is among the images."""
+    return bool((images.mean(dim=(1, 2, 3)) > 50).any())
+
+
+def pictures(count: int = 7, bright: int | None = None) -> Tensor:
+    """Images (count, 1, 8, 8) for :class:`Short`, one of which may be bright."""
+    images = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    if bright is not None:
+        images[bright] += 100
+    return images
 
 
 if __name__ == "__main__":

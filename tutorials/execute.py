@@ -3,11 +3,13 @@
 """Run the tutorials and write their outputs into them: ``python -m tutorials.execute [NOTEBOOK ...]``.
 
 Without a name all are run, in the full setting, from the top folder of the repository. A notebook that fails, or whose
-outputs hold a path of this machine, is left as it was.
+outputs hold a path of this machine, is not changed.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import re
 import sys
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -34,8 +37,21 @@ _OF_A_MACHINE = re.compile(
 )
 
 
+# Makes a kernel that ran another notebook as good as new, but for what is imported.
+_FRESH = """
+import os
+os.environ.clear()
+os.environ.update({environment!r})
+os.chdir({folder!r})
+get_ipython().run_line_magic("reset", "-f")
+"""
+
+
 def executed(notebook: NotebookNode, short: bool) -> NotebookNode:
-    """Run a notebook top to bottom in a kernel and a temporary working folder of its own.
+    """The notebook after a run from top to bottom, in a temporary working folder.
+
+    In the full setting it has a kernel of its own; in the short one all share a kernel, since imports take longer there
+    than what the notebooks compute.
 
     Args:
         notebook: it is not changed.
@@ -57,8 +73,11 @@ def executed(notebook: NotebookNode, short: bool) -> NotebookNode:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's bars are text where there is no ipywidgets
         }
+        fresh = _FRESH.format(environment=environment, folder=folder)
+        notebook.cells = [nbformat.v4.new_code_cell(fresh)] * short + notebook.cells
         client = NotebookClient(
             notebook,
+            km=_shared_kernel() if short else None,
             timeout=CELL_LIMIT,
             kernel_name="python3",
             record_timing=False,
@@ -66,6 +85,7 @@ def executed(notebook: NotebookNode, short: bool) -> NotebookNode:
             resources={"metadata": {"path": folder}},
         )
         client.execute(env=environment)
+    notebook.cells = notebook.cells[int(short) :]
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -73,6 +93,13 @@ def executed(notebook: NotebookNode, short: bool) -> NotebookNode:
         }
     )
     return notebook
+
+
+@functools.cache
+def _shared_kernel() -> KernelManager:
+    manager = KernelManager(kernel_name="python3")
+    atexit.register(manager.shutdown_kernel, now=True)
+    return manager
 
 
 def machine_paths(notebook: NotebookNode) -> list[str]:
@@ -114,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if found := machine_paths(notebook):
             raise ValueError(
                 f"{path.name} would hold what belongs to this machine: {sorted(set(found))}. Print names or relative "
-                "paths, and silence the warnings that print the others; the notebook is left as it was."
+                "paths, and silence the warnings that print the others; the notebook is not changed."
             )
         nbformat.write(notebook, path)
 

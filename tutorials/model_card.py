@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 from monai.bundle import ConfigWorkflow
 
-from monai_ifim.intervals import auc_interval
+from monai_ifim.statistics import auc_interval
 
 __all__ = ["HEADING", "fill", "section_function", "with_section"]
 
@@ -51,7 +51,7 @@ def with_section(readme: str, section: str) -> str:
 
 
 def fill(bundle: Path, **options: Any) -> str:
-    """Evaluate the best checkpoint of the bundle and write the section into its ``docs/README.md``.
+    """The section for the best checkpoint of the bundle, which is evaluated; it goes into its ``docs/README.md``.
 
     Args:
         bundle: its folder, with ``models/model.pt``.

@@ -26,8 +26,8 @@ def attach(
     output_dir: str | None = None,
     assume_classifier: bool = False,
     **options: Any,
-) -> IFIMMetric:
-    """Add iFIM to a workflow that is initialized and not yet run, as the overlay does on the command line.
+) -> IFIMHandler | IFIMMetric:
+    """What measures, added to a workflow that is initialized and not yet run, as the overlay does.
 
     What the workflow has already made stays as it is. Where its evaluator is not made yet, it gets the metric with the
     others when the run makes it; one that is there already gets a handler.
@@ -42,7 +42,7 @@ def attach(
         options: of :class:`~monai_ifim.handlers.IFIMMetric`; default what the configs say.
 
     Returns:
-        The metric that measures; its ``result`` holds the tables of the last evaluation.
+        The metric or handler that measures; its ``result`` holds the tables of the last evaluation.
 
     Raises:
         TypeError: When it is no ConfigWorkflow.
@@ -101,7 +101,7 @@ def attach(
             handler.attach(engine)
     else:
         _add_to_configs(parser, additions(findings, list(ours)), ours)
-    return ifim.metric if isinstance(ifim, IFIMHandler) else ifim
+    return ifim
 
 
 def _is_ifim(value: Any) -> bool:

@@ -36,6 +36,12 @@ _NO_GRADIENT = (
 )
 
 
+_REENTRANT = (
+    "The network uses re-entrant gradient checkpointing, which gives no gradient with respect to the images alone. "
+    "Build it with torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+)
+
+
 class Model:
     """A network with the likelihood of its outputs, its further inputs and the size of its batches.
 
@@ -186,10 +192,10 @@ class Model:
     def jvp(self, images: Tensor, directions: Tensor) -> Tensor:
         """Jacobian-vector products ``J d``, (B, outputs), by two backward passes.
 
-        ``J d`` is the derivative of ``<J^T w, d>`` with respect to ``w``. Where a backward pass cannot be
-        differentiated, or its graph does not fit into memory, by forward-mode automatic differentiation; it comes
-        second because its first use in a process imports torch's compiler, for seconds, with a DeprecationWarning and
-        new warning filters.
+        ``J d`` is the derivative of ``<J^T w, d>`` with respect to ``w``, and is checked by ``<w, J d> = <J^T w, d>``.
+        Where a backward pass cannot be differentiated, or its graph does not fit into memory, by forward-mode automatic
+        differentiation; it comes second because its first use in a process imports torch's compiler, for seconds, with
+        a DeprecationWarning and new warning filters.
 
         Args:
             images: (B, C_in, *spatial), plain.
@@ -204,16 +210,18 @@ class Model:
             # fused attention supports neither way
             with self._replacements.plain_normalisation(images.device), sdpa_kernel(SDPBackend.MATH):
                 ways = (self._jvp_backward, self._jvp_forward)
-                causes: list[RuntimeError] = []
+                causes: list[Exception] = []
                 for way in ways:
                     try:
                         return way(images.clone(), directions.to(images).clone())
-                    except RuntimeError as error:
+                    except (RuntimeError, MemoryError, Warning) as error:  # a warning that the caller made an error
+                        if "use_reentrant" in str(error):
+                            raise ValueError(_REENTRANT) from error
                         causes.append(error.with_traceback(None))  # which would keep the graph
         shortage = next((error for error in causes if is_out_of_memory(error)), None)
         if shortage is not None:
             raise shortage
-        backward, forward = (str(error).splitlines()[0] for error in causes)
+        backward, forward = (next(iter(str(error).splitlines()), type(error).__name__) for error in causes)
         raise RuntimeError(
             "The network supports no Jacobian-vector product, neither by two backward passes "
             f"({backward}) nor by forward-mode automatic differentiation ({forward})."
@@ -223,11 +231,15 @@ class Model:
         outputs = self._outputs(images.requires_grad_())
         if not outputs.requires_grad:
             raise ValueError(_NO_GRADIENT)
-        weights = torch.zeros_like(outputs, requires_grad=True)
+        weights = torch.arange(outputs.shape[1], device=outputs.device).cos().to(outputs)  # of no matter, but not zero
+        weights = weights.expand_as(outputs).clone().requires_grad_()
         (gradient,) = torch.autograd.grad(outputs, images, weights, create_graph=True, allow_unused=True)
         if gradient is None:
             raise ValueError(_NO_GRADIENT)
-        return torch.autograd.grad(gradient, weights, directions)[0]
+        (product,) = torch.autograd.grad(gradient, weights, directions)
+        if not _are_adjoint(weights.detach(), product, gradient.detach(), directions):
+            raise RuntimeError("a part of the backward pass cannot be differentiated")
+        return product
 
     def _jvp_forward(self, images: Tensor, directions: Tensor) -> Tensor:
         with torch.no_grad(), forward_ad.dual_level():
@@ -277,6 +289,16 @@ class Model:
                 f"output_key ({choices})."
             )
         return outputs
+
+
+def _are_adjoint(weights: Tensor, product: Tensor, gradient: Tensor, directions: Tensor) -> bool:
+    """Whether ``<w, J d> = <J^T w, d>`` for each image, up to the rounding of a deep network."""
+    terms = (gradient.double() * directions.double()).flatten(1)
+    difference = (weights.double() * product.double()).sum(dim=1) - terms.sum(dim=1)
+    eps = torch.finfo(product.dtype).eps
+    lengths = [torch.linalg.vector_norm(values.flatten(1), dim=1).double() for values in (gradient, directions)]
+    rounding = 100 * (eps**0.5 * torch.linalg.vector_norm(terms, dim=1) + eps * lengths[0] * lengths[1])
+    return not bool((difference.abs() > rounding).any())  # NaN is no matter here
 
 
 class Linearisation:
@@ -330,10 +352,7 @@ class Linearisation:
             except RuntimeError as error:
                 if "use_reentrant" not in str(error):
                     raise
-                raise ValueError(
-                    "The network uses re-entrant gradient checkpointing, which gives no gradient with respect to the "
-                    "images alone. Build it with torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-                ) from error
+                raise ValueError(_REENTRANT) from error
             if gradient is None:
                 raise ValueError(_NO_GRADIENT)
             yield from gradient.unbind() if together else (gradient,)

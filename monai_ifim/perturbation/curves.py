@@ -439,8 +439,8 @@ class _Curvature:
         """Say once that the quadratic prediction is unknown."""
         if self._trouble is not None:
             notice(
-                "The quadratic prediction of the KL divergence is unknown (NaN): the network supports no "
-                f"Jacobian-vector product ({self._trouble}). input_fisher(..., keep_factor=True) needs none.",
+                "The quadratic prediction of the KL divergence is unknown (NaN) along some directions. "
+                f"{self._trouble} input_fisher(..., keep_factor=True) needs no such product.",
                 stacklevel=3,
             )
 
@@ -455,7 +455,7 @@ class _Curvature:
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
-            self._trouble = str(error).splitlines()[0]
+            self._trouble = (str(error) or type(error).__name__).splitlines()[0]
 
     def _product(self, change: Tensor, rows: Tensor) -> Tensor:
         images, fisher = self._inputs.images[rows], self._inputs.fisher

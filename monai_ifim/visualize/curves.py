@@ -179,7 +179,7 @@ def _finish(axis: Axes, endpoint: Endpoint, shown: pd.DataFrame, from_zero: bool
         if from_zero and (numbers < 0).any():
             axis.axhline(0, color=NEUTRAL, linewidth=0.8)
         elif from_zero:
-            axis.set_ylim(0, 1.08 * max(0.0, *numbers) or 1.0)
+            axis.set_ylim(0, 1.08 * numbers.max(initial=0.0) or 1.0)
         return
     if len(positive) == 0:
         return

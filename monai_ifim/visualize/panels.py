@@ -15,11 +15,19 @@ from torch import Tensor
 from monai_ifim.fisher import InputFisher
 from monai_ifim.model import varied
 
-__all__ = ["plot_components"]
+__all__ = [
+    "PLANES",
+    "colour_limits",
+    "escaped",
+    "middle_slice",
+    "plot_components",
+    "relative_heights",
+    "rescaled_colours",
+]
 
 _COLUMNS = ("image", "high component", "low component", "leading eigenvector")
 # Of volumes: the axis that is cut, the one that is drawn to the right, and the one that is drawn upwards.
-_PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
+PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 _MASK_ON_IMAGE, _MASK_ON_EIGENVECTOR = "#F0E442", "#000000"
 _WIDTH = 9.0
 # The room for a plane, height over width, is kept within these: a thin slab still gets some, a long one not too much.
@@ -34,7 +42,7 @@ def plot_components(
     masks: Tensor | None = None,
     spacing: ArrayLike | Tensor | None = None,
 ) -> Figure:
-    """Each image with its high and low components and its leading eigenvector.
+    """A figure of each image with its high and low components and its leading eigenvector.
 
     Components have a signed, symmetric colour scale of their own, so that their sizes must be read from the colour
     bars. Images of two axes are drawn as arrays are, the first axis downwards; of three channels (that the channel mask
@@ -81,7 +89,7 @@ def plot_components(
         raise ValueError(f"masks must have the shape {' or '.join(map(str, shapes))}, got {tuple(masks.shape)}.")
 
     high, low = fisher.split(images, reference=reference)
-    heights = [_heights(images.shape[2:], distance) for distance in distances]
+    heights = [relative_heights(images.shape[2:], distance) for distance in distances]
     inches = [sum(rows) * (_WIDTH / 4 - 0.5) + 0.1 * len(rows) + 0.5 for rows in heights]
     figure = Figure(figsize=(_WIDTH, max(sum(inches), 1.0)))
     if batch == 0:
@@ -93,7 +101,7 @@ def plot_components(
         mask = None if masks is None else masks[row].as_subclass(Tensor).cpu().ne(0).any(dim=0).numpy()
         name = f"image {row}" if titles is None else " · ".join(titles[row].split("\n"))
         spectrum = fisher.skipped.get(row) or rf"$\lambda_1$ = {float(fisher.eigenvalues[row, 0]):.2g}"
-        subfigure.suptitle(f"{_escaped(name)}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
+        subfigure.suptitle(f"{escaped(name)}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
         colours = varied(images[row : row + 1].detach().as_subclass(Tensor), fisher.channel_mask)[0].cpu()
         _draw_image(subfigure, parts, colours, mask, distances[row], heights[row], inches[row])
     return figure
@@ -111,7 +119,7 @@ def _draw_image(
     """The panels of one image: of volumes one row a plane."""
     energy = parts[-1].double().flatten(1).square().sum(dim=1)
     channel, channels = int(energy.argmax()), len(energy)
-    planes = list(_PLANES.items()) if len(spacing) == 3 else [("", (-1, 1, 0))]
+    planes = list(PLANES.items()) if len(spacing) == 3 else [("", (-1, 1, 0))]
     # fixed places: a layout engine takes longer than all the drawing
     places = {"left": 0.05, "right": 0.94, "bottom": 0.08 / inches, "top": 1 - 0.5 / inches, "wspace": 0.34}
     panels = figure.subplots(
@@ -119,11 +127,11 @@ def _draw_image(
     )
     for column, (title, values) in enumerate(zip(_COLUMNS, parts)):
         in_colour = column == 0 and len(colours) == 3 and len(spacing) == 2
-        slices = [_slice(values[channel].numpy(), cut) for _, (cut, _, _) in planes]
-        low, high = _limits(slices, signed=column > 0)
+        slices = [middle_slice(values[channel].numpy(), cut) for _, (cut, _, _) in planes]
+        low, high = colour_limits(slices, signed=column > 0)
         for axis, shown, (plane, (cut, right, up)) in zip(panels[:, column], slices, planes):
             picture = axis.imshow(
-                _rescaled(colours.numpy()) if in_colour else shown,
+                rescaled_colours(colours.numpy()) if in_colour else shown,
                 origin="upper" if cut < 0 else "lower",
                 aspect=spacing[up] / spacing[right],
                 interpolation="nearest",
@@ -132,7 +140,7 @@ def _draw_image(
                 vmax=high,
             )
             if mask is not None and column in (0, len(parts) - 1):
-                _contour(axis, _slice(mask, cut), _MASK_ON_EIGENVECTOR if column else _MASK_ON_IMAGE)
+                _contour(axis, middle_slice(mask, cut), _MASK_ON_EIGENVECTOR if column else _MASK_ON_IMAGE)
             axis.set(xticks=[], yticks=[])
             if cut >= 0 and column == 0:
                 size = values.shape[1 + cut]
@@ -144,7 +152,7 @@ def _draw_image(
             figure.colorbar(picture, cax=beside).ax.tick_params(labelsize=7.5)
 
 
-def _limits(slices: Sequence[np.ndarray], signed: bool) -> tuple[float, float]:
+def colour_limits(slices: Sequence[np.ndarray], signed: bool) -> tuple[float, float]:
     """One scale for all slices: symmetric where the sign matters."""
     values = np.concatenate([part.ravel() for part in slices])
     values = values[np.isfinite(values)]
@@ -154,12 +162,12 @@ def _limits(slices: Sequence[np.ndarray], signed: bool) -> tuple[float, float]:
     return (-greatest, greatest) if signed else (float(values.min()), float(values.max()))
 
 
-def _slice(values: np.ndarray, cut: int) -> np.ndarray:
+def middle_slice(values: np.ndarray, cut: int) -> np.ndarray:
     """The middle slice, (up, right); images of two axes as they are."""
     return values if cut < 0 else values.take(values.shape[cut] // 2, axis=cut).T
 
 
-def _rescaled(colours: np.ndarray) -> np.ndarray:
+def rescaled_colours(colours: np.ndarray) -> np.ndarray:
     """Channels last and from 0 to 1, all channels together, so that hues stay."""
     colours = np.moveaxis(colours, 0, -1)
     least, greatest = np.nanmin(colours), np.nanmax(colours)
@@ -175,13 +183,13 @@ def _contour(axis: Axes, mask: np.ndarray, colour: str) -> None:
     axis.contour(right, up, padded, levels=[0.5], colors=colour, linewidths=1.4)
 
 
-def _heights(shape: Sequence[int], spacing: np.ndarray) -> list[float]:
+def relative_heights(shape: Sequence[int], spacing: np.ndarray) -> list[float]:
     """Height over width of each plane."""
     extent = np.asarray(shape) * spacing
-    planes = [(right, up) for _, right, up in _PLANES.values()] if len(shape) == 3 else [(1, 0)]
+    planes = [(right, up) for _, right, up in PLANES.values()] if len(shape) == 3 else [(1, 0)]
     return [float(np.clip(extent[up] / extent[right], *_HEIGHTS)) for right, up in planes]
 
 
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
     """A name in which matplotlib finds no formula."""
     return name.replace("$", r"\$")

@@ -16,8 +16,9 @@ from monai.handlers import StatsHandler
 from monai.networks.nets import DenseNet
 from monai.utils import set_determinism
 
+from monai_ifim import Gaussian
 from monai_ifim.bundle import attach, attach_to_bundle
-from monai_ifim.handlers import IFIMFigureHandler, IFIMMetric, IFIMSaver
+from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from tests.bundle.bundles import (
     SHAPES,
     Files,
@@ -26,35 +27,46 @@ from tests.bundle.bundles import (
     in_sections,
     only_inference,
     part,
+    regression,
     sliced_handlers,
     write,
 )
 
-LIGHT: dict[str, Any] = {"max_images": 4, "arms": ["high", "transfer"], "strengths": [0.03], "shown": 1}
+torch.set_num_threads(1)  # the networks are tiny; more threads only wait for each other
+
+LIGHT: dict[str, Any] = {"max_images": 4, "directions": ["high", "transfer"], "strengths": [0.03], "shown": 0}
 QUIET: dict[str, Any] = {**LIGHT, "figures": False, "save": False}
+EVALUATOR = "validate#evaluator"
+Written = list[tuple[str, Path]]
 
 
 @pytest.fixture(autouse=True)
-def determinism_given_back() -> Iterator[None]:
-    yield
+def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
+    """What would be drawn and written, and where: pictures take most of the time, and have tests of their own."""
+    noted: Written = []
+    monkeypatch.setattr(IFIMFigureHandler, "draw", lambda self, _: noted.append(("drawn", Path(self.log_dir))))
+    if getattr(request, "param", "") != "files":
+        monkeypatch.setattr(IFIMSaver, "write", lambda self, _: noted.append(("saved", self.folder)))
+    yield noted
     set_determinism(None)
 
 
 def workflow_of(root: Path, names: list[str], files: Files | None = None, **overrides: Any) -> ConfigWorkflow:
     """A workflow of a bundle, which is written first; everything that it writes is in the bundle's folder."""
     write(root, files or {})
-    return ConfigWorkflow(
-        config_file=[str(root / "configs" / name) for name in names],
-        logging_file=False,
-        bundle_root=str(root),
-        **overrides,
-    )
+    paths = [str(root / "configs" / name) for name in names]
+    return ConfigWorkflow(config_file=paths, logging_file=False, bundle_root=str(root), **overrides)
 
 
 def started(root: Path, names: list[str], files: Files | None = None, **overrides: Any) -> ConfigWorkflow:
     workflow = workflow_of(root, names, files, **overrides)
     workflow.initialize()
     return workflow
+
+
+def training(root: Path, files: Files | None = None) -> ConfigWorkflow:
+    """Of one epoch."""
+    return started(root, ["train.json"], files or in_sections(), num_epochs=1)
 
 
 def parsed(workflow: ConfigWorkflow, id: str) -> Any:
@@ -83,9 +95,10 @@ def checkpoint(root: Path) -> Path:
 # The same as with the overlay
 
 
-def pair(root: Path, shape: str, name: str) -> tuple[ConfigWorkflow, ConfigWorkflow, IFIMMetric]:
+def pair(root: Path, shape: str, name: str) -> tuple[ConfigWorkflow, ConfigWorkflow, IFIMHandler | IFIMMetric]:
     """A bundle's workflow after its run, with the overlay and as attached to in Python."""
-    run = {"run_id": "evaluating"} if shape == "only_inference" else {}
+    run: dict[str, Any] = {"run_id": "evaluating"} if shape == "only_inference" else {}
+    run |= {"num_epochs": 1} if name == "train.json" else {}
     options = {f"ifim#{option}": value for option, value in LIGHT.items()}
     runs = []
     for by_overlay in (True, False):
@@ -104,19 +117,16 @@ def pair(root: Path, shape: str, name: str) -> tuple[ConfigWorkflow, ConfigWorkf
 @pytest.mark.parametrize(
     ("shape", "name", "evaluator"),
     [
-        ("in_sections", "train.json", "validate#evaluator"),  # metric, evaluator made by the run
+        ("in_sections", "train.json", EVALUATOR),  # metric, evaluator made by the run
         ("in_sections", "inference.json", "evaluator"),  # handler, evaluator made before
         ("only_inference", "inference.json", "evaluator"),  # handler, evaluator made by the run
-        ("sliced_handlers", "train.json", "validate#evaluator"),  # handlers made by an expression
-        ("four_channels", "train.json", "validate#evaluator"),
+        ("sliced_handlers", "train.json", EVALUATOR),  # handlers made by an expression
+        ("four_channels", "train.json", EVALUATOR),
         ("sliding_window", "inference.yaml", "evaluator"),
+        ("regression", "train.json", EVALUATOR),
     ],
 )
-def test_the_numbers_are_those_with_the_overlay(
-    shape: str, name: str, evaluator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(IFIMFigureHandler, "draw", lambda *_: None)  # which take most of the time
-    monkeypatch.setattr(IFIMSaver, "write", lambda *_: None)
+def test_the_numbers_are_those_with_the_overlay(shape: str, name: str, evaluator: str, tmp_path: Path):
     first, second, ifim = pair(tmp_path, shape, name)
     expected = metrics_of(first, evaluator)
     assert metrics_of(second, evaluator) == expected
@@ -125,24 +135,25 @@ def test_the_numbers_are_those_with_the_overlay(
     assert ifim.result.metrics["log10_lambda_max"] == expected["ifim_log10_lambda_max"]
 
 
+@pytest.mark.parametrize("written", ["files"], indirect=True)
 def test_the_files_are_those_with_the_overlay(tmp_path: Path):
     pair(tmp_path, "in_sections", "inference.json")
-    written = [
+    files = [
         sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
         for folder in (tmp_path / "overlay" / "eval" / "ifim_inference", tmp_path / "python" / "eval" / "ifim")
     ]
-    assert written[0] == written[1] != []
+    assert files[0] == files[1] != []
 
 
-@pytest.mark.parametrize("shape", ["in_sections", "sliced_handlers", "one_logit"])
+@pytest.mark.parametrize("shape", ["in_sections", "sliced_handlers", "one_logit", "regression"])
 def test_a_training_ends_with_the_same_bits(shape: str, tmp_path: Path):
     ends = []
     for watched in (False, True):
         workflow = started(tmp_path / str(watched), ["train.json"], SHAPES[shape]())
         if watched:
-            attach(workflow, **(LIGHT if shape == "in_sections" else QUIET))
+            attach(workflow, **QUIET)
         workflow.run()
-        metrics = metrics_of(workflow, "validate#evaluator")
+        metrics = metrics_of(workflow, EVALUATOR)
         assert bool(ifim_of(metrics)) == watched
         optimizer = parsed(workflow, "optimizer").state_dict()["state"]
         ends.append(
@@ -150,7 +161,7 @@ def test_a_training_ends_with_the_same_bits(shape: str, tmp_path: Path):
                 **parsed(workflow, "network").state_dict(),
                 **{f"{key}_{name}": value for key, values in optimizer.items() for name, value in values.items()},
                 "random": torch.get_rng_state(),
-                "accuracy": torch.tensor(metrics["val_accuracy"]),
+                "key metric": torch.tensor(next(value for name, value in metrics.items() if name.startswith("val_"))),
             }
         )
     assert ends[0].keys() == ends[1].keys()
@@ -180,10 +191,8 @@ def test_an_evaluator_that_is_there_keeps_its_loaded_weights(tmp_path: Path):
         ("train.json", ["$monai.utils.set_determinism(seed=1)"]),
         ("train.json", ["$@network.eval()", "$len(@validate#handlers)", "$len(@validate#key_metric)"]),
         ("train.json", ["$@validate#handlers", "$@train#trainer"]),
-        ("train.json", []),
-        ("inference.json", ["$@evaluator"]),
-        ("inference.json", ["$@handlers"]),
-        ("inference.json", []),
+        *((name, []) for name in ("train.json", "inference.json")),
+        *(("inference.json", [made]) for made in ("$@evaluator", "$@handlers")),
     ],
 )
 def test_nothing_is_made_twice(name: str, initialize: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -218,26 +227,27 @@ def test_a_saver_that_names_its_metrics_saves_ours_too(tmp_path: Path):
     assert (tmp_path / "eval" / "ifim_lambda_max_raw.csv").is_file()
 
 
-@pytest.mark.parametrize("made", [[], ["validate#handlers"], ["validate#key_metric"], ["validate#evaluator"]])
-def test_what_python_code_made_gets_ours_too(made: list[str], tmp_path: Path):
-    workflow = started(tmp_path, ["train.json"], in_sections(), num_epochs=1)
+@pytest.mark.parametrize("made", [[], ["validate#handlers"], ["validate#key_metric"], [EVALUATOR]])
+def test_what_python_code_made_gets_ours_too(made: list[str], tmp_path: Path, written: Written):
+    workflow = training(tmp_path)
     before = [parsed(workflow, id) for id in made]
     ifim = attach(workflow, figures=False, **LIGHT)
     workflow.run()
     assert [parsed(workflow, id) for id in made] == before
     assert ifim.result is not None
-    assert (tmp_path / "eval" / "ifim" / "summary.json").is_file()
-    assert ifim.agreement.communicate == (made != ["validate#evaluator"])  # the metric, where it can still be one
+    assert written == [("saved", tmp_path / "eval" / "ifim")]
+    assert ifim.agreement.communicate == (made != [EVALUATOR])  # the metric, where it can still be one
 
 
-@pytest.mark.parametrize("shape", ["in_sections", "sliced_handlers"])
-def test_a_workflow_that_starts_again_is_still_watched(shape: str, tmp_path: Path):
-    workflow = started(tmp_path, ["train.json"], SHAPES[shape](), num_epochs=1)
+@pytest.mark.parametrize("files", [in_sections, sliced_handlers])
+def test_a_workflow_that_starts_again_is_still_watched(files: Callable[[], Files], tmp_path: Path, written: Written):
+    workflow = training(tmp_path, files())
     ifim = attach(workflow, figures=False, **LIGHT)
     workflow.run()
     first = ifim.result
     workflow.initialize()
     workflow.run()
+    assert len(written) == 2
     assert first is not None
     assert ifim.result is not None
     assert ifim.result is not first
@@ -249,41 +259,50 @@ def test_a_workflow_that_starts_again_is_still_watched(shape: str, tmp_path: Pat
 
 def test_options_come_before_what_the_configs_say(tmp_path: Path):
     workflow = started(tmp_path, ["inference.json"], only_inference(), run_id="evaluating")
-    ifim = attach(workflow, predictive="softmax", prefix="mine_", **QUIET)
+    ifim = attach(workflow, likelihood="softmax", prefix="mine_", **QUIET)
     workflow.run()
-    assert isinstance(ifim, IFIMMetric)
-    assert ifim.options["predictive"] == "softmax"
-    assert ifim.options["on_error"] == "continue"
+    assert (ifim.likelihood, ifim.on_error) == ("softmax", "continue")
     assert "mine_images" in parsed(workflow, "evaluator").state.metrics
+
+
+def test_the_noise_of_a_regression_is_that_of_the_object(tmp_path: Path):
+    largest = []
+    for likelihood in ("gaussian", Gaussian(scale=0.1)):
+        workflow = training(tmp_path, regression())
+        ifim = attach(workflow, likelihood=likelihood, **QUIET)
+        workflow.run()
+        assert ifim.result is not None
+        largest.append(ifim.result.metrics["lambda_max"])
+        assert {"kl_high", "shift_high", "error"} <= set(ifim.result.metrics)
+    assert largest[1] == pytest.approx(100 * largest[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["train.json", "inference.json"])
 @pytest.mark.parametrize(("figures", "save"), [(True, False), (False, True), (False, False)])
-def test_figures_and_tables_are_written_where_they_are_wanted(name: str, figures: bool, save: bool, tmp_path: Path):
+def test_figures_and_tables_are_written_where_they_are_wanted(
+    name: str, figures: bool, save: bool, tmp_path: Path, written: Written
+):
     checkpoint(tmp_path / "bundle")
     workflow = started(tmp_path / "bundle", [name], in_sections())
-    attach(workflow, figures=figures, save=save, output_dir=str(tmp_path / "elsewhere"), **LIGHT)
+    elsewhere = tmp_path / "elsewhere"
+    attach(workflow, figures=figures, save=save, output_dir=str(elsewhere), **LIGHT)
     workflow.run()
-    names = sorted(file.name.split(".")[0] for file in (tmp_path / "elsewhere").glob("*"))
-    assert names == ["events"] * figures + ["ifim"] * save
-    assert not (tmp_path / "bundle" / "eval" / "ifim").exists()
+    assert set(written) == {*[("drawn", elsewhere)] * figures, *[("saved", elsewhere / "ifim")] * save}
+    assert len(written) == (figures + save) * (2 if name == "train.json" else 1)  # each epoch
 
 
-def test_an_error_stops_the_run_where_the_user_wants_that(tmp_path: Path):
-    workflow = started(tmp_path, ["train.json"], in_sections(), num_epochs=1)
+def test_an_error_stops_the_run_where_the_user_wants_that_and_not_by_default(tmp_path: Path):
+    workflow = training(tmp_path)
     ifim = attach(workflow, on_error="raise", image_key="nothing", **QUIET)
-    assert ifim.options["on_error"] == "raise"
+    assert ifim.on_error == "raise"
     with pytest.raises(RuntimeError, match="run") as stopped:
         workflow.run()
     assert isinstance(stopped.value.__cause__, KeyError)
-
-
-def test_an_error_does_not_stop_the_run_by_default(tmp_path: Path):
-    workflow = started(tmp_path, ["train.json"], in_sections(), num_epochs=1)
+    workflow = training(tmp_path)
     ifim = attach(workflow, image_key="nothing", **QUIET)
     workflow.run()
     assert ifim.result is None
-    assert set(metrics_of(workflow, "validate#evaluator")) == {"val_accuracy"}
+    assert set(metrics_of(workflow, EVALUATOR)) == {"val_accuracy"}
 
 
 def test_the_user_chooses_the_evaluator(tmp_path: Path):
@@ -295,23 +314,39 @@ def test_the_user_chooses_the_evaluator(tmp_path: Path):
     attach(workflow, evaluator="test#evaluator", **QUIET)
     workflow.run()
     assert ifim_of(metrics_of(workflow, "test#evaluator"))
-    assert not ifim_of(metrics_of(workflow, "validate#evaluator"))
+    assert not ifim_of(metrics_of(workflow, EVALUATOR))
+
+
+@pytest.mark.parametrize("by_overlay", [True, False])
+@pytest.mark.parametrize("made", [[], ["validate#key_metric"]])
+def test_a_trainer_that_shares_the_metrics_is_not_attached_to(by_overlay: bool, made: list[str], tmp_path: Path):
+    files = in_sections()
+    files["train.json"]["train"]["trainer"]["key_train_metric"] = "@validate#key_metric"
+    names = ["train.json"]
+    if by_overlay:
+        names.append(attach_to_bundle(write(tmp_path, files))[0].name)
+    options = {f"ifim#{name}": value for name, value in LIGHT.items()} if by_overlay else {}
+    workflow = started(tmp_path, names, files, num_epochs=1, **options)
+    for id in made:
+        parsed(workflow, id)
+    if not by_overlay:
+        assert attach(workflow, **QUIET).agreement.communicate  # the metric, not the handler
+    workflow.run()
+    assert ifim_of(metrics_of(workflow, EVALUATOR))["ifim_images"] == 4
+    assert set(metrics_of(workflow, "train#trainer")) == {"val_accuracy"}
 
 
 # What cannot be done
 
 
-def test_a_workflow_that_is_not_initialized_is_refused(tmp_path: Path):
-    with pytest.raises(RuntimeError, match=r"not initialized. Call workflow.initialize\(\) first"):
-        attach(workflow_of(tmp_path, ["train.json"], in_sections()))
-
-
-def test_a_workflow_without_configs_is_refused():
+def test_a_workflow_that_is_not_initialized_or_has_no_configs_is_refused(tmp_path: Path):
     class Own(PythonicWorkflow):
         def run(self) -> None: ...
 
         def finalize(self) -> None: ...
 
+    with pytest.raises(RuntimeError, match=r"not initialized. Call workflow.initialize\(\) first"):
+        attach(workflow_of(tmp_path, ["train.json"], in_sections()))
     workflow = Own(workflow_type="train")
     workflow.initialize()
     with pytest.raises(TypeError, match=r"must be a monai.bundle.ConfigWorkflow, got Own"):
@@ -332,15 +367,17 @@ def test_attaching_twice_is_refused(shape: str, name: str, tmp_path: Path):
     assert ifim.result is not None
 
 
-def test_attaching_beside_the_overlay_is_refused(tmp_path: Path):
+def test_attaching_beside_the_overlay_and_to_an_evaluator_that_is_not_there_is_refused(tmp_path: Path):
     root = write(tmp_path, in_sections())
     overlay = attach_to_bundle(root)[0]
     with pytest.raises(ValueError, match="attached to this workflow already, by an overlay or an earlier attach"):
         attach(started(root, ["train.json", overlay.name]))
+    with pytest.raises(ValueError, match="wrong is no evaluator of the workflow, which has validate#evaluator"):
+        attach(training(root), evaluator="wrong")
 
 
 def test_a_workflow_that_cannot_be_served_is_refused_unless_the_user_knows_better(tmp_path: Path):
-    config = alone([], network=densenet())
+    config = alone([])
     config["loss"], config["trainer"] = part("DiceLoss"), part("SupervisedTrainer", loss_function="@loss")
     workflow = started(tmp_path, ["inference.json"], {"inference.json": config})
     with pytest.raises(ValueError, match=r"iFIM cannot be attached: its outputs are dense.*assume_classifier=True"):
@@ -348,45 +385,22 @@ def test_a_workflow_that_cannot_be_served_is_refused_unless_the_user_knows_bette
     ifim = attach(workflow, assume_classifier=True, **QUIET)
     workflow.run()
     assert ifim.result is not None
-
-
-def test_an_evaluator_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="wrong is no evaluator of the workflow, which has validate#evaluator"):
-        attach(started(tmp_path, ["train.json"], sliced_handlers()), evaluator="wrong")
-
-
-@pytest.mark.parametrize("by_overlay", [True, False])
-@pytest.mark.parametrize("made", [[], ["validate#key_metric"]])
-def test_a_trainer_that_shares_the_metrics_is_not_attached_to(by_overlay: bool, made: list[str], tmp_path: Path):
-    files = in_sections()
-    files["train.json"]["train"]["trainer"]["key_train_metric"] = "@validate#key_metric"
-    names = ["train.json"]
-    if by_overlay:
-        names.append(attach_to_bundle(write(tmp_path, files))[0].name)
-    options = {f"ifim#{name}": value for name, value in LIGHT.items()} if by_overlay else {}
-    workflow = started(tmp_path, names, files, num_epochs=1, **options)
-    for id in made:
-        parsed(workflow, id)
-    if not by_overlay:
-        assert attach(workflow, **QUIET).agreement.communicate  # the metric, not the handler
-    workflow.run()
-    assert ifim_of(metrics_of(workflow, "validate#evaluator"))["ifim_images"] == 4
-    assert set(metrics_of(workflow, "train#trainer")) == {"val_accuracy"}
-
-
-def test_a_workflow_that_cannot_be_served_for_another_reason_is_not_said_to_mislead(tmp_path: Path):
-    config = {**alone([]), "ifim_saver": 1}
+    taken = started(tmp_path, ["inference.json"], {"inference.json": {**alone([]), "ifim_saver": 1}})
     with pytest.raises(ValueError, match="an id ifim_saver itself") as refused:
-        attach(started(tmp_path, ["inference.json"], {"inference.json": config}), **QUIET)
-    assert "assume_classifier" not in str(refused.value)
+        attach(taken, **QUIET)
+    assert "assume_classifier" not in str(refused.value)  # nothing misleads
 
 
+@pytest.mark.parametrize("written", ["files"], indirect=True)
 def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     page = (Path(__file__).parents[2] / "docs" / "add_to_your_bundle.md").read_text()
     block = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert block is not None
-    monkeypatch.chdir(write(tmp_path, in_sections()))
+    files = in_sections()
+    files["train.json"]["num_epochs"] = 1
+    files["train.json"]["validate"]["dataset"]["data"] = "$@train#dataset.data[:3]"
+    monkeypatch.chdir(write(tmp_path, files))
     names: dict[str, Any] = {}
     exec(block[1], names)
-    assert len(names["ifim"].result.images) == 7
+    assert len(names["ifim"].result.images) == 3
     assert (tmp_path / "eval" / "ifim" / "summary.json").is_file()

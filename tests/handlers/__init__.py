@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,23 +17,31 @@ from monai.handlers import from_engine
 from monai.transforms import AsDiscreted
 from torch import Tensor, nn
 
-from monai_ifim import input_fisher, sensitivity_curves
+from monai_ifim import Model, input_fisher, sensitivity_curves
 from monai_ifim.data import SignalDetectionDataset, SignalDetectionTask
 from monai_ifim.handlers import IFIMHandler, IFIMMetric
-from monai_ifim.handlers.result import IFIMResult
-from monai_ifim.intervals import bootstrap_interval
+from monai_ifim.handlers.batch import Batch
+from monai_ifim.handlers.inputs import FurtherInputs
+from monai_ifim.handlers.options import Options
+from monai_ifim.handlers.recorder import Recorder
+from monai_ifim.notices import notices_to
+from monai_ifim.results import IFIMResult
+from monai_ifim.statistics import bootstrap_interval
+from tests import truths
 
 torch.set_num_threads(1)  # the networks are tiny; more threads only wait for each other
 
 CPU = torch.device("cpu")
 TASK = SignalDetectionTask(spatial_size=(12, 12), signal_amplitude=1.5)
 ROUTES = ("metric", "handler")
+LABELS = [0, 2, 1, 1, 0, 2, 0]
+LIGHT = {"directions": ["high", "low"], "strengths": [0.03], "shown": 1}  # little to compute, draw and write
+DIRECTIONS = ("high", "low", "high_image", "low_image", "low_matched", "transfer")  # by default
 SCALARS = {"images", "zero", "skipped", "lambda_max", "log10_lambda_max", "trace", "effective_rank"}
-ARMS = ("high", "low", "high_image", "low_image", "low_matched", "transfer")  # by default
-KLS = {f"kl_{arm}" for arm in ARMS}
-CHANGES = KLS | {f"{endpoint}_{arm}" for endpoint in ("confidence_drop", "flip_rate") for arm in ARMS}
-ACCURACIES = {"accuracy"} | {f"accuracy_{arm}" for arm in ARMS}
-COUPLINGS = {"coupling", "coupling_low", "coupling_high", "coupling_transfer", "coupling_censored"}
+CHANGES = {f"{endpoint}_{name}" for endpoint in ("kl", "confidence_drop", "flip_rate") for name in DIRECTIONS}
+ACCURACIES = {"accuracy"} | {f"accuracy_{name}" for name in DIRECTIONS}
+COUPLINGS = {"coupling_transfer", "coupling_transfer_ci95_lower", "coupling_transfer_ci95_upper"}
+COUPLINGS |= {"coupling", "coupling_censored"}
 
 
 class CNN(nn.Sequential):
@@ -71,6 +80,35 @@ def items(images: Sequence[Tensor], labels: Sequence[Any] | None = None, **extra
     ]
 
 
+# ---------------------------------------------------------------- without an engine
+
+
+def recorded(network: nn.Module, images: Sequence[Tensor], per_batch: int = 4, **values: Any) -> Recorder:
+    """A recorder that saw all images; values that a batch has not are options.
+
+    Labels, masks and groups are given for all images, and further inputs as a function of the batch's rows.
+    """
+    inputs = values.pop("inputs", lambda rows: FurtherInputs())
+    held = {name: values.pop(name) for name in ("labels", "masks", "groups", "names", "affines") if name in values}
+    recorder = Recorder(Options(**values))
+    loader = DataLoader(range(len(images)), batch_size=per_batch)
+    recorder.start(network, loader)
+    for rows in torch.arange(len(images)).split(per_batch):
+        there = slice(int(rows[0]), int(rows[-1]) + 1)
+        own = {name: None if value is None else value[there] for name, value in held.items()}
+        with notices_to(lambda message, category: None):  # of images that were left out
+            recorder.observe(Batch(torch.stack(list(images[there])), **own, inputs=inputs(rows)))
+    return recorder
+
+
+def record(network: nn.Module, images: Sequence[Tensor], per_batch: int = 4, **values: Any) -> IFIMResult:
+    """The tables of :func:`recorded`."""
+    return recorded(network, images, per_batch, **values).finish()
+
+
+# ---------------------------------------------------------------- in an evaluator
+
+
 def key_metric() -> dict:
     """A key metric that needs no labels, so that MONAI attaches the additional ones."""
     return {"unit": Average(output_transform=lambda output: 1.0)}
@@ -86,60 +124,52 @@ def one_hot(classes: int = 3) -> AsDiscreted:
     return AsDiscreted(keys="pred", argmax=True, to_onehot=classes)
 
 
-def guest(route: str, **options: Any) -> IFIMMetric | IFIMHandler:
+def on_route(route: str, **options: Any) -> IFIMMetric | IFIMHandler:
     """What measures, on a route."""
     return IFIMMetric(**options) if route == "metric" else IFIMHandler(**options)
 
 
-def hosted(ifim: IFIMMetric | IFIMHandler, net: nn.Module, data: Any, *handlers: Any, **known: Any) -> Any:
-    """An evaluator with a guest, and further handlers behind it."""
+def attached(ifim: IFIMMetric | IFIMHandler, net: nn.Module, data: Any, *handlers: Any, **known: Any) -> Any:
+    """An evaluator with what measures, and further handlers behind it."""
     if isinstance(ifim, IFIMMetric):
-        known |= {"key_val_metric": key_metric(), "additional_metrics": {"ifim": ifim}}
+        known = {"key_val_metric": key_metric(), "additional_metrics": {"ifim": ifim}} | known
     else:
         handlers = (ifim, *handlers)
     return evaluator(net, data, val_handlers=list(handlers), **known)
 
 
-def result_of(ifim: IFIMMetric | IFIMHandler) -> IFIMResult:
-    """The tables of the last evaluation."""
-    result = (ifim.metric if isinstance(ifim, IFIMHandler) else ifim).result
-    assert result is not None
-    return result
+def evaluator(net: nn.Module, data: Any, route: str | None = None, per_batch: int = 4, **options: Any) -> Any:
+    """An evaluator; those options that it does not know go to what measures, on a route."""
+    known = {
+        name: options.pop(name)
+        for name in (
+            *("key_val_metric", "additional_metrics", "val_handlers", "postprocessing", "decollate"),
+            *("prepare_batch", "epoch_length", "mode", "inferer"),
+        )
+        if name in options
+    }
+    if route is not None:
+        return attached(
+            on_route(route, **options), net, data, *known.pop("val_handlers", ()), per_batch=per_batch, **known
+        )
+    assert not options
+    loader = DataLoader(data, batch_size=per_batch, num_workers=0) if isinstance(data, list) else data
+    return SupervisedEvaluator(device=CPU, val_data_loader=loader, network=net, **known)
+
+
+def run(net: nn.Module, data: Any, route: str = "handler", **options: Any) -> Any:
+    """The evaluator after one evaluation."""
+    engine = evaluator(net, data, route, **options)
+    engine.run()
+    return engine
 
 
 def measure(route: str, net: nn.Module, data: Any, known: dict | None = None, **options: Any) -> IFIMResult:
     """The tables of one evaluation; the options are those of the metric."""
-    ifim = guest(route, **options)
-    hosted(ifim, net, data, **(known or {})).run()
-    return result_of(ifim)
-
-
-def evaluator(net: nn.Module, data: Any, route: str | None = None, batch_size: int = 4, **options: Any) -> Any:
-    """An evaluator; those options that it does not know go to the metric, or to the handler."""
-    known = {
-        name: options.pop(name)
-        for name in (
-            "key_val_metric",
-            "additional_metrics",
-            "val_handlers",
-            "postprocessing",
-            "decollate",
-            "prepare_batch",
-            "epoch_length",
-            "mode",
-            "inferer",
-        )
-        if name in options
-    }
-    if route == "metric":
-        known.setdefault("key_val_metric", key_metric())
-        known["additional_metrics"] = {**known.get("additional_metrics", {}), "ifim": IFIMMetric(**options)}
-    elif route == "handler":
-        known["val_handlers"] = [*known.get("val_handlers", ()), IFIMHandler(**options)]
-    else:
-        assert not options
-    loader = DataLoader(data, batch_size=batch_size, num_workers=0) if isinstance(data, list) else data
-    return SupervisedEvaluator(device=CPU, val_data_loader=loader, network=net, **known)
+    ifim = on_route(route, **options)
+    attached(ifim, net, data, **(known or {})).run()
+    assert ifim.result is not None
+    return ifim.result
 
 
 def logged(engine: Any, prefix: str = "ifim_") -> dict[str, float]:
@@ -147,14 +177,31 @@ def logged(engine: Any, prefix: str = "ifim_") -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in engine.state.metrics.items() if name.startswith(prefix)}
 
 
-def details(engine: Any, name: str) -> np.ndarray:
+def per_image(engine: Any, name: str) -> np.ndarray:
     """One value for each image that was seen."""
     return engine.state.metric_details[f"ifim_{name}"][:, 0]
+
+
+# ---------------------------------------------------------------- the truth
 
 
 def chosen(count: int, max_images: int, seed: int = 0) -> list[int]:
     """The positions that the metric promises, in ascending order."""
     return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:max_images].tolist())
+
+
+def eigenvectors(network: nn.Module, images: Sequence[Tensor], **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues (B, D), ascending, and leading eigenvectors (B, D), from dense matrices."""
+    network = copy.deepcopy(network).eval()
+    solved = [torch.linalg.eigh(truths.dense_fisher(network, image, **options)) for image in images]
+    return np.stack([values.numpy() for values, _ in solved]), np.stack(
+        [vectors[:, -1].numpy() for _, vectors in solved]
+    )
+
+
+def lambda_max(network: nn.Module, images: Sequence[Tensor], **options: Any) -> np.ndarray:
+    """The greatest eigenvalue of each image, from its dense matrix."""
+    return np.array([eigenvectors(network, image[None], **options)[0][0, -1] for image in images])
 
 
 def direct(
@@ -166,27 +213,26 @@ def direct(
 ) -> dict[str, Any]:
     """The numbers of these images from direct calls of the package's functions, in one batch.
 
-    They are averaged, and compared between arms, here.
+    They are averaged, and compared between directions, here.
     """
     positions = list(range(len(images))) if positions is None else list(positions)
     truth = None if labels is None else torch.tensor(labels)[positions]
-    call = {name: options.pop(name) for name in ("predictive", "temperature", "output_key") if name in options}
     modes = [module.training for module in network.modules()]
     network.eval()
-    picked = images[positions]
-    fisher = input_fisher(network, picked, **call, **options)
-    curves = sensitivity_curves(network, picked, fisher, ARMS, [0.03], positions=positions, labels=truth, **call)
+    call = {name: options.pop(name) for name in ("likelihood", "temperature", "output_key") if name in options}
+    model, picked = Model(network, **call), images[positions]
+    fisher = input_fisher(model, picked, **options)
+    curves = sensitivity_curves(model, picked, fisher, DIRECTIONS, [0.03], positions=positions, labels=truth)
     for module, mode in zip(network.modules(), modes):
         module.training = mode
-    means = curves.to_frame().groupby(["arm", "image"]).mean(numeric_only=True)
-    kl = {arm: means.kl[arm].to_numpy() for arm in ARMS}
+    means = curves.to_frame().groupby(["direction", "image"]).mean(numeric_only=True)
+    kl = {name: means.kl[name].to_numpy() for name in DIRECTIONS}
     floor = curves.unperturbed.noise_floor.to_numpy()
-    ratios = {arm: np.log10((kl["high"] + floor) / (kl[arm] + floor)) for arm in ARMS}
-    interval = bootstrap_interval(ratios["low_matched"], "median")
-    below = np.minimum(kl["high"], kl["low_matched"]) <= floor
+    ratios = {name: np.log10((kl["high"] + floor) / (kl[name] + floor)) for name in DIRECTIONS}
+    interval = bootstrap_interval(ratios["transfer"], "median")
     values = fisher.eigenvalues.numpy()
     right = {} if truth is None else {"accuracy": curves.unperturbed.correct.mean()}
-    right |= {} if truth is None else {f"accuracy_{arm}": means.correct[arm].mean() for arm in ARMS}
+    right |= {} if truth is None else {f"accuracy_{name}": means.correct[name].mean() for name in DIRECTIONS}
     return {
         "images": len(picked),
         "zero": 0,
@@ -195,15 +241,15 @@ def direct(
         "log10_lambda_max": np.median(np.log10(values[:, 0])),
         "trace": np.median(values.sum(1)),
         "effective_rank": np.median(values.sum(1) ** 2 / (values**2).sum(1)),
-        **{f"kl_{arm}": kl[arm].mean() for arm in ARMS},
-        **{f"confidence_drop_{arm}": means.confidence_drop[arm].mean() for arm in ARMS},
-        **{f"flip_rate_{arm}": means.flipped[arm].mean() for arm in ARMS},
+        **{f"kl_{name}": kl[name].mean() for name in DIRECTIONS},
+        **{f"confidence_drop_{name}": means.confidence_drop[name].mean() for name in DIRECTIONS},
+        **{f"flip_rate_{name}": means.flipped[name].mean() for name in DIRECTIONS},
         **right,
         "coupling": np.median(ratios["low_matched"]),
-        "coupling_low": interval.low,
-        "coupling_high": interval.high,
+        "coupling_censored": (np.minimum(kl["high"], kl["low_matched"]) <= floor).mean(),
         "coupling_transfer": np.median(ratios["transfer"]),
-        "coupling_censored": below.mean(),
+        "coupling_transfer_ci95_lower": interval.low,
+        "coupling_transfer_ci95_upper": interval.high,
     }
 
 

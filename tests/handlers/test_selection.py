@@ -20,22 +20,20 @@ from torch.utils.data import (
 )
 
 from monai_ifim.handlers.selection import ImageSelection
-from tests import truths
 from tests.handlers import (
     CNN,
-    ROUTES,
+    LIGHT,
+    attached,
     chosen,
-    details,
     evaluator,
-    guest,
-    hosted,
     items,
+    lambda_max,
     logged,
+    on_route,
+    per_image,
     pictures,
-    result_of,
+    run,
 )
-
-both_routes = pytest.mark.parametrize("route", ROUTES)
 
 
 class Numbers(IterableDataset):
@@ -283,93 +281,70 @@ def test_uneven_items_that_show_late_still_fill_the_choice_with_different_images
 # ---------------------------------------------------------------- in an evaluator
 
 
-def lambdas(network, images):
-    """The greatest eigenvalue of each image, from its dense matrix."""
-    return np.array([float(torch.linalg.eigvalsh(truths.dense_fisher(network.eval(), image))[-1]) for image in images])
-
-
-@both_routes
-def test_thread_data_loader_gives_the_promised_positions(route):
-    network, images = CNN(), pictures()
-    engine = evaluator(network, ThreadDataLoader(items(images), batch_size=3, num_workers=0), route, max_images=4)
-    engine.run()
-    positions = chosen(7, 4)
-    assert np.flatnonzero(~np.isnan(details(engine, "lambda_max"))).tolist() == positions
-    np.testing.assert_allclose(details(engine, "lambda_max")[positions], lambdas(network, images[positions]), rtol=1e-6)
-
-
-@both_routes
-def test_each_rank_of_a_distributed_sampler_looks_at_its_own_images_once(route):
-    network, images = CNN(), pictures()
-    truth, together = lambdas(network, images), []
-    for rank, own in ((0, [0, 2, 4, 6]), (1, [1, 3, 5])):
-        sampler = DistributedSampler(items(images), num_replicas=2, rank=rank, shuffle=False)
-        loader = monai.data.DataLoader(items(images), batch_size=3, sampler=sampler, num_workers=0)
-        engine = evaluator(network, loader, route)
-        engine.run()
-        found = details(engine, "lambda_max")
-        assert logged(engine)["images"] == len(own)  # rank 1 sees image 0 again, as padding
-        np.testing.assert_allclose(found[: len(own)], truth[own], rtol=1e-6)
-        assert np.isnan(found[len(own) :]).all()
-        assert len(found) == 4
-        assert logged(engine)["lambda_max"] == pytest.approx(np.median(truth[own]), rel=1e-10)
-        together += found[: len(own)].tolist()
-    assert sorted(together) == pytest.approx(sorted(truth), rel=1e-6)
-
-
-@both_routes
-def test_a_rank_without_a_chosen_image_has_no_numbers_and_does_not_crash(route):
-    (position,) = chosen(7, 1)
-    rank = 1 - position % 2
-    data = items(pictures(), [0, 2, 1, 1, 0, 2, 0])
-    sampler = DistributedSampler(data, num_replicas=2, rank=rank, shuffle=False)
-    engine = evaluator(CNN(), monai.data.DataLoader(data, batch_size=3, sampler=sampler), route, max_images=1)
-    engine.run()
-    found = logged(engine)
-    assert (found["images"], found["zero"], found["skipped"]) == (0, 0, 0)
-    assert all(np.isnan(value) for name, value in found.items() if name not in ("images", "zero", "skipped"))
-    assert np.isnan(details(engine, "lambda_max")).all()
-
-
-@both_routes
-def test_a_shuffled_loader_gives_the_first_images_and_one_warning_for_all_epochs(route):
-    network, images = CNN(), pictures()
-    seen = []
-    engine = evaluator(network, monai.data.DataLoader(items(images), batch_size=3, shuffle=True), route, max_images=4)
+def test_a_shuffled_loader_gives_the_first_images_and_one_warning_for_all_epochs():
+    network, images, seen, orders = CNN(), pictures(), [], set()
+    engine = evaluator(
+        network, monai.data.DataLoader(items(images), batch_size=3, shuffle=True), "metric", max_images=4
+    )
     engine.add_event_handler(
         Events.ITERATION_COMPLETED,
         lambda engine: seen.extend(int(item["image"].meta["filename_or_obj"][-2:]) for item in engine.state.batch),
     )
-    truth, orders = lambdas(network, images), set()
+    truth = lambda_max(network, images)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
             seen.clear()
             engine.run()
             orders.add(tuple(seen))
-            np.testing.assert_allclose(details(engine, "lambda_max")[:4], truth[seen[:4]], rtol=1e-6)
-            assert np.isnan(details(engine, "lambda_max")[4:]).all()
+            np.testing.assert_allclose(per_image(engine, "lambda_max")[:4], truth[seen[:4]], rtol=1e-6)
+            assert np.isnan(per_image(engine, "lambda_max")[4:]).all()
     assert len(orders) == 3
     assert len([warning for warning in caught if "iFIM looks at the first 4" in str(warning.message)]) == 1
 
 
-@both_routes
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_rank_of_a_distributed_sampler_looks_at_its_own_images_once(rank):
+    own = [[0, 2, 4, 6], [1, 3, 5]][rank]  # rank 1 sees image 0 again, as padding
+    network, images = CNN(), pictures()
+    sampler = DistributedSampler(items(images), num_replicas=2, rank=rank, shuffle=False)
+    loader = ThreadDataLoader(items(images), batch_size=3, sampler=sampler, num_workers=0)
+    engine = run(network, loader)
+    found = per_image(engine, "lambda_max")
+    assert logged(engine)["images"] == len(own)
+    np.testing.assert_allclose(found[: len(own)], lambda_max(network, images[own]), rtol=1e-6)
+    assert np.isnan(found[len(own) :]).all()
+    assert len(found) == 4
+
+
 @pytest.mark.parametrize(("batch_size", "max_images"), [(2, 5), (3, 100)])
-def test_the_patches_that_a_grid_split_makes_of_each_item_are_images_of_their_own(route, batch_size, max_images):
+def test_the_patches_that_a_grid_split_makes_of_each_item_are_images_of_their_own(batch_size, max_images):
     network, whole = CNN(), torch.randn(5, 1, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     patches = torch.stack([x[:, i : i + 12, j : j + 12] for x in whole for i in (0, 12) for j in (0, 12)])
     patients = [f"patient {index}" for index in range(5)]
     data = monai.data.Dataset(items(whole, [0, 1, 2, 1, 0], patient=patients), GridSplitd(keys="image", grid=(2, 2)))
-    ifim = guest(route, max_images=max_images, group_key="patient")
-    engine = hosted(ifim, network, monai.data.DataLoader(data, batch_size=batch_size, num_workers=0))
+    ifim = on_route("metric", max_images=max_images, group_key="patient", **LIGHT)
+    engine = attached(ifim, network, monai.data.DataLoader(data, batch_size=batch_size, num_workers=0))
     for _ in range(2):
         engine.run()
-        result, positions = result_of(ifim), chosen(20, max_images)
+        result, positions = ifim.result, chosen(20, max_images)
         assert result.images.image.tolist() == positions
         assert result.data_set_size == 20
         assert result.images.name.tolist() == [f"case_{position // 4:02d}" for position in positions]
         assert result.images.group.tolist() == [patients[position // 4] for position in positions]
         assert result.images.label.astype(int).tolist() == [[0, 1, 2, 1, 0][position // 4] for position in positions]
-        np.testing.assert_allclose(result.images.lambda_max, lambdas(network, patches[positions]), rtol=1e-6)
-        assert np.flatnonzero(~np.isnan(details(engine, "lambda_max"))).tolist() == positions
-        assert len(details(engine, "lambda_max")) == 20
+        np.testing.assert_allclose(result.images.lambda_max, lambda_max(network, patches[positions]), rtol=1e-6)
+        assert np.flatnonzero(~np.isnan(per_image(engine, "lambda_max"))).tolist() == positions
+        assert len(per_image(engine, "lambda_max")) == 20
+
+
+@pytest.mark.parametrize("epoch_length", [1, 2, 4])
+def test_an_epoch_of_another_length_than_the_loader_looks_at_each_chosen_image_once(epoch_length):
+    network, images = CNN(), pictures()
+    engine = run(network, items(images), epoch_length=epoch_length, per_batch=4, max_images=4)
+    seen = images[:4] if epoch_length == 1 else images
+    positions = chosen(len(seen), 4)
+    assert logged(engine)["images"] == 4
+    found = per_image(engine, "lambda_max")
+    np.testing.assert_allclose(found[positions], lambda_max(network, images[positions]), rtol=1e-6)
+    assert np.flatnonzero(~np.isnan(found)).tolist() == positions

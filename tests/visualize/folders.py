@@ -94,7 +94,7 @@ def tables(likelihood: str = "softmax") -> ResultTables:
 def write_folder(
     folder: Path, likelihood: str = "softmax", cases: tuple[str, ...] = (), removals: bool = False, **changes: Any
 ) -> Path:
-    """A folder as the saver writes it; of the changes, tables replace those of that name, others those of the summary."""
+    """A folder as the saver writes it; changes that are tables replace those, others what the summary says."""
     shutil.copytree(written(likelihood), folder)
     if cases:
         table = changes.setdefault("images", tables(likelihood).images)
@@ -107,6 +107,8 @@ def write_folder(
         if isinstance(table := changes.get(name), (pd.DataFrame, list)):
             pd.DataFrame(table).to_csv(folder / f"{name}.csv", index=False)
             del changes[name]
+    if "counts" in changes:  # which the summary calls as one of the tables is called
+        changes["images"] = changes.pop("counts")
     summary = json.loads((folder / "summary.json").read_text()) | changes
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder

@@ -75,7 +75,7 @@ def test_a_panel_an_endpoint_and_a_line_a_direction_with_values_and_intervals_of
 
 
 def test_axes_are_those_of_the_table_of_endpoints(drawn):
-    likelihood, _, figure = drawn
+    _, _, figure = drawn
     for name, axis in panels(figure).items():
         assert axis.get_ylabel() == ENDPOINTS[name].axis
         assert (axis.get_yscale() == "log") == ENDPOINTS[name].log_axis == (name in ("kl", "kl_ratio"))
@@ -145,14 +145,16 @@ def test_a_curve_far_below_the_others_does_not_squeeze_them_and_is_named():
 
 @pytest.mark.parametrize("endpoint", ["kl", "shift"])
 def test_a_zero_and_a_value_that_is_missing_can_be_drawn(endpoint: str, tmp_path: Path):
-    numbers = {name: [0.0, np.nan, 0.0, 0.0] for name in ("value", "low", "high")}
+    numbers = {name: [0.0, np.nan, np.inf, 0.0] for name in ("value", "low", "high")}
     plot_curves(small(endpoint=endpoint, **numbers)).savefig(tmp_path / "curves.png")
 
 
 @pytest.mark.parametrize("table", [small(direction="unperturbed"), small(value=np.nan), small()[:0]])
 def test_without_any_perturbed_image_the_figure_says_so(table: pd.DataFrame):
     figure = plot_curves(table[table.direction != "unperturbed"])
-    assert [t.get_text() for axis in figure.axes for t in axis.texts] == ["no image was perturbed, so there is no curve"]
+    assert [t.get_text() for axis in figure.axes for t in axis.texts] == [
+        "no image was perturbed, so there is no curve"
+    ]
 
 
 @pytest.mark.parametrize("likelihood", PANELS)
