@@ -10,8 +10,8 @@ from study.storing import digest, new_folder, read_json, save_json, stored_table
 
 
 def test_a_folder_has_its_name_only_when_all_is_written_and_one_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "results") as folder:
-        (folder / "no such folder" / "half.csv").write_text("1")
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "results") as folder:
+        _ = (folder / "half.csv").write_text("1") / 0
     assert list(tmp_path.iterdir()) == []
     with new_folder(tmp_path / "results") as folder:
         (folder / "whole.csv").write_text("1")
