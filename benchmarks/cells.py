@@ -13,8 +13,8 @@ from benchmarks.networks import ARCHITECTURES, Architecture
 
 __all__ = ["DEFAULT_CELLS", "FULL_CELLS", "QUICK_CELLS", "Cell", "chosen_cells"]
 
-# Numbers of the input that pass a network at a time, in every method: 13 images of 3 x 224 x 224.
-_MICRO_BATCH_NUMBERS = 2**21
+# Elements of the input that pass a network at a time, in every method: 13 images of 3 x 224 x 224.
+_MICRO_BATCH_ELEMENTS = 2**21
 _NAME = re.compile(r"(?P<network>.+)-(?P<pixels>\d+)-c(?P<classes>\d+)-b(?P<batch>\d+)")
 
 
@@ -74,8 +74,8 @@ class Cell:
         return (self.architecture.channels, *[self.pixels] * self.architecture.spatial_dims)
 
     @property
-    def image_numbers(self) -> int:
-        """D, the numbers of one image."""
+    def image_elements(self) -> int:
+        """D, the elements of one image."""
         return self.architecture.channels * self.pixels**self.architecture.spatial_dims
 
     @property
@@ -86,7 +86,7 @@ class Cell:
             >>> [Cell("densenet121-2d", 224, 14, batch).micro_batch for batch in (1, 8, 32)]
             [1, 8, 13]
         """
-        return min(self.batch, max(1, _MICRO_BATCH_NUMBERS // self.image_numbers))
+        return min(self.batch, max(1, _MICRO_BATCH_ELEMENTS // self.image_elements))
 
     def pass_seconds(self, threads: int) -> float:
         """Rough time of one pass of the whole batch through the network, forward or back, for estimates only."""

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from benchmarks.cells import Cell
 from benchmarks.environment import describe_environment
-from benchmarks.networks import Problem, build_problem
+from benchmarks.problems import Problem, build_problem
 from benchmarks.readme import insert
 from benchmarks.table import describe_machine, markdown_table
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMSaver
-from monai_ifim.network import default_micro_batch_size
+from monai_ifim.model import default_batch_size
 
 __all__ = ["handler_table", "main", "measure_handler"]
 
@@ -101,7 +101,7 @@ def _evaluation(problem: Problem, loader: DataLoader, handlers: Sequence[Any] = 
 
 def _forward_seconds(problem: Problem) -> float:
     """Wall seconds of one image in a bare loop of forward passes; both signs of a micro-batch go together."""
-    batch = 2 * default_micro_batch_size(problem.cell.image_numbers)
+    batch = 2 * default_batch_size(problem.cell.image_elements)
     images = torch.randn(batch, *problem.cell.image_shape, device=problem.images.device)
     seconds = []
     with torch.no_grad():

@@ -15,7 +15,7 @@ import torch
 __all__ = ["peak_memory"]
 
 # Loaded by the server that the fresh processes are forked from, which computes nothing itself.
-_PRELOADED = ["benchmarks.peers", "benchmarks.methods", "benchmarks.networks"]
+_PRELOADED = ["benchmarks.peers", "benchmarks.methods", "benchmarks.problems"]
 
 
 def peak_memory(cell: str, method: str, device: str, threads: int) -> tuple[int | None, str]:
@@ -60,7 +60,7 @@ def _peak(cell_name: str, method: str, device: torch.device, threads: int) -> in
     import benchmarks.peers  # noqa: F401  # registers them
     from benchmarks.cells import Cell
     from benchmarks.methods import METHODS
-    from benchmarks.networks import build_problem
+    from benchmarks.problems import build_problem
 
     torch.set_num_threads(threads)
     tiny = build_problem(Cell("cnn-2d", 16, 2, 1), device)

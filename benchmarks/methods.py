@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.cells import Cell
-from benchmarks.networks import Problem
-from monai_ifim import input_fisher
-from monai_ifim.network import default_micro_batch_size
-from monai_ifim.substitutes import Substitutes
+from benchmarks.problems import Problem
+from monai_ifim import Model, input_fisher
+from monai_ifim.model import default_batch_size
+from monai_ifim.model.replacements import Replacements
 
-__all__ = ["FLOOR", "METHODS", "OURS", "Method", "Run", "register"]
+__all__ = ["FLOOR", "METHODS", "OURS", "Method", "Run", "register", "twice_root"]
 
 # From images (B, C_in, *spatial) to eigenvalues (B, n), descending, where the method gives any.
 Run = Callable[[Tensor], "Tensor | None"]
@@ -103,7 +103,7 @@ Options = Callable[[Cell], dict[str, Any]]
 
 
 def _same_micro_batch(cell: Cell) -> str | None:
-    own = min(cell.batch, default_micro_batch_size(cell.image_numbers))
+    own = min(cell.batch, default_batch_size(cell.image_elements))
     return "the same micro-batch as the floor's" if own == cell.micro_batch else None
 
 
@@ -112,23 +112,24 @@ def _few_classes(cell: Cell) -> str | None:
 
 
 def _own(name: str, options: Options, without: tuple[str, Callable[..., Any]] | None = None, **more: Any) -> None:
-    """Add ``input_fisher`` with these options, or without a part of it.
+    """Add ``input_fisher`` with these options, its own and those of ``Model``, or without a part of it.
 
     It passes the network as many images at a time as the floor does, except where the options say otherwise.
 
     Args:
         name: of the method.
-        options: of ``input_fisher``, from the size.
-        without: a method of :class:`Substitutes` and what takes its place.
+        options: from the size.
+        without: a method of :class:`Replacements` and what takes its place.
         more: of :class:`Method`.
     """
 
     def prepare(problem: Problem) -> Run:
-        network, given = problem.network, {"micro_batch_size": problem.cell.micro_batch, **options(problem.cell)}
+        given = {"batch_size": problem.cell.micro_batch, "chunk_size": 1, **options(problem.cell)}
+        model = Model(problem.network, batch_size=given.pop("batch_size"), chunk_size=given.pop("chunk_size"))
 
         def run(images: Tensor) -> Tensor:
-            with nullcontext() if without is None else mock.patch.object(Substitutes, *without):
-                return input_fisher(network, images, **given).eigenvalues
+            with nullcontext() if without is None else mock.patch.object(Replacements, *without):
+                return input_fisher(model, images, **given).eigenvalues
 
         return run
 
@@ -138,12 +139,12 @@ def _own(name: str, options: Options, without: tuple[str, Callable[..., Any]] | 
 _own(OURS, lambda cell: {})
 _own("ours (rank=1)", lambda cell: {"rank": 1})
 _own("ours (keep_factor=False)", lambda cell: {"keep_factor": False})
-_own("ours (5 cotangents at a time)", lambda cell: {"cotangents_at_a_time": 5})
-_own("ours (default micro-batch)", lambda cell: {"micro_batch_size": None}, excluded=_same_micro_batch)
-_own("ours (64 cotangents at a time)", lambda cell: {"cotangents_at_a_time": 64}, by_default=False)
+_own("ours (5 cotangents at a time)", lambda cell: {"chunk_size": 5})
+_own("ours (default micro-batch)", lambda cell: {"batch_size": None}, excluded=_same_micro_batch)
+_own("ours (64 cotangents at a time)", lambda cell: {"chunk_size": 64}, by_default=False)
 _own(
     "ours (G in four blocks)",
-    lambda cell: {"most_factor_numbers": cell.image_numbers * (-(-(cell.classes - 1) // 4) + 1)},
+    lambda cell: {"most_elements": cell.image_elements * (-(-(cell.classes - 1) // 4) + 1)},
     passes=lambda cell: 2.5 * cell.classes,
     excluded=_few_classes,
     by_default=False,
@@ -169,7 +170,7 @@ def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
     return eigenvalues.flip(-1)[:, :-1], leading  # the C-th is zero
 
 
-def _twice_root(logits: Tensor) -> Tensor:
+def twice_root(logits: Tensor) -> Tensor:
     """``g = 2 sqrt p``, whose Jacobian has ``F = J_g^T J_g``."""
     return 2 * torch.exp(torch.log_softmax(logits, dim=-1) / 2)
 
@@ -202,18 +203,18 @@ def _in_micro_batches(jacobian: Callable[[Problem], Callable[[Tensor], Tensor]])
 
 
 def _vmap_jacrev(problem: Problem) -> Callable[[Tensor], Tensor]:
-    one = torch.func.jacrev(lambda image: _twice_root(problem.frozen(image.unsqueeze(0)))[0])
+    one = torch.func.jacrev(lambda image: twice_root(problem.frozen(image.unsqueeze(0)))[0])
     return lambda images: torch.func.vmap(one)(images).flatten(2)
 
 
 def _jacrev_of_sum(problem: Problem) -> Callable[[Tensor], Tensor]:
-    summed = torch.func.jacrev(lambda images: _twice_root(problem.frozen(images)).sum(dim=0))
+    summed = torch.func.jacrev(lambda images: twice_root(problem.frozen(images)).sum(dim=0))
     return lambda images: summed(images).flatten(2).transpose(0, 1)
 
 
 def _functional_jacobian(problem: Problem) -> Callable[[Tensor], Tensor]:
     def summed(images: Tensor) -> Tensor:
-        return _twice_root(problem.frozen(images)).sum(dim=0)
+        return twice_root(problem.frozen(images)).sum(dim=0)
 
     return lambda images: torch.autograd.functional.jacobian(summed, images).flatten(2).transpose(0, 1)
 
@@ -223,7 +224,7 @@ def _backward(problem: Problem) -> Callable[[Tensor], Tensor]:
 
     def rows(images: Tensor) -> Tensor:
         inputs = images.detach().clone().requires_grad_()
-        roots = _twice_root(network(inputs)).sum(dim=0)
+        roots = twice_root(network(inputs)).sum(dim=0)
         gradients: list[Tensor] = []
         for value in roots:
             inputs.grad = None

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cells import Cell
-from benchmarks.methods import Method, Run, _twice_root, register
-from benchmarks.networks import Problem
+from benchmarks.methods import Method, Run, register, twice_root
+from benchmarks.problems import Problem
 
 _INTEGRATION_STEPS = 50
 # Occluding windows along each axis, side by side.
@@ -106,7 +106,7 @@ class _TwiceRoot(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return _twice_root(self.network(images))
+        return twice_root(self.network(images))
 
 
 def _eigendistortion(problem: Problem) -> Run:

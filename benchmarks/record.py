@@ -21,7 +21,7 @@ from benchmarks.environment import describe_environment
 from benchmarks.measure import fitting, loop_without_synchronisation, take_turns, timed
 from benchmarks.memory import peak_memory
 from benchmarks.methods import FLOOR, METHODS, OURS
-from benchmarks.networks import Problem, build_problem
+from benchmarks.problems import Problem, build_problem
 from benchmarks.table import summary
 
 __all__ = [
@@ -186,7 +186,7 @@ def measure_cell(cell: Cell, settings: Settings, progress: tqdm | None = None) -
     record = {
         "cell": cell.name,
         "micro_batch": cell.micro_batch,
-        "image_numbers": cell.image_numbers,
+        "image_elements": cell.image_elements,
         "settings": settings.must_agree() | {"repeats": settings.repeats, "budget": settings.budget},
         "environment": describe_environment(settings.device, settings.threads),
         "synchronisation": _synchronisation(problem),

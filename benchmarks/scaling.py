@@ -36,7 +36,7 @@ PANELS: list[tuple[str, str, list[tuple[int, Cell]]]] = [
     ),
     (
         "small CNN, 10 classes, batch 4",
-        "numbers of an image D",
+        "elements of an image D",
         [(3 * p * p, Cell("cnn-2d", p, 10, 4)) for p in (16, 32, 64, 128, 256)],
     ),
     ("small CNN, 3 x 32 x 32, 10 classes", "images B", [(b, Cell("cnn-2d", 32, 10, b)) for b in (1, 4, 16, 64, 256)]),

@@ -138,5 +138,5 @@ def test_the_handler_command_has_the_profile_of_each_part(tmp_path):
     (found,) = record["rounds"]
     assert {"spectrum", "perturbation", "figures", "writing"} <= set(found["profile"])
     assert 0 < sum(found["profile"].values()) <= found["with_s"]
-    # six arms, three strengths, two signs and the image itself
+    # six directions, three strengths, two signs and the image itself
     assert record["forwards"] == record["images"] * (6 * 3 * 2 + 1)

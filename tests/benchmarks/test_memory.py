@@ -12,7 +12,7 @@ from benchmarks.memory import _forget_peak, _greatest_resident_set, peak_memory
 def test_peak_memory_counts_what_the_method_holds_and_nothing_that_the_parent_holds():
     parent = torch.ones(100_000_000)  # 400 MB
     cell = Cell("linear-2d", 64, 100, 8)
-    gradients = 99 * cell.batch * cell.image_numbers * 4
+    gradients = 99 * cell.batch * cell.image_elements * 4
     peak, note = peak_memory(cell.name, "floor", "cpu", threads=1)
     assert note == ""
     assert 0.95 * gradients < peak < gradients + 30e6 < parent.numel() * 4

@@ -8,7 +8,7 @@ import torch
 import benchmarks.peers  # noqa: F401  # registers them
 from benchmarks.cells import Cell
 from benchmarks.methods import FLOOR, METHODS, OURS
-from benchmarks.networks import build_problem
+from benchmarks.problems import build_problem
 from monai_ifim import input_fisher
 
 CELLS = [Cell("cnn-2d", 16, 4, 3), Cell("linear-2d", 8, 5, 2)]
