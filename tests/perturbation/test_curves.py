@@ -93,13 +93,6 @@ def test_every_column_is_that_of_the_outputs_for_the_changed_images(case):
     assert curves.unperturbed.label.tolist() == [" ".join(f"{x:.6g}" for x in row) for row in labels.view(4, -1)]
 
 
-@pytest.mark.parametrize("labels", [torch.tensor([[0], [1], [3], [2]]), torch.eye(4)[[0, 1, 3, 2]]])
-def test_labels_of_every_shape_give_the_same(labels):
-    truth = sensitivity_curves(NETWORK, IMAGES, FISHER, ("high",), labels=torch.tensor([0, 1, 3, 2])).to_frame()
-    assert_same_frames(sensitivity_curves(NETWORK, IMAGES, FISHER, ("high",), labels=labels).to_frame(), truth)
-    assert 0 < truth.correct.mean() < 1
-
-
 # ---------------------------------------------------------------- the change
 
 
@@ -245,15 +238,6 @@ def test_in_linear_regression_kl_is_its_quadratic_prediction_and_shift_and_error
         contrast = images.std(1, correction=0)[rows] * 12**0.5 * layer.weight.norm().detach()
         share = 1 if direction != "random" else (unit(change) @ unit(layer.weight.detach()).T).abs()[:, 0]
         np.testing.assert_allclose(frame["shift"], column(frame, "strength") * contrast * share, rtol=1e-9)
-
-
-def test_the_quadratic_prediction_of_random_directions_has_the_isotropic_mean_trace_over_d():
-    network, images = truths.mlp(), truths.flat_images(2, 12)
-    fisher = input_fisher(network, images)
-    frame = sensitivity_curves(network, images, fisher, ("random",), (0.01,), sigma=1.0, draws=600).to_frame()
-    mean = frame.groupby("image").kl_quadratic.mean().to_numpy()
-    # change: 0.01 * sqrt(D) * u, so the mean of 1/2 d^T F d is 1/2 * 1e-4 * D * trace / D
-    np.testing.assert_allclose(mean, 0.5e-4 * fisher.trace.numpy(), rtol=0.15)
 
 
 def test_measured_kl_approaches_the_quadratic_prediction_as_the_strength_falls():
@@ -435,13 +419,37 @@ def test_images_left_out_of_shared_passes_keep_their_own_causes():
 # ---------------------------------------------------------------- the same numbers however it is run
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 1000])
-def test_the_batch_size_changes_no_number(batch_size):
-    network, images, fisher = setting(energy=0.8)
-    options = {"draws": 2, "labels": torch.tensor([0, 3, 1, 2]), "clip": (-2.0, 2.0)}
-    truth = sensitivity_curves(network, images, fisher, EVERY, **options).to_frame(True)
-    model = Model(network, batch_size=batch_size)
-    assert_same_frames(sensitivity_curves(model, images, fisher, EVERY, **options).to_frame(True), truth)
+LABELS = torch.tensor([0, 3, 1, 2])
+RUN = {
+    "by a model": lambda run: run(network=Model(NETWORK)),
+    **{
+        f"batches of {size}": lambda run, size=size: run(network=Model(NETWORK, batch_size=size))
+        for size in (1, 2, 3, 99)
+    },
+    "labels (B, 1)": lambda run: run(labels=LABELS.view(4, 1)),
+    "one-hot labels": lambda run: run(labels=torch.eye(4)[LABELS]),
+    "positions and strengths as arrays": lambda run: run(positions=np.arange(4), strengths=np.array(STRENGTHS)),
+    "positions as a tensor": lambda run: run(positions=torch.arange(4)),
+    "meta tensors": lambda run: run(
+        images=MetaTensor(IMAGES), labels=MetaTensor(LABELS), donors=MetaTensor(FISHER.eigenvectors[:, 0].roll(-1, 0))
+    ),
+    "a spectrum in two parts": lambda run: run(
+        fisher=InputFisher.concatenate([input_fisher(NETWORK, part, rank=2) for part in IMAGES.split(3)])
+    ),
+    "without the factor": lambda run: run(fisher=FISHER.without_factor()),
+    "the same again": lambda run: run(),
+}
+
+
+@pytest.mark.parametrize("variant", RUN.values(), ids=RUN)
+def test_however_it_is_run_the_numbers_are_the_same(variant):
+    def run(network=NETWORK, images=IMAGES, fisher=FISHER, strengths=STRENGTHS, labels=LABELS, **options):
+        options = {"draws": 2, "labels": labels, "clip": (-2.0, 2.0), **options}
+        return sensitivity_curves(network, images, fisher, EVERY, strengths, **options).to_frame(True)
+
+    truth = run()
+    assert 0 < truth.correct.mean() < 1
+    assert_same_frames(variant(run), truth)
 
 
 @pytest.mark.parametrize("energy", [0.6, 0.95])
@@ -494,43 +502,11 @@ def test_every_forward_pass_but_the_last_is_a_full_batch_whatever_the_images_dir
     assert 1 <= perturbed[-1] <= 7
 
 
-def test_images_in_another_order_keep_the_numbers_of_their_positions():
-    order, directions = [2, 0, 3, 1], ("high", "low", "low_matched", "random")
-    truth = sensitivity_curves(NETWORK, IMAGES, FISHER, directions).to_frame()
-    turned = sensitivity_curves(NETWORK, IMAGES[order], FISHER.select(order), directions, positions=order).to_frame()
-    assert_same_frames(turned.assign(image=turned.image.map(dict(enumerate(order)))), truth)
-
-
-def test_positions_and_strengths_may_be_arrays_and_images_and_labels_meta_tensors():
-    options = {"positions": [4, 5, 6, 7], "labels": torch.tensor([0, 1, 2, 3])}
-    truth = sensitivity_curves(NETWORK, IMAGES, FISHER, NAMES, [0.1, 0.2], **options).to_frame()
-    for strengths, other in [
-        ([0.1, 0.2], {"positions": np.arange(4, 8)}),
-        (np.array([0.1, 0.2]), {"positions": torch.arange(4, 8)}),
-        ([0.1, 0.2], {"donors": MetaTensor(FISHER.eigenvectors[:, 0].roll(-1, 0)), "labels": MetaTensor([0, 1, 2, 3])}),
-    ]:
-        images = MetaTensor(IMAGES) if "donors" in other else IMAGES
-        found = sensitivity_curves(NETWORK, images, FISHER, NAMES, strengths, **options | other)
-        pd.testing.assert_frame_equal(found.to_frame(), truth)
-
-
-def test_one_seed_repeats_and_another_gives_other_random_directions_and_the_same_fixed_ones():
-    first, again, other = (
-        sensitivity_curves(NETWORK, IMAGES, FISHER, NAMES, seed=seed).to_frame() for seed in (5, 5, 6)
-    )
-    pd.testing.assert_frame_equal(first, again)
+def test_another_seed_gives_other_random_directions_and_the_same_fixed_ones():
+    first, other = (sensitivity_curves(NETWORK, IMAGES, FISHER, NAMES, seed=seed).to_frame() for seed in (5, 6))
     for name in NAMES:
         a, b = (frame[frame.direction == name].kl.to_numpy() for frame in (first, other))
         assert np.array_equal(a, b) != DIRECTIONS[name].random
-
-
-def test_high_depends_neither_on_draws_nor_on_the_seed_nor_on_the_other_images():
-    network, images, fisher = setting(rank=3)
-    truth = sensitivity_curves(network, images, fisher, ("high",)).to_frame()
-    found = sensitivity_curves(network, images, fisher, ("high", "random"), draws=3, seed=9).to_frame()
-    assert_same_frames(found[found.direction == "high"], truth)
-    other = sensitivity_curves(network, images[:1], input_fisher(network, images[:1], rank=1), ("high",)).to_frame()
-    assert_same_frames(other, truth[truth.image == 0])
 
 
 def test_the_images_the_global_random_state_and_the_network_stay_as_they_are():
@@ -590,12 +566,6 @@ def test_an_input_of_each_image_goes_along_with_the_perturbed_images_of_every_di
         spectrum = input_fisher(single, images[one])
         truth = sensitivity_curves(single, images[one], spectrum, directions, **options).to_frame()
         assert_same_frames(found[found.image == index].assign(image=0), truth)
-
-
-def test_a_fisher_of_concatenated_parts_serves_as_one():
-    parts = InputFisher.concatenate([input_fisher(NETWORK, part, rank=2) for part in IMAGES.split(3)])
-    truth = sensitivity_curves(NETWORK, IMAGES, FISHER, NAMES).to_frame()
-    assert_same_frames(sensitivity_curves(NETWORK, IMAGES, parts, NAMES).to_frame(), truth)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -944,29 +914,6 @@ def test_an_image_that_does_not_fit_alone_is_left_out_with_the_cause_and_changes
 # ---------------------------------------------------------------- directions of one's own
 
 
-class TopLeft(Direction):
-    name, cause_of_zero = "top_left", "the image is negative"
-
-    def directions(self, inputs, draw):
-        directions = torch.zeros_like(inputs.images)
-        directions[:, :, 0, 0] = 3.0
-        return directions * (inputs.images[:, :, :1, :1].sum(1, keepdim=True) > 0)
-
-
-def test_a_direction_of_ones_own_works_beside_the_others():
-    images = IMAGES.clone()
-    images[:, :, 0, 0] = torch.tensor([1.0, 1.0, -1.0, 1.0]).unsqueeze(1)
-    fisher = input_fisher(NETWORK, images)
-    frame, change, _, curves = recorded(NETWORK, images, fisher, TopLeft())
-    assert curves.skipped == {"top_left": {2: "the image is negative"}}
-    assert set(frame.image) == {0, 1, 3}
-    assert (change[:, :, 0, 0] != 0).all()
-    change[:, :, 0, 0] = 0
-    assert change.abs().max() < 1e-12
-    both = sensitivity_curves(NETWORK, images, fisher, ("high", TopLeft())).to_frame()
-    assert list(both.direction.unique()) == ["high", "top_left"]
-
-
 def test_directions_along_a_template_by_a_rule_and_along_the_loss_are_measured_like_the_others():
     stripe, labels = torch.zeros(8, 8), torch.tensor([0, 1, 3, 2])
     stripe[:, 3] = 1
@@ -1027,20 +974,31 @@ def test_a_function_that_gives_the_wrong_shape_is_named_with_what_came(rule, cam
         sensitivity_curves(NETWORK, IMAGES, FISHER, ("high", DirectionFunction("own", rule)))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_direction_that_is_not_finite_is_left_out_with_the_cause_and_the_others_are_unaffected(value):
-    def rule(inputs):
-        directions = inputs.images.clone()
-        directions[1, 0, 2, 3] = value
-        directions[3] = 0
+class Sign(Direction):
+    name, cause_of_zero = "sign", "the image is negative"
+
+    def __init__(self, value):
+        self.value = value
+
+    def directions(self, inputs, draw):
+        directions = inputs.images * (inputs.images[:, :1, :1, :1] > 0)
+        directions[1, 0, 2, 3] = self.value
         return directions
 
-    clean = DirectionFunction("own", lambda inputs: inputs.images)
-    for fisher in (FISHER, input_fisher(NETWORK, IMAGES, rank=2, keep_factor=False)):
-        curves = sensitivity_curves(NETWORK, IMAGES, fisher, (DirectionFunction("own", rule), "high"))
-        causes = {1: "the direction is NaN or infinite", 3: "the direction is zero"}
-        assert curves.skipped == {"own": causes, "high": {}}
-        truth = sensitivity_curves(NETWORK, IMAGES, fisher, (clean, "high")).to_frame()
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_direction_that_is_zero_or_not_finite_is_left_out_with_the_cause_and_the_others_are_unaffected(value):
+    images = IMAGES.clone()
+    images[:, 0, 0, 0] = torch.tensor([1.0, 1.0, 1.0, -1.0])
+    same = DirectionFunction("sign", lambda inputs: inputs.images)
+    for keep_factor in (True, False):
+        fisher = input_fisher(NETWORK, images, rank=2, keep_factor=keep_factor)
+        curves = sensitivity_curves(NETWORK, images, fisher, (Sign(value), "high"))
+        assert curves.skipped == {
+            "sign": {1: "the direction is NaN or infinite", 3: "the image is negative"},
+            "high": {},
+        }
+        truth = sensitivity_curves(NETWORK, images, fisher, (same, "high")).to_frame()
         assert_same_frames(curves.to_frame(), truth[(truth.direction == "high") | truth.image.isin([0, 2])])
 
 

@@ -16,19 +16,7 @@ from monai_ifim.statistics import (
     removal_table,
     thresholds,
 )
-from tests.statistics import (
-    COLUMNS,
-    CURVES,
-    DIRECTIONS,
-    FRAME,
-    IMAGES,
-    NAN,
-    copies,
-    empty,
-    regression,
-    same,
-    study,
-)
+from tests.statistics import COLUMNS, CURVES, DIRECTIONS, FRAME, IMAGES, NAN, copies, empty, regression, same, study
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning", "error::FutureWarning")
 PLACE = ["direction", "strength", "endpoint"]
