@@ -8,182 +8,170 @@ import contextlib
 import csv
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
 
 from monai_ifim.__main__ import main
-from monai_ifim.perturbation import DEFAULT_ARMS
-from monai_ifim.statistics import summary_names
-from tests.bundle.bundles import SHAPES, in_sections, write
-from tests.integration.test_bundles import event_figures, event_scalars, logged_metrics
+from tests.bundle.bundles import SHAPES, write
+from tests.handlers import assert_identical
+from tests.integration.runs import (
+    FIGURES,
+    command,
+    event_figures,
+    event_scalars,
+    flags,
+    logged_metrics,
+    metric_names,
+    read_table,
+    run_all,
+)
 
-ROOT = Path(__file__).parents[2]
-# `python` and `torchrun` are those of this environment; the networks are tiny, more threads only wait for each other
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    "PYTHONPATH": str(ROOT),
-    "OMP_NUM_THREADS": "1",
-}
-WITH_LABELS = {f"ifim_{name}" for name in summary_names(DEFAULT_ARMS)} - {
-    *("ifim_mask_energy", "ifim_mask_share", "ifim_reference_cosine"),
-}
-WITHOUT_LABELS = {name for name in WITH_LABELS if "accuracy" not in name}
-
-
-def shell(command: str, folder: Path) -> str:
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        env=ENVIRONMENT,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
+WITH_LABELS, REGRESSION = metric_names(), metric_names(regression=True)
+LIGHT = {"ifim#directions": ["high", "transfer"], "ifim#strengths": [0.03], "ifim#shown": 0}
+TWICE = ("flat", "sliding_window", "sliced_handlers")  # metric, handler, expression
+OTHERS = [name for name in SHAPES if name not in ("in_sections", "regression")]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A bundle, attached to, and for each workflow the command that was printed."""
-    root = write(tmp_path_factory.mktemp("bundle"), in_sections())
+def attached(root: Path) -> dict[str, str]:
+    """For each workflow of a bundle, the command that ``attach`` prints."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["attach", str(root)]) == 0
     block = r"^(\w+) \(configs.*?^    ((?:python|torchrun) .*?)$"
-    commands = re.findall(block, printed.getvalue(), re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in commands] == ["train", "multi_gpu_train", "evaluate", "inference"]
-    return root, dict(commands)
+    return dict(re.findall(block, printed.getvalue(), re.MULTILINE | re.DOTALL))
+
+
+class Runs(NamedTuple):
+    folder: Path
+    outputs: dict[str, str]
+
+    def metrics(self, name: str) -> list[dict[str, float]]:
+        return logged_metrics(self.outputs[name])
 
 
 @pytest.fixture(scope="module")
-def trained(bundle: tuple[Path, dict[str, str]]) -> str:
-    root, commands = bundle
-    return shell(commands["train"], root)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Of each shape every workflow that runs in one process; of some again, with the overlay listed twice."""
+    folder = tmp_path_factory.mktemp("attached")
+    commands = []
+    for shape in SHAPES:
+        root = write(folder / shape, SHAPES[shape]())
+        printed = attached(root)
+        if shape == "in_sections":
+            assert list(printed) == ["train", "multi_gpu_train", "evaluate", "inference"]
+        for workflow, line in printed.items():
+            if line.startswith("torchrun"):
+                continue
+            full = shape in ("in_sections", "regression")
+            further = {"num_epochs": 1} if workflow == "train" else {}
+            further |= {"ifim#shown": 1} if full else LIGHT
+            commands.append(command(f"{shape}_{workflow}", line + flags(further), root, draw=full))
+            if shape in TWICE:
+                again = re.sub(r"(, 'configs/ifim\w*\.yaml')\]", r"\1\1]", line)
+                assert again.count("ifim") == 2 * line.count("ifim")
+                commands.append(command(f"{shape}_{workflow}_twice", again + flags(further), root, draw=False))
+    alone = "python -m monai.bundle run --config_file configs/train.json --num_epochs 1 --ckpt_dir alone"
+    commands.append(command("regression_alone", alone, folder / "regression"))
+    return Runs(folder, run_all(commands))
 
 
-def test_training_logs_our_metrics_beside_the_bundles_own(bundle: tuple[Path, dict[str, str]], trained: str):
-    epochs = logged_metrics(trained)
-    assert len(epochs) == 2
-    scalars = event_scalars(bundle[0] / "eval")
-    for epoch, metrics in enumerate(epochs, start=1):
-        assert set(metrics) - {"ifim_reference_cosine"} == WITH_LABELS | {"val_accuracy"}
-        assert metrics["ifim_images"] == 7
-        for name, value in metrics.items():
-            assert scalars[name][epoch] == pytest.approx(value, abs=6e-5)
-    assert epochs[0]["ifim_log10_lambda_max"] != epochs[1]["ifim_log10_lambda_max"]
-    assert "Key metric: val_accuracy" in trained
-    assert set(event_figures(bundle[0] / "eval")) >= {"ifim/curves", "ifim/spectrum", "ifim/components"}
-    assert (bundle[0] / "models" / "model.pt").is_file()
+def test_training_logs_our_metrics_beside_the_bundles_own(runs: Runs):
+    root = runs.folder / "in_sections"
+    (metrics,) = runs.metrics("in_sections_train")
+    scalars = event_scalars(root / "eval")
+    assert set(metrics) == WITH_LABELS | {"val_accuracy"}
+    assert metrics["ifim_images"] == 7
+    for name, value in metrics.items():
+        assert scalars[name][1] == pytest.approx(value, abs=6e-5)
+    assert "Key metric: val_accuracy" in runs.outputs["in_sections_train"]
+    assert set(event_figures(root / "eval")) == FIGURES
+    assert (root / "models" / "model.pt").is_file()
 
 
-def test_evaluation_saves_our_metrics_with_the_bundles_own(bundle: tuple[Path, dict[str, str]], trained: str):
-    root, commands = bundle
-    (logged,) = logged_metrics(shell(commands["evaluate"], root))
+def test_evaluation_saves_our_metrics_with_the_bundles_own(runs: Runs):
+    root = runs.folder / "in_sections"
+    (logged,) = runs.metrics("in_sections_evaluate")
     saved = dict(csv.reader((root / "eval" / "metrics.csv").open()))
-    assert set(saved) == set(logged)
-    assert set(saved) >= WITH_LABELS | {"val_accuracy"}
+    assert set(saved) == set(logged) == WITH_LABELS | {"val_accuracy"}
     for name, value in logged.items():
         assert float(saved[name]) == pytest.approx(value, abs=6e-5)
-    with (root / "eval" / "ifim_lambda_max_raw.csv").open() as file:
-        assert [row["filename"] for row in csv.DictReader(file)] == [f"image_{index}" for index in range(7)]
+    rows = read_table(root / "eval" / "ifim_lambda_max_raw.csv")
+    assert [row["filename"] for row in rows] == [f"image_{index}" for index in range(7)]
     summary = json.loads((root / "eval" / "ifim_evaluate" / "summary.json").read_text())
     assert summary["metrics"]["log10_lambda_max"] == pytest.approx(logged["ifim_log10_lambda_max"], abs=6e-5)
 
 
-def test_inference_without_key_metric_and_labels_logs_our_metrics(bundle: tuple[Path, dict[str, str]], trained: str):
-    root, commands = bundle
-    (logged,) = logged_metrics(shell(commands["inference"], root))
-    assert set(logged) == WITHOUT_LABELS
+def test_inference_without_key_metric_and_labels_logs_our_metrics(runs: Runs):
+    root = runs.folder / "in_sections"
+    (logged,) = runs.metrics("in_sections_inference")
+    assert set(logged) == {name for name in WITH_LABELS if "accuracy" not in name}
     assert logged["ifim_images"] == 5
     assert (root / "eval" / "ifim_inference" / "images.csv").is_file()
-    assert set(event_figures(root / "eval" / "inference")) >= {"ifim/curves", "ifim/spectrum", "ifim/components"}
+    assert set(event_figures(root / "eval" / "inference")) >= FIGURES - {"ifim/histogram"}
 
 
-def test_two_processes_log_the_numbers_of_all_images_once(bundle: tuple[Path, dict[str, str]]):
-    root, commands = bundle
-    options = " --num_epochs 1 --ifim#shown 0 --output_dir eval_multi --ckpt_dir models_multi"
-    output = shell(commands["multi_gpu_train"] + options, root)
-    (metrics,) = logged_metrics(output)  # of rank 0 alone
-    assert set(metrics) >= WITH_LABELS | {"val_accuracy"}
+@pytest.mark.parametrize(
+    ("workflow", "place", "tables"), [("train", "", "ifim"), ("evaluate", "evaluate", "ifim_evaluate")]
+)
+def test_a_regression_logs_shifts_and_errors_and_has_figures_and_tables(
+    workflow: str, place: str, tables: str, runs: Runs
+):
+    root = runs.folder / "regression"
+    (metrics,) = runs.metrics(f"regression_{workflow}")
+    assert set(metrics) == REGRESSION | {"val_rmse"}
+    assert {"ifim_kl_high", "ifim_shift_high", "ifim_error"} <= set(metrics)
     assert metrics["ifim_images"] == 7
-    assert "ERROR" not in output
-    assert json.loads((root / "eval_multi" / "ifim" / "summary.json").read_text())["images"]["data_set"] == 7
+    errors = [float(row["error"]) for row in read_table(root / "eval" / tables / "images.csv")]
+    assert metrics["ifim_error"] == pytest.approx(sum(errors) / 7, abs=6e-5)
+    assert metrics["val_rmse"] == metrics["ifim_error"]  # MONAI's is the mean of the images' own roots
+    if workflow == "train":  # the bundle's own log has no other
+        scalars = event_scalars(root / "eval")
+        for name, value in metrics.items():
+            assert scalars[name][1] == pytest.approx(value, abs=6e-5)
+    assert set(event_figures(root / "eval" / place)) >= {"ifim/curves", "ifim/spectrum", "ifim/components"}
+    assert "Key metric: val_rmse" in runs.outputs[f"regression_{workflow}"]
 
 
-# The other shapes, in one process: each bundle's folder, and the command that `attach` prints for each workflow.
-TWICE = ("flat", "sliding_window", "sliced_handlers")  # metric, handler, expression
-ATTACH_AND_RUN = """
-import ast, contextlib, io, os, shlex, sys
-from monai.bundle import run
-from monai_ifim.__main__ import main
-from monai_ifim.handlers import IFIMFigureHandler, IFIMSaver
-light = {"num_epochs": 1, "ifim#arms": ["high", "transfer"], "ifim#strengths": [0.03], "ifim#shown": 0}
-twice, roots = sys.argv[1].split(","), sys.argv[2:]
-for root in roots:
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert main(["attach", root]) == 0
-    os.chdir(root)
-    again = os.path.basename(root) in twice
-    if not again:  # pictures take most of the time, and are looked at above
-        IFIMFigureHandler.draw = IFIMSaver.write = lambda *_: None
-    for command in [line for line in printed.getvalue().splitlines() if line.startswith("    python ")]:
-        words = shlex.split(command)[4:]
-        options = {} if words[0].startswith("--") else {"run_id": words.pop(0)}
-        options |= {name[2:]: value for name, value in zip(words[::2], words[1::2])}
-        files = ast.literal_eval(options.pop("config_file"))
-        for times in range(2 if again else 1):
-            print(f"RUN {os.path.basename(root)} {files}", flush=True)
-            run(config_file=files, **options, **light)
-            files = [*files, files[-1]]
-"""
-OTHERS = [name for name in SHAPES if name != "in_sections"]
+def test_a_regression_trains_to_the_same_bits_as_without_the_overlay(runs: Runs):
+    root = runs.folder / "regression"
+    names = sorted(file.name for file in (root / "alone").iterdir())
+    assert names == sorted(file.name for file in (root / "models").iterdir())
+    assert "model.pt" in names
+    for name in names:
+        assert_identical(torch.load(root / "models" / name), torch.load(root / "alone" / name), name)
+    (alone,), (watched,) = runs.metrics("regression_alone"), runs.metrics("regression_train")
+    assert alone == {"val_rmse": watched["val_rmse"]}
 
 
-@pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[list[str], str]]]:
-    """Shape -> what each run had as config files and said; some ran a second time with the overlay listed twice."""
-    folder = tmp_path_factory.mktemp("others")
-    in_order = [*TWICE, *(name for name in OTHERS if name not in TWICE)]
-    roots = [str(write(folder / name, SHAPES[name]())) for name in in_order]
-    words = [sys.executable, "-c", ATTACH_AND_RUN, ",".join(TWICE), *roots]
-    done = subprocess.run(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, env=ENVIRONMENT
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    runs: dict[str, list[tuple[list[str], str]]] = {}
-    for shape, files, said in re.findall(
-        r"^RUN (\w+) (\[.*?\])\n(.*?)(?=^RUN |\Z)", done.stdout, re.MULTILINE | re.DOTALL
-    ):
-        runs.setdefault(shape, []).append((re.findall(r"'(.*?)'", files), said))
-    return runs
+def test_the_folder_of_a_regression_makes_a_page(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    folder = runs.folder / "regression" / "eval" / "ifim"
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    assert "shift" in page
 
 
 @pytest.mark.parametrize("shape", OTHERS)
-def test_each_shape_runs_with_its_overlay(shape: str, others: dict[str, list[tuple[list[str], str]]]):
+def test_each_shape_runs_with_its_overlay(shape: str, runs: Runs):
+    names = [name for name in runs.outputs if name.startswith(f"{shape}_")]
     workflows = [name for name in SHAPES[shape]() if name != "metadata.json"]
-    assert len(others[shape]) == len(workflows) * (2 if shape in TWICE else 1)
-    for files, said in others[shape]:
-        assert "ERROR" not in said.replace("ERROR - Cannot find the metadata config file", "")
-        (metrics,) = logged_metrics(said)
-        labelled = shape not in ("only_inference", "sliding_window")
+    assert len(names) == len(workflows) * (2 if shape in TWICE else 1)
+    for name in names:
+        assert "ERROR" not in runs.outputs[name].replace("ERROR - Cannot find the metadata config file", "")
+        (metrics,) = runs.metrics(name)
         assert metrics["ifim_images"] > 0
         assert metrics["ifim_skipped"] == 0
-        assert ("ifim_accuracy" in metrics) == labelled
-        assert ("val_accuracy" in metrics) == ("train" in files[0])
+        assert ("ifim_accuracy" in metrics) == (shape not in ("only_inference", "sliding_window"))
+        assert ("val_accuracy" in metrics) == ("train" in name or name.startswith("flat"))
 
 
 @pytest.mark.parametrize("shape", TWICE)
-def test_an_overlay_listed_twice_attaches_once(shape: str, others: dict[str, list[tuple[list[str], str]]]):
-    runs = others[shape]
-    for (once_files, once), (twice_files, twice) in zip(runs[::2], runs[1::2]):
-        assert twice_files == [*once_files, once_files[-1]]
-        (expected,), (metrics,) = logged_metrics(once), logged_metrics(twice)
-        assert metrics == expected if "train" in once_files[0] else set(metrics) == set(expected)
+def test_an_overlay_listed_twice_attaches_once(shape: str, runs: Runs):
+    for name in [name for name in runs.outputs if name.startswith(f"{shape}_") and name.endswith("_twice")]:
+        (metrics,), (expected,) = runs.metrics(name), runs.metrics(name.removesuffix("_twice"))
+        assert metrics == expected if "train" in name else set(metrics) == set(expected)
         assert metrics["ifim_images"] == expected["ifim_images"]

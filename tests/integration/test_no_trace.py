@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from tests.handlers import assert_identical
-from tests.integration.test_bundles import LIGHT, ROOT, event_scalars, run_settings
+from tests.integration.runs import BUNDLES, bundle_run, event_scalars, logged_metrics, run_all
 
-BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir() if (path / "configs" / "train.yaml").is_file())
+NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs" / "train.yaml").is_file())
 ROUTES = ("handler", "metric")
-EPOCHS = 3
+EPOCHS = 2
 
 # All that the training ends in, saved by the run itself.
 END = """
@@ -41,23 +41,8 @@ run:
     'hooks': [[len(module._forward_hooks), len(module._backward_hooks)] for module in @network.modules()]},
     @output_dir + '/end.pt')"
 """
-
-# The bundles' own overlay is the handler route; this is the other.
-METRIC = """
-ifim:
-  _target_: monai_ifim.handlers.IFIMMetric
-  predictive: softmax
-  max_images: 64
-+validate#key_metric:
-  ifim: '@ifim'
-+validate#handlers:
-- _target_: monai_ifim.handlers.IFIMFigureHandler
-  ifim: '@ifim'
-  log_dir: '@output_dir'
-- _target_: monai_ifim.handlers.IFIMSaver
-  ifim: '@ifim'
-  output_dir: '@output_dir'
-"""
+# Few lines and pictures, drawn and written all the same.
+LIGHT = {"ifim#directions": ["high", "low_matched"], "ifim#strengths": [0.03], "ifim#shown": 1, "ifim#max_images": 8}
 
 
 @dataclass
@@ -72,7 +57,7 @@ class Trained:
 def noise_file(folder: Path) -> Path:
     """A MedMNIST-format file of noise, in which the class sets the brightness."""
     generator, arrays = np.random.default_rng(0), {}
-    for split, count in (("train", 64), ("val", 16), ("test", 16)):
+    for split, count in (("train", 64), ("val", 24)):
         labels = np.arange(count) % 2
         noise = generator.integers(0, 128, (count, 28, 28)) + 20 * labels.reshape(-1, 1, 1)
         arrays |= {f"{split}_images": noise.astype(np.uint8), f"{split}_labels": labels.astype(np.uint8)[:, None]}
@@ -80,34 +65,31 @@ def noise_file(folder: Path) -> Path:
     return folder / "noise.npz"
 
 
-@pytest.fixture(scope="module", params=BUNDLES)
-def trainings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
-    """A bundle trained without the overlay and with each route, in one process."""
-    folder = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Trained]]:
+    """Each bundle, trained without the overlay and with each route: the handler's, and that of several processes."""
+    folder = tmp_path_factory.mktemp("trainings")
     (folder / "end.yaml").write_text(END)
-    (folder / "metric.yaml").write_text(METRIC)
-    shared: dict[str, object] = {"num_epochs": EPOCHS, "batch_size": 32}
-    if request.param == "medmnist_classification":
-        shared["dataset_file"] = str(noise_file(folder))
-    else:
-        shared |= {"train_samples": 192, "val_samples": 48}
-    overlays = {"alone": [], "handler": ["configs/ifim.yaml"], "metric": [str(folder / "metric.yaml")]}
-    runs = {
-        name: {
-            "config_file": ["configs/train.yaml", *overlay, str(folder / "end.yaml")],
-            "logging_file": "configs/logging.conf",
-            "output_dir": str(folder / name / "eval"),
-            "ckpt_dir": str(folder / name / "models"),
-            **shared,
-            **(LIGHT if overlay else {}),
-        }
+    overlays = {"alone": [], "handler": ["ifim"], "metric": ["ifim_multi_gpu"]}
+    data: dict[str, dict[str, Any]] = {
+        "medmnist_classification": {"dataset_file": noise_file(folder)},
+        "signal_detection": {"train_samples": 96, "val_samples": 24},
+    }
+    commands = [
+        bundle_run(
+            *(f"{bundle}_{name}", bundle, ["train", *overlay, folder / "end.yaml"], folder),
+            **{**data[bundle], "num_epochs": EPOCHS, "batch_size": 32, **(LIGHT if overlay else {})},
+        )
+        for bundle in NAMES
         for name, overlay in overlays.items()
-    }
-    outputs = run_settings(request.param, runs)
-    return {
-        name: Trained(torch.load(folder / name / "eval" / "end.pt", weights_only=False), folder / name, outputs[name])
-        for name in runs
-    }
+    ]
+    outputs = run_all(commands)
+
+    def trained(name: str) -> Trained:
+        end = torch.load(folder / name / "eval" / "end.pt", weights_only=False)
+        return Trained(end, folder / name, outputs[name])
+
+    return {bundle: {name: trained(f"{bundle}_{name}") for name in overlays} for bundle in NAMES}
 
 
 def saved(trained: Trained) -> dict[str, Any]:
@@ -154,25 +136,27 @@ KEPT: dict[str, Callable[[Trained], Any]] = {
 }
 
 
+@pytest.mark.parametrize("bundle", NAMES)
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", KEPT)
-def test_a_bundle_ends_bit_by_bit_as_without_the_overlay(name: str, route: str, trainings: dict[str, Trained]):
-    truth = KEPT[name](trainings["alone"])
+def test_a_bundle_ends_bit_by_bit_as_without_the_overlay(name: str, route: str, bundle: str, trainings):
+    truth = KEPT[name](trainings[bundle]["alone"])
     assert len(truth) > 0
-    assert_identical(KEPT[name](trainings[route]), truth, name)
+    assert_identical(KEPT[name](trainings[bundle][route]), truth, name)
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_there_was_a_guest_and_it_drew_and_wrote_at_every_epoch(route: str, trainings: dict[str, Trained]):
-    found = event_scalars(trainings[route].folder / "eval")
-    assert list(found["ifim_coupling"]) == list(range(1, EPOCHS + 1))
-    assert "ifim_coupling" in trainings[route].end["metrics"]
-    assert (trainings[route].folder / "eval" / "ifim" / "summary.json").is_file()
-    assert "failed" not in trainings[route].output
-    assert not any(name.startswith("ifim") for name in trainings["alone"].end["metrics"])
-
-
-def test_the_log_has_lines_to_compare(trainings: dict[str, Trained]):
-    text = "\n".join(lines(trainings["alone"]))
+@pytest.mark.parametrize("bundle", NAMES)
+def test_each_route_drew_and_wrote_at_every_epoch_and_the_log_has_lines_to_compare(bundle: str, trainings):
+    for route in ROUTES:
+        trained = trainings[bundle][route]
+        found = event_scalars(trained.folder / "eval")
+        assert list(found["ifim_coupling"]) == list(range(1, EPOCHS + 1))
+        assert all("ifim_coupling" in metrics for metrics in logged_metrics(trained.output))
+        assert "ifim_coupling" in trained.end["metrics"]
+        assert (trained.folder / "eval" / "ifim" / "summary.json").is_file()
+        assert "failed" not in trained.output
+    alone = trainings[bundle]["alone"]
+    assert not any(name.startswith("ifim") for name in alone.end["metrics"])
+    text = "\n".join(lines(alone))
     assert len(re.findall(r"Metrics -- .*val_accuracy: \S+ .*val_auc: ", text)) == EPOCHS
     assert "new best metric of val_auc" in text

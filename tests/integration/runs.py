@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Run command lines as a user does, several in a process that imports once, and read back what they leave."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from monai_ifim.perturbation import DEFAULT_DIRECTIONS
+from monai_ifim.statistics import summary_names
+
+ROOT = Path(__file__).parents[2]
+BUNDLES = ROOT / "bundles"
+# `python` is that of this environment; the networks are tiny, more threads only wait for each other
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+}
+# Fewer lines and pictures to draw, where the test looks at something else.
+LIGHT = {"ifim#directions": ["high", "low_matched", "transfer"], "ifim#strengths": [0.03], "ifim#shown": 1}
+FIGURES = {f"ifim/{name}" for name in ("curves", "spectrum", "histogram", "components")}
+TABLES = ("summary.json", "images.csv", "perturbations.csv", "curves.csv", "comparisons.csv")
+
+
+def metric_names(directions: Sequence[str] = DEFAULT_DIRECTIONS, regression: bool = False) -> set[str]:
+    """What is logged with labels, without a mask and a reference direction."""
+    others = ("confidence_drop", "flip_rate", "accuracy") if regression else ("shift", "error")
+    left_out = (*others, "mask_", "reference_")
+    return {f"ifim_{name}" for name in summary_names(directions) if not name.startswith(left_out)}
+
+
+def flags(options: dict[str, Any]) -> str:
+    """Options of ``monai.bundle run``, as they stand on a command line."""
+    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in options.items())
+
+
+def command(name: str, line: str, folder: Path, **further: Any) -> dict[str, Any]:
+    return {"name": name, "line": line, "folder": str(folder), **further}
+
+
+def bundle_run(
+    name: str, bundle: str, configs: Iterable[str | Path], folder: Path, draw: bool = True, **options: Any
+) -> dict[str, Any]:
+    """``python -m monai.bundle run`` of a bundle of the repository; what it writes goes to ``folder / name``.
+
+    Configs are names of the bundle's own, or files.
+    """
+    files = [str(config) if isinstance(config, Path) else f"configs/{config}.yaml" for config in configs]
+    places = {"output_dir": folder / name / "eval", "ckpt_dir": folder / name / "models"}
+    line = f"python -m monai.bundle run --config_file {shlex.quote(str(files))} --logging_file configs/logging.conf"
+    return command(name, line + flags({**places, **options}), BUNDLES / bundle, draw=draw)
+
+
+def run_all(
+    commands: Sequence[dict[str, Any]], launcher: Sequence[str] = (), failing: Sequence[str] = ()
+) -> dict[str, str]:
+    """The output of each command, in their order; all have status 0 but the failing ones."""
+    words = [sys.executable, *launcher, str(Path(__file__).with_name("session.py")), json.dumps(commands)]
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
+    )
+    try:
+        printed, _ = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun then ends its processes, which it would leave behind when killed
+        printed, _ = process.communicate(timeout=60)
+        raise AssertionError(f"hung:\n{printed[-6000:]}") from None
+    outputs: dict[str, str] = {}
+    for part in re.split(r"^RUN ", printed, flags=re.MULTILINE)[1:]:
+        name, _, output = part.partition("\n")
+        outputs[name] = outputs.get(name, "") + output
+    assert list(outputs) == [one["name"] for one in commands], printed[-6000:]
+    for name, output in outputs.items():
+        assert (set(re.findall(r"^STATUS (\d+)", output, re.MULTILINE)) == {"0"}) == (name not in failing), output
+    return outputs
+
+
+def logged_metrics(output: str) -> list[dict[str, float]]:
+    """The metrics of each epoch, from StatsHandler's lines."""
+    lines = re.findall(r"Epoch\[\d+\] Metrics -- (.*)", output)
+    return [{name: float(value) for name, value in re.findall(r"(\w+): (\S+)", line)} for line in lines]
+
+
+def _events(folder: Path) -> Iterable[EventAccumulator]:
+    for file in folder.glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file), size_guidance={"images": 0})
+        yield events.Reload()
+
+
+def event_scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """Tag -> step -> value, from all event files of a folder."""
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)}
+        for events in _events(folder)
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def event_figures(folder: Path) -> dict[str, list[int]]:
+    """Tag of each figure -> the steps at which there is a picture, from all event files of a folder."""
+    figures: dict[str, list[int]] = {}
+    for events in _events(folder):
+        for tag in events.Tags()["images"]:
+            assert all(event.encoded_image_string.startswith(b"\x89PNG") for event in events.Images(tag))
+            figures[tag] = [event.step for event in events.Images(tag)]
+    return figures
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """The saver's folder is complete, with a picture and the components of each shown case; its summary."""
+    assert all((folder / name).stat().st_size > 0 for name in TABLES)
+    stems = [row["case"] for row in read_table(folder / "images.csv") if row["case"]]
+    assert len(stems) >= 2
+    names = [f"{name}.png" for name in ("curves", "spectrum", "histogram", *(f"case_{stem}" for stem in stems))]
+    assert sorted(file.name for file in (folder / "figures").iterdir()) == sorted(names)
+    names = [f"{stem}_{part}.nii.gz" for stem in stems for part in ("image", "high", "low", "eigenvector")]
+    assert sorted(file.name for file in (folder / "components").iterdir()) == sorted(names)
+    assert list(folder.parent.glob(f".{folder.name}.*")) == []
+    return json.loads((folder / "summary.json").read_text())
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
