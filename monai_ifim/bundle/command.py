@@ -14,8 +14,6 @@ from monai_ifim.bundle.findings import Findings, find
 from monai_ifim.bundle.overlay import Overlay, overlays, run_command
 from monai_ifim.bundle.refusal import refusal_without_evaluator
 
-__all__ = ["attach_to_bundle"]
-
 
 def attach_to_bundle(
     bundle_root: str | Path,

@@ -17,8 +17,6 @@ from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import CommonKeys
 
-__all__ = ["Component", "Config", "LeftOut", "Workflow", "described", "is_disabled", "read_metadata", "read_workflows"]
-
 _SUFFIXES = (".json", ".yaml", ".yml")
 # Files of the config folder that are no workflow.
 _NO_WORKFLOW = re.compile(r"^(metadata|ifim.*|logging)$")

@@ -13,8 +13,6 @@ from monai.utils import CommonKeys
 
 from monai_ifim.bundle.configs import Component, Config, Workflow, is_disabled
 
-__all__ = ["REGRESSION_FORMATS", "Evidence", "evidence", "for_prediction", "metrics", "postprocessing"]
-
 REGRESSION_FORMATS = ("regression", "points")  # of an output, in the metadata
 
 # The name of a loss, a class or a function -> the likelihood of outputs that were trained with it.

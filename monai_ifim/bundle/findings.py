@@ -15,8 +15,6 @@ from monai_ifim.bundle.evidence import Evidence, evidence, for_prediction, postp
 from monai_ifim.bundle.refusal import is_no_classifier, output_shape, refusal
 from monai_ifim.likelihoods import LIKELIHOODS, Likelihood, LikelihoodLike
 
-__all__ = ["GAUSSIAN", "OWN_IDS", "Finding", "Findings", "find"]
-
 # What the overlay can say of a regression in place of its likelihood's name.
 GAUSSIAN = "likelihood: {_target_: monai_ifim.Gaussian, scale: 1.0}"
 OWN_IDS = ("ifim", "ifim_figures", "ifim_saver")  # that the overlay defines

@@ -18,8 +18,6 @@ from monai_ifim.bundle.findings import GAUSSIAN, OWN_IDS, Finding, Findings
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from monai_ifim.handlers.options import FIGURE_OPTIONS, OPTIONS, SAVER_OPTIONS
 
-__all__ = ["Overlay", "additions", "overlays", "run_command"]
-
 _WIDTH = 120
 _NOISE = (
     "The noise then has standard deviation 1, and KL counts squared units of the output. Set it, best to the root mean",

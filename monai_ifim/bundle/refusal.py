@@ -11,8 +11,6 @@ from typing import Any
 from monai_ifim.bundle.configs import Component, Config
 from monai_ifim.bundle.evidence import REGRESSION_FORMATS, metrics
 
-__all__ = ["CLASSIFIERS", "is_no_classifier", "output_shape", "refusal", "refusal_without_evaluator"]
-
 _DENSE = "its outputs are dense (segmentation): values at every voxel, where iFIM needs one row of outputs an image"
 _AXES = "its outputs have several axes {}, where iFIM needs one row of outputs an image"
 _DETECTION = "it detects objects: its outputs are boxes, where iFIM needs one row of outputs an image"

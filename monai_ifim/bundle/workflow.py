@@ -14,8 +14,6 @@ from monai_ifim.bundle.findings import Findings, find
 from monai_ifim.bundle.overlay import additions
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 
-__all__ = ["attach"]
-
 
 def attach(
     workflow: ConfigWorkflow,

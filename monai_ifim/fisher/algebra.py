@@ -9,8 +9,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["combined", "eigenvectors", "orthonormal", "products", "solve_gram", "unit", "weighted_sum"]
-
 _TINY = torch.finfo(torch.float64).tiny
 
 # Elements that are turned into float64 at a time, so that a float32 factor is never copied whole.

@@ -15,8 +15,6 @@ from monai_ifim.likelihoods import LikelihoodLike
 from monai_ifim.model import Batches, Model, plain_tensor, varied_channels
 from monai_ifim.notices import notice
 
-__all__ = ["DEFAULT_CUTOFF", "DEFAULT_MOST_ELEMENTS", "SOLVERS", "checked_images", "input_fisher"]
-
 # Elements of G at a time: 1 GiB in float32.
 DEFAULT_MOST_ELEMENTS = 2**28
 # Eigenvalues below this share of the greatest are numerical zeros: the square of float32's rounding, with room.

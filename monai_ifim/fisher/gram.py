@@ -15,8 +15,6 @@ from monai_ifim.fisher.spectrum import InputFisher, choose_rank
 from monai_ifim.likelihoods import FisherFactor
 from monai_ifim.model import FewerImages, Linearisation, Model, restricted
 
-__all__ = ["GramColumns", "solve_with_gram"]
-
 # Cotangents that are made at a time; each is as long as the network has outputs.
 _COTANGENTS = 64
 

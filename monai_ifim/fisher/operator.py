@@ -12,8 +12,6 @@ from monai_ifim.fisher.algebra import unit
 from monai_ifim.fisher.compute import checked_images
 from monai_ifim.model import Model, plain_tensor, restricted, varied_channels
 
-__all__ = ["FisherOperator"]
-
 
 class FisherOperator:
     """``F = J^T M J`` of each image of a batch, as an operator on changes of the images.

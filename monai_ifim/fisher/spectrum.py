@@ -15,8 +15,6 @@ from monai_ifim.fisher.algebra import combined, eigenvectors, products, solve_gr
 from monai_ifim.likelihoods import Likelihood
 from monai_ifim.model import plain_tensor, restricted
 
-__all__ = ["DEFAULT_ENERGY", "InputFisher", "check_rank_and_energy", "choose_rank"]
-
 DEFAULT_ENERGY = 0.95
 
 

@@ -14,8 +14,6 @@ import ignite.distributed as idist
 
 from monai_ifim.handlers.processes import process_count, process_rank
 
-__all__ = ["Agreement", "LostProcessError", "OnError", "WatchError", "check_on_error"]
-
 OnError = Literal["raise", "continue"]
 _T = TypeVar("_T")
 

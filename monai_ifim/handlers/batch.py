@@ -18,8 +18,6 @@ from monai_ifim.handlers.inputs import FurtherInputs
 from monai_ifim.likelihoods import LIKELIHOODS, Likelihood
 from monai_ifim.model import default_batch_size
 
-__all__ = ["Batch", "Part", "joined_by_shape", "naming_the_labels"]
-
 
 @dataclass(frozen=True, eq=False)
 class Batch:

@@ -13,8 +13,6 @@ from monai.transforms import SaveImage
 
 from monai_ifim.results import Case
 
-__all__ = ["write_components"]
-
 
 def write_components(case: Case, folder: Path) -> None:
     """Write image, high and low component and leading eigenvector of an image, on its grid, with its affine matrix.

@@ -20,8 +20,6 @@ from monai_ifim.handlers.writable import check_writable
 from monai_ifim.results import IFIMResult
 from monai_ifim.visualize import draw_pictures
 
-__all__ = ["IFIMFigureHandler"]
-
 
 @documented(FIGURE_OPTIONS)
 class IFIMFigureHandler:

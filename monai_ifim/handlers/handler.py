@@ -13,8 +13,6 @@ from monai_ifim.handlers.options import OPTIONS, documented
 from monai_ifim.handlers.processes import process_count
 from monai_ifim.handlers.watcher import Watcher
 
-__all__ = ["IFIMHandler"]
-
 
 @documented(OPTIONS)
 class IFIMHandler(Watcher):

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from monai_ifim.model import unwrap
 
-__all__ = ["Inferred", "naming_the_inferer", "with_inferer"]
-
 
 class Inferred(nn.Module):
     """An inferer around a network, as the evaluator calls it; the network itself is not changed.

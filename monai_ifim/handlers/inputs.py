@@ -13,8 +13,6 @@ from torch import Tensor
 
 from monai_ifim.model import PerImage, inputs_of_rows, is_out_of_memory, plain_tensor
 
-__all__ = ["FurtherInputs", "naming_shared_inputs"]
-
 # Of errors about shapes that do not fit each other.
 _SHAPES = (ValueError, RuntimeError, IndexError, TypeError)
 

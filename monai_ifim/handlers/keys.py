@@ -21,8 +21,6 @@ from monai_ifim.handlers.inputs import FurtherInputs
 from monai_ifim.likelihoods import strip_trailing_axes
 from monai_ifim.model import parameter_dtype, plain_tensor
 
-__all__ = ["BatchKeys"]
-
 
 @dataclass(frozen=True)
 class BatchKeys:

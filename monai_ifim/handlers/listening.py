@@ -13,8 +13,6 @@ from monai.engines import Evaluator
 from monai_ifim.handlers.watcher import Watcher
 from monai_ifim.results import IFIMResult
 
-__all__ = ["listen"]
-
 
 def listen(ifim: Any, engine: Evaluator, use: Callable[[IFIMResult], Any], who: str) -> Watcher:
     """Hand what ``ifim`` measures at each evaluation epoch to ``use``, whichever of them is attached first.

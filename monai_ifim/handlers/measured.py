@@ -23,8 +23,6 @@ from monai_ifim.perturbation import removal_curves, sensitivity_curves
 from monai_ifim.perturbation.endpoints import endpoints_of
 from monai_ifim.statistics import per_image
 
-__all__ = ["Measured", "details", "measure"]
-
 # Values of each image that MetricsSaver can write, beside the KL along each direction.
 _DETAILS = ("lambda_max", "log10_lambda_max", "trace", "effective_rank", "reference_cosine", "mask_energy")
 

@@ -14,8 +14,6 @@ from monai_ifim.handlers.options import OPTIONS, documented
 from monai_ifim.handlers.processes import process_count, process_rank
 from monai_ifim.handlers.watcher import Watcher
 
-__all__ = ["IFIMMetric"]
-
 
 @documented(OPTIONS)
 class IFIMMetric(Watcher, Metric):

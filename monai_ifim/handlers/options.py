@@ -39,8 +39,6 @@ from monai_ifim.perturbation import (
     resolve_directions,
 )
 
-__all__ = ["FIGURE_OPTIONS", "OPTIONS", "SAVER_OPTIONS", "Options", "documented"]
-
 _T = TypeVar("_T")
 
 

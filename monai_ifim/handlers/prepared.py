@@ -10,8 +10,6 @@ from monai.engines import Evaluator, default_prepare_batch
 
 from monai_ifim.handlers.inputs import FurtherInputs
 
-__all__ = ["Prepared"]
-
 
 class Prepared:
     """A ``prepare_batch`` that keeps the further inputs of its last call.

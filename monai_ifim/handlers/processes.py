@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import torch.distributed
 
-__all__ = ["process_count", "process_rank"]
-
 
 def process_count() -> int:
     """How many processes there are; 1 without torch.distributed.

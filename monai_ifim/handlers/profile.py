@@ -10,8 +10,6 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["Profile"]
-
 
 class Profile:
     """Wall time of an epoch, in seconds, by part.

@@ -29,8 +29,6 @@ from monai_ifim.perturbation import resolve_directions
 from monai_ifim.results import IFIMResult
 from monai_ifim.statistics import summarise
 
-__all__ = ["Chosen", "Recorder"]
-
 
 @dataclass(frozen=True)
 class Chosen:

@@ -24,8 +24,6 @@ from monai_ifim.handlers.writable import check_writable
 from monai_ifim.results import IFIMResult, holds_results, write_tables
 from monai_ifim.visualize import draw_pictures
 
-__all__ = ["IFIMSaver"]
-
 # Letters that a file system allows, less what a folder's name gets while it is written.
 _LONGEST_NAME = 255 - len(".") - len(".12345678.new")
 

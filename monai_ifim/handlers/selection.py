@@ -13,8 +13,6 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Seque
 
 from monai_ifim.handlers.processes import process_count, process_rank
 
-__all__ = ["ImageSelection"]
-
 
 class ImageSelection:
     """A fixed, seeded choice of at most ``max_images`` positions of the data set behind a loader.

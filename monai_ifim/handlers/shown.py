@@ -13,8 +13,6 @@ from torch import Tensor
 from monai_ifim.handlers.batch import Part
 from monai_ifim.results import Case
 
-__all__ = ["Lenders", "cases_of", "donors_among", "reasons_to_show"]
-
 
 @dataclass(frozen=True)
 class Lenders:

@@ -12,8 +12,6 @@ from torch import Tensor
 from monai_ifim.fisher import InputFisher
 from monai_ifim.model import restricted, varied
 
-__all__ = ["mask_table", "reference_cosine", "spectrum_table"]
-
 
 def spectrum_table(fisher: InputFisher) -> pd.DataFrame:
     """``lambda_max, trace, effective_rank, rank, numerical_rank, eigenvalues`` (an array) and ``skipped`` (a cause)."""

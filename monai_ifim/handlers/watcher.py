@@ -27,8 +27,6 @@ from monai_ifim.results import IFIMResult
 from monai_ifim.statistics import summary_names
 from monai_ifim.visualize import draw_pictures
 
-__all__ = ["Watcher"]
-
 _NAMED = 10  # of images that were left out for one cause
 
 

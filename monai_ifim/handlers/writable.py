@@ -7,8 +7,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-__all__ = ["check_writable"]
-
 
 def check_writable(folder: str | Path, option: str) -> None:
     """Refuse a folder that cannot be made or written. Nothing is made.

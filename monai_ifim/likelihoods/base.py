@@ -16,16 +16,6 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = [
-    "DiagonalFactor",
-    "FisherFactor",
-    "Likelihood",
-    "check_temperature",
-    "label_matrix",
-    "strip_trailing_axes",
-    "whole_numbers",
-]
-
 
 class FisherFactor(ABC):
     """The factor ``S`` (outputs x R) of the Fisher information ``M = S S^T`` of a batch of outputs.

@@ -14,8 +14,6 @@ from monai_ifim.likelihoods.base import DiagonalFactor, FisherFactor, label_matr
 from monai_ifim.likelihoods.categorical import Categorical
 from monai_ifim.likelihoods.discrete import Discrete, are_probabilities
 
-__all__ = ["Bernoulli"]
-
 
 @dataclass(frozen=True)
 class Bernoulli(Discrete):

@@ -12,8 +12,6 @@ from torch import Tensor
 from monai_ifim.likelihoods.base import FisherFactor, label_matrix, whole_numbers
 from monai_ifim.likelihoods.discrete import Discrete, are_probabilities
 
-__all__ = ["Categorical"]
-
 
 @dataclass(frozen=True)
 class Categorical(Discrete):

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from monai_ifim.likelihoods.base import Likelihood, check_temperature
 
-__all__ = ["Discrete", "agreement", "are_probabilities"]
-
 # Below this size of the log-ratio, exp(t) - 1 - t is taken from its Taylor series (next term: 6e-17 relative).
 _SERIES_BELOW = 1e-2
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from monai_ifim.likelihoods.base import FisherFactor, Likelihood, label_matrix
 
-__all__ = ["Gaussian"]
-
 
 @dataclass(frozen=True)
 class Gaussian(Likelihood):

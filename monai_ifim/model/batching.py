@@ -12,8 +12,6 @@ from torch import Tensor
 
 from monai_ifim.notices import notice
 
-__all__ = ["Batches", "FewerImages", "MemoryWarning", "default_batch_size", "is_out_of_memory"]
-
 _T = TypeVar("_T")
 
 # Elements in a batch of images (about a million), and images in it, when the user gives no size.

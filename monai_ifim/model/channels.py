@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_channel_mask", "restricted", "varied", "varied_channels"]
-
 
 def check_channel_mask(channel_mask: Sequence[bool] | Tensor | None) -> list[bool] | None:
     """The channel mask as a list of true and false.

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PerImage", "check_inputs", "input_values", "inputs_of_rows", "plain_tensor", "usable_inputs"]
-
 
 @dataclass(frozen=True, eq=False)
 class PerImage:

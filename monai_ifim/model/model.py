@@ -28,8 +28,6 @@ from monai_ifim.model.state import (
     unwrap,
 )
 
-__all__ = ["Linearisation", "Model"]
-
 _NO_GRADIENT = (
     "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
     "rounding, quantised layers, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."

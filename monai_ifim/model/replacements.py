@@ -14,8 +14,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Replacements"]
-
 # channels_last pays where the images have more elements than this share of the weights that must be copied for it
 # (measured on CPU: DenseNet121 and ResNet18, 1 to 8 images of 64 to 224 pixels).
 _CHANNELS_LAST_SHARE = 1 / 250

@@ -14,18 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "check_modules",
-    "coupling_layers",
-    "frozen_parameters",
-    "modules_of",
-    "one_at_a_time",
-    "parameter_dtype",
-    "plain_arithmetic",
-    "preserve_state",
-    "unwrap",
-]
-
 # Modes, gradient flags and replacements change a module in place, so two threads must not do it at once.
 one_at_a_time = threading.RLock()
 

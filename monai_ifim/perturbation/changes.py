@@ -18,16 +18,6 @@ from torch import Tensor
 from monai_ifim.model import plain_tensor, restricted, varied
 from monai_ifim.perturbation.directions import Direction, DirectionInputs, per_image_factor
 
-__all__ = [
-    "change_along",
-    "change_at_unit_strength",
-    "check_clip",
-    "check_fractions",
-    "check_strengths",
-    "image_contrast",
-    "perturb",
-]
-
 
 def image_contrast(images: Tensor, sigma: float | None = None, channel_mask: Tensor | None = None) -> Tensor:
     """The unit of the strengths, (B,) float64: each image's standard deviation, or ``sigma`` for all.

@@ -38,15 +38,6 @@ from monai_ifim.perturbation.directions import (
 )
 from monai_ifim.perturbation.endpoints import measurement
 
-__all__ = [
-    "DEFAULT_DIRECTIONS",
-    "DEFAULT_STRENGTHS",
-    "REFERENCE_STRENGTH",
-    "SensitivityCurves",
-    "removal_curves",
-    "sensitivity_curves",
-]
-
 DEFAULT_DIRECTIONS = ("high", "low", "high_image", "low_image", "low_matched", "transfer")
 DEFAULT_STRENGTHS = (0.01, 0.03, 0.1)
 REFERENCE_STRENGTH = 0.03

@@ -23,19 +23,6 @@ from monai_ifim.fisher import InputFisher
 from monai_ifim.fisher.algebra import products, weighted_sum
 from monai_ifim.model import Batches, Model, plain_tensor, restricted, varied
 
-__all__ = [
-    "DIRECTIONS",
-    "ROUNDINGS",
-    "Direction",
-    "DirectionFunction",
-    "DirectionInputs",
-    "FixedDirection",
-    "LossGradient",
-    "per_image_factor",
-    "randomise_phases",
-    "resolve_directions",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class DirectionInputs:

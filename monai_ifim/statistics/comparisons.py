@@ -14,8 +14,6 @@ from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, bootstrap_interval, holm
 from monai_ifim.statistics.tables import pairs, per_group
 
-__all__ = ["censored", "compare_directions", "coupling"]
-
 _COMPARISON = ["direction", "control", "strength", "endpoint", "count", "median_difference", "difference_low"]
 _COMPARISON += ["difference_high", "median_log10_ratio", "ratio_low", "ratio_high", "degenerate", "wilcoxon_p"]
 

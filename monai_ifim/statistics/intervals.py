@@ -18,8 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
-__all__ = ["DEFAULT_RESAMPLES", "Interval", "auc_interval", "bootstrap_interval", "holm", "one_vs_rest_auc"]
-
 DEFAULT_RESAMPLES = 2000
 _STATISTICS: dict[str, Callable] = {"mean": np.mean, "median": np.median}
 _MOST_ELEMENTS = 2**22  # in memory while resampling

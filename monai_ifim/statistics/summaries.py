@@ -22,8 +22,6 @@ from monai_ifim.statistics.tables import (
     used_images,
 )
 
-__all__ = ["error_ranking", "flip_strengths", "summarise", "summary_names", "thresholds"]
-
 _LOGGED = [point for point in ENDPOINTS.values() if point.logged]
 
 

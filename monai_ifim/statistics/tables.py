@@ -19,19 +19,6 @@ import pandas as pd
 from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, Interval, auc_interval, bootstrap_interval
 
-__all__ = [
-    "cells",
-    "curve_table",
-    "image_values",
-    "interval_columns",
-    "pairs",
-    "per_group",
-    "per_image",
-    "removal_table",
-    "truth_and_scores",
-    "used_images",
-]
-
 _INTERVAL = ["value", "low", "high", "count", "degenerate"]
 # Columns that the table of images has, too; without labels they hold NaN.
 _UNPERTURBED = [point.column for point in ENDPOINTS.values() if point.unperturbed]

@@ -13,8 +13,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-__all__ = ["COMMON", "Endpoint", "Measurement", "texts"]
-
 
 @dataclass(frozen=True)
 class Endpoint:

@@ -11,8 +11,6 @@ from torch import Tensor
 from monai_ifim.likelihoods import Discrete, agreement
 from monai_ifim.perturbation.endpoints.base import Endpoint, Measurement, texts
 
-__all__ = ["DiscreteMeasurement"]
-
 
 class DiscreteMeasurement(Measurement):
     """Measures class predictions; columns ``confidence``, ``correct``, ``probability_0, ...``, ``truth_0, ...``."""

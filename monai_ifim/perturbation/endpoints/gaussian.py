@@ -10,8 +10,6 @@ from torch import Tensor
 
 from monai_ifim.perturbation.endpoints.base import Endpoint, Measurement, texts
 
-__all__ = ["GaussianMeasurement"]
-
 
 class GaussianMeasurement(Measurement):
     """Measures predicted numbers; columns ``error``, ``output_0, ...`` and, with labels, ``target_0, ...``."""
