@@ -13,12 +13,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from monai_ifim import Bernoulli, Gaussian, input_fisher, sensitivity_curves
+from monai_ifim import Bernoulli, Gaussian, Model, input_fisher, sensitivity_curves
 from monai_ifim.data import IdealObserver, SignalDetectionDataset
 from monai_ifim.handlers.batch import Batch, joined_by_shape
 from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.recorder import Recorder
 from monai_ifim.perturbation import DIRECTIONS, DirectionInputs, LossGradient, removal_curves
+from monai_ifim.statistics import summarise
 from monai_ifim.visualize.pictures import result_figures
 from tests import truths
 from tests.handlers import (
@@ -61,6 +62,56 @@ def test_numbers_are_those_of_direct_calls_on_the_promised_positions(max_images)
     assert result.network == f"CNN, {sum(p.numel() for p in network.parameters()):,} parameters"
 
 
+TABLES = {"images": ["image"], "curves": ["direction", "strength", "image", "draw", "sign"]}
+TABLES["removals"] = ["component", "fraction", "image"]
+OPTIONS = {
+    "default": {},
+    "some of the images": {"max_images": 4, "rank": 1},
+    "few eigenvectors": {"energy": 0.5, "directions": ["high", "random", "low_matched"], "seed": 3},
+    "temperature and unit": {"temperature": 3.0, "sigma": 2.0, "strengths": [0.005, 0.02], "strength": 0.02},
+    "range and draws": {"clip": [-1, 1], "draws": 3, "directions": ["low", "high_image", "low_image"]},
+    "several labels": {"likelihood": Bernoulli(), "labels": nn.functional.one_hot(LABELLED, 3)},
+    "one-hot labels": {"labels": nn.functional.one_hot(LABELLED, 3).float()},
+    "regression": {
+        "likelihood": Gaussian(0.5),
+        "labels": torch.randn(7, 3, generator=torch.Generator().manual_seed(0)),
+    },
+    "no labels": {"labels": None},
+}
+
+
+@pytest.mark.parametrize(("kind", "per_batch", "batch_size"), list(zip(OPTIONS, (7, 1, 3) * 3, (None, None, 2) * 3)))
+def test_tables_and_numbers_are_those_of_direct_calls_whatever_the_batches(kind, per_batch, batch_size):
+    network, images, options = CNN(), pictures(), {"labels": LABELLED, "removals": [0.5, 1.0]} | OPTIONS[kind]
+    result = record(network, images, per_batch, batch_size=batch_size, **options)
+    positions, o, labels = (
+        chosen(7, options.get("max_images", 64), options.get("seed", 0)),
+        result.options,
+        options["labels"],
+    )
+    model, picked = Model(network.eval(), o["likelihood"], temperature=o["temperature"]), images[positions]
+    fisher = input_fisher(model, picked, rank=o["rank"], energy=o["energy"])
+    call = {"labels": None if labels is None else labels[positions], "sigma": o["sigma"], "clip": o["clip"]}
+    place = {"positions": positions, "seed": o["seed"], "draws": o["draws"]}
+    curves = sensitivity_curves(model, picked, fisher, o["directions"], o["strengths"], **call, **place)
+    removals = removal_curves(model, picked, fisher, [0.5, 1.0], **call)
+    truth = {
+        "images": curves.unperturbed.assign(lambda_max=fisher.eigenvalues[:, 0].numpy(), trace=fisher.trace.numpy()),
+        "curves": curves.to_frame(predictions=True),
+        "removals": removals,
+    }
+    for name, by in TABLES.items():
+        expected = truth[name].assign(image=np.take(positions, truth[name].image)).sort_values(by, ignore_index=True)
+        found = getattr(result, name).sort_values(by, ignore_index=True)[expected.columns]
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-8, atol=1e-13, check_dtype=False)
+    same(result.metrics, summarise(result.images, result.curves, list(o["directions"]), o["strength"]), 1e-12)
+    np.testing.assert_allclose(result.eigenvalues, fisher.eigenvalues, rtol=1e-10)
+    lengths = {name: np.median(norms) for name, norms in curves.kept_norm.items()}
+    assert result.kept_norm == pytest.approx(lengths, rel=1e-10)
+    assert not any("removal" in name for name in result.metrics)
+    assert result.images.name.tolist() == [f"image_{position:06d}" for position in positions]
+
+
 def test_the_seed_chooses_images_and_directions_and_repeats_bit_by_bit():
     images = pictures()
     first, again, other = (record(CNN(), images, seed=seed, rank=1).metrics for seed in (0, 0, 1))
@@ -96,24 +147,6 @@ def test_spectrum_and_reference_cosine_are_those_of_the_dense_matrices():
     np.testing.assert_allclose(recorder.details["reference_cosine"][:, 0], cosines, rtol=1e-6)  # kept as float32
 
 
-def test_kl_of_the_leading_and_of_the_next_images_eigenvector_are_those_of_the_definition():
-    network, images = CNN().eval(), pictures()
-    recorder = recorded(network, images, rank=1, strength=0.1)
-    result = recorder.finish()
-    vectors = torch.from_numpy(eigenvectors(network, images)[1])
-    contrast = images.flatten(1).std(1, correction=0)
-    with torch.no_grad():
-        p = torch.log_softmax(network(images), 1)
-        for name, directions in (("high", vectors), ("transfer", vectors.roll(-1, 0))):
-            kl = []
-            for sign in (1, -1):
-                change = sign * 0.1 * contrast[:, None] * 12 * directions
-                kl.append((p.exp() * (p - torch.log_softmax(network(images + change.view_as(images)), 1))).sum(1))
-            kl = torch.stack(kl).mean(0).numpy()
-            assert result.metrics[f"kl_{name}"] == pytest.approx(kl.mean(), rel=1e-8)
-            np.testing.assert_allclose(recorder.details[f"kl_{name}"][:, 0], kl, rtol=1e-6)
-
-
 def test_the_ideal_observer_has_the_closed_form_in_every_number():
     data = SignalDetectionDataset(TASK, 6, seed=1)
     images = torch.stack([data[index]["image"].as_tensor() for index in range(6)]).double()
@@ -145,22 +178,6 @@ def test_the_ideal_observer_has_the_closed_form_in_every_number():
     assert found["coupling"] > 20
 
 
-class OnePixel(nn.Module):
-    """A classifier that reads a single pixel, so that no sum rounds and nothing changes outside of it."""
-
-    def forward(self, images):
-        score = 3 * images.flatten(1)[:, :1]
-        return torch.cat([torch.zeros_like(score), score], dim=1)
-
-
-def test_where_nothing_but_rounding_changes_all_images_are_censored():
-    images = pictures()
-    images.flatten(1)[:, 0] = 1.0
-    found = record(OnePixel(), images).metrics
-    assert found["kl_high"] > 1e-6
-    assert found["coupling_censored"] == 1
-
-
 @pytest.mark.parametrize(
     ("options", "names"),
     [
@@ -186,102 +203,6 @@ def test_exactly_the_documented_names_are_there(options, names):
     assert set(recorder.details) == kept | {name for name in names if name.startswith("kl_")}
 
 
-def test_labels_change_nothing_but_the_accuracies():
-    with_labels, without = (record(CNN(), pictures(), labels=labels).metrics for labels in (LABELLED, None))
-    same({**without, **{name: with_labels[name] for name in ACCURACIES}}, dict(with_labels))
-
-
-def test_a_regression_has_its_error_and_shift_and_no_confidence():
-    network, images, labels = CNN(outputs=2), pictures(), torch.randn(7, 2, dtype=torch.float64)
-    result = record(network, images, labels=labels, likelihood=Gaussian(0.5), directions=["high", "transfer"], rank=1)
-    network.eval()
-    outputs = network(images).detach()
-    error = (outputs - labels).square().mean(1).sqrt()
-    assert result.metrics["error"] == pytest.approx(float(error.mean()), rel=1e-12)
-    np.testing.assert_allclose(result.images[["output_0", "output_1"]], outputs, rtol=1e-12)
-    assert "confidence" not in result.images
-    rows = result.curves[(result.curves.direction == "high") & (result.curves.strength == 0.03)]
-    # KL is half the squared shift over the variance, and exactly quadratic in a linear part
-    np.testing.assert_allclose(rows.kl, rows["shift"] ** 2 / (2 * 0.25), rtol=1e-9)
-    assert result.metrics["shift_high"] == pytest.approx(rows["shift"].mean(), rel=1e-12)
-    assert str(result.likelihood) == str(Gaussian(0.5))
-
-
-@pytest.mark.parametrize("max_images", [7, 4])
-def test_accuracy_is_that_of_the_same_images(max_images):
-    network, images, positions = CNN(), pictures(), chosen(7, max_images)
-    labels = (decisions(network, images) + 1) % 3  # wrong
-    labels[positions[1:]] = decisions(network, images)[positions[1:]]
-    assert (
-        record(network, images, labels=labels, max_images=max_images).metrics["accuracy"]
-        == (max_images - 1) / max_images
-    )
-
-
-@pytest.mark.parametrize("form", ["one_hot", "column", "float"])
-def test_labels_in_other_forms_give_the_same_accuracy(form):
-    forms = {
-        "one_hot": nn.functional.one_hot(LABELLED, 3).float(),
-        "column": LABELLED[:, None],
-        "float": LABELLED.float(),
-    }
-    found = record(CNN(), pictures(), labels=forms[form], **LIGHT).metrics["accuracy"]
-    assert found == float((decisions(CNN(), pictures()) == LABELLED).double().mean())
-
-
-@pytest.mark.parametrize("likelihood", ["sigmoid", Bernoulli()])
-def test_one_logit_under_sigmoid_has_p_1_minus_p_times_the_squared_gradient(likelihood):
-    network, images, labels = CNN(outputs=1), pictures(), torch.tensor([0, 1, 1, 0, 1, 0, 0])
-    result = record(network, images, labels=labels, likelihood=likelihood, **LIGHT)
-    inputs = images.clone().requires_grad_()
-    z = copy.deepcopy(network).eval()(inputs)[:, 0]
-    (gradient,) = torch.autograd.grad(z.sum(), inputs)
-    p = torch.sigmoid(z.detach())
-    np.testing.assert_allclose(result.eigenvalues[:, 0], p * (1 - p) * gradient.flatten(1).square().sum(1), rtol=1e-10)
-    assert result.metrics["accuracy"] == float(((z > 0) == labels).double().mean())
-
-
-def test_temperature_divides_the_logits():
-    network, images = CNN(), pictures()
-    result = record(network, images, temperature=3.0)
-    np.testing.assert_allclose(result.images.lambda_max, lambda_max(network, images, temperature=3.0), rtol=1e-10)
-    cooler = copy.deepcopy(network)
-    with torch.no_grad():
-        cooler[5].weight /= 3
-        cooler[5].bias /= 3
-    same({**result.metrics, "coupling_censored": 0}, direct(cooler, images) | {"coupling_censored": 0}, 1e-8)
-
-
-def test_float32_networks_have_the_numbers_of_float64_whatever_the_batches():
-    network, images = CNN(dtype=torch.float32), pictures(dtype=torch.float32)
-    truth = direct(copy.deepcopy(network).double(), images.double())
-    found, other = (record(network, images, per_batch).metrics for per_batch in (1, 7))
-    for name in ("lambda_max", "trace", "kl_high", "kl_transfer"):
-        assert found[name] == pytest.approx(truth[name], rel=1e-3)
-        assert found[name] == pytest.approx(other[name], rel=1e-5)
-    # a change that moves the prediction little is a small difference of rounded logits
-    for name in ("kl_low", "kl_low_matched"):
-        assert found[name] == pytest.approx(other[name], rel=1e-3)
-    assert found["coupling"] == pytest.approx(other["coupling"], abs=1e-3)
-
-
-@pytest.mark.parametrize(("per_batch", "batch_size"), [(1, None), (3, 1), (14, 2), (3, None)])
-def test_batch_sizes_change_no_number_and_no_table(per_batch, batch_size):
-    images = pictures(14)
-    held = {"labels": torch.tensor([*LABELS, *LABELS]), "masks": images > 0, "removals": [0.5], "mask_key": "mask"}
-    held |= {"directions": ["high", "low_matched", "transfer"]}
-    found, truth = record(CNN(), images, per_batch, batch_size=batch_size, **held), record(CNN(), images, 14, **held)
-    same(found.metrics, truth.metrics)
-    for name, by in (
-        ("images", ["image"]),
-        ("curves", ["direction", "strength", "image", "draw", "sign"]),
-        ("removals", ["component", "fraction", "image"]),
-    ):
-        tables = (getattr(result, name).sort_values(by, ignore_index=True) for result in (found, truth))
-        pd.testing.assert_frame_equal(*tables, rtol=1e-10, atol=1e-14)
-    assert found.images.name.tolist() == [f"image_{position:06d}" for position in range(14)]
-
-
 # ---------------------------------------------------------------- channels, masks, patients
 
 
@@ -300,15 +221,6 @@ class FourChannels(nn.Module):
 
 RGB = [True, True, True, False]
 CLICKED = pictures(20).squeeze(1).view(5, 4, 12, 12)
-
-
-@pytest.mark.parametrize("given", [RGB, [1, 1, 1, 0], np.array(RGB)], ids=str)
-def test_a_channel_mask_reaches_every_number_and_is_among_the_options(given):
-    network = FourChannels()
-    result = record(network, CLICKED, channel_mask=given)
-    same(result.metrics, direct(network, CLICKED, channel_mask=RGB))
-    assert result.options["channel_mask"] == RGB
-    assert record(network, CLICKED, **LIGHT).metrics["lambda_max"] > result.metrics["lambda_max"]
 
 
 def test_a_channel_mask_reaches_removals_masks_reference_and_cases():
@@ -429,70 +341,6 @@ def test_images_without_a_patient_count_each_for_itself_and_one_patient_alone_ha
     assert "transfer" not in set(result.curves.direction)
     (cause,) = {cause for name, cause in result.left_out if name == "transfer"}
     assert cause.startswith("no other image has an eigenvector to lend")
-
-
-# ---------------------------------------------------------------- the experiment's options
-
-
-def test_draws_are_several_directions_of_the_random_ones_and_count_once_an_image():
-    one, three = (record(CNN(), pictures(), draws=draws, rank=1) for draws in (1, 3))
-    counts = three.curves.groupby(["direction", "image"]).size() // (2 * 3)  # signs and strengths
-    assert counts["low"].eq(3).all()
-    assert counts["transfer"].eq(1).all()
-    rows = three.curves[(three.curves.direction == "low") & (three.curves.strength == 0.03)]
-    assert three.metrics["kl_low"] == pytest.approx(rows.groupby("image").kl.mean().mean(), rel=1e-12)
-    assert three.metrics["kl_low"] != one.metrics["kl_low"]
-    by, first = ["direction", "image", "strength", "sign"], three.curves[three.curves.draw == 0]
-    tables = (table.sort_values(by, ignore_index=True) for table in (first, one.curves))
-    pd.testing.assert_frame_equal(*tables, rtol=1e-10, atol=1e-14)
-    assert set(three.curve_table["count"][three.curve_table.endpoint == "kl"]) == {7}
-
-
-def test_sigma_sets_the_unit_of_the_strengths():
-    images = pictures(4)
-    equal = images / images.flatten(1).std(1, correction=0).view(-1, 1, 1, 1)  # of contrast one
-    own, given = (record(CNN(), equal, sigma=sigma).curves for sigma in (None, 2.0))
-    kl = [table.groupby(["direction", "strength"]).kl.mean()["high", 0.1] for table in (own, given)]
-    assert kl[0] != pytest.approx(kl[1], rel=0.1)
-    halved = record(CNN(), equal, sigma=2.0, strengths=[0.005, 0.015, 0.05], strength=0.015).curves
-    np.testing.assert_allclose(halved.kl, own.kl, rtol=1e-9, atol=1e-16)
-
-
-def test_clip_keeps_the_images_in_range_and_reports_what_was_limited():
-    seen = []
-
-    class Noting(CNN):
-        def forward(self, images):
-            if not torch.is_grad_enabled():
-                seen.append((float(images.min()), float(images.max())))
-            return super().forward(images)
-
-    images = pictures().clamp(-1, 1)
-    curves = record(Noting(outputs=2), images, clip=[-1, 1]).curves
-    assert min(least for least, _ in seen) >= -1
-    assert max(most for _, most in seen) <= 1
-    assert (curves.groupby("strength").clipped.mean().diff().dropna() > 0).all()
-    assert "clipped" not in record(CNN(), images, **LIGHT).curves
-
-
-def test_removals_take_a_share_of_each_component_out_of_the_images_where_asked_for():
-    network, images, positions = CNN(), pictures(), chosen(7, 4)
-    result = record(network, images, labels=LABELLED, removals=[0.5, 1.0], max_images=4, **LIGHT)
-    network.eval()
-    picked = images[positions]
-    before = torch.log_softmax(network(picked), 1).detach()
-    for name, component in zip(("high", "low"), input_fisher(network, picked).split(picked)):
-        for fraction in (0.5, 1.0):
-            after = torch.log_softmax(network(picked - fraction * component), 1).detach()
-            rows = result.removals[(result.removals.component == name) & (result.removals.fraction == fraction)]
-            rows = rows.sort_values("image")
-            assert rows.image.tolist() == positions
-            np.testing.assert_allclose(rows.kl, (before.exp() * (before - after)).sum(1), rtol=1e-8)
-            assert rows.correct.tolist() == (after.argmax(1) == LABELLED[positions]).double().tolist()
-    assert not any("removal" in name for name in result.metrics)
-    assert set(result.removal_table.component) == {"high", "low", "unperturbed"}
-    for nothing in ((), None, []):
-        assert len(record(CNN(), images[:2], removals=nothing, **LIGHT).removals) == 0
 
 
 @pytest.mark.parametrize("options", [{"energy": 0.5}, {"energy": 1.0}, {"outputs": 2}], ids=str)
@@ -708,11 +556,3 @@ def test_one_single_image_has_no_transfer_and_all_else():
     assert set(found) == SCALARS | CHANGES | COUPLINGS | ACCURACIES
     assert {name for name, value in found.items() if np.isnan(value)} == {name for name in found if "transfer" in name}
     assert found["lambda_max"] == pytest.approx(lambda_max(CNN(), pictures(1))[0], rel=1e-10)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_batches_without_a_chosen_image_change_nothing(seed):
-    (position,) = chosen(6, 1, seed)  # in the first, middle or last of three batches
-    recorder = recorded(CNN(), pictures(6), per_batch=2, max_images=1, seed=seed, directions=["high"])
-    assert recorder.finish().metrics["images"] == 1
-    assert np.flatnonzero(~np.isnan(recorder.details["lambda_max"])).tolist() == [position]
