@@ -84,7 +84,11 @@ def executed(notebook: NotebookNode, short: bool) -> NotebookNode:
             coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )
-        client.execute(env=environment)
+        try:
+            client.execute(env=environment)
+        finally:
+            if short and client.kc is not None:  # a kernel of its own is shut down with its channels
+                client.kc.stop_channels()
     notebook.cells = notebook.cells[int(short) :]
     notebook.metadata = nbformat.from_dict(
         {
