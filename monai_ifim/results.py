@@ -15,9 +15,9 @@ import math
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from monai_ifim import statistics
 from monai_ifim.fisher import InputFisher
 from monai_ifim.likelihoods import Likelihood
 from monai_ifim.perturbation import ENDPOINTS
-from monai_ifim.statistics import (
-    compare_directions,
-    curve_table,
-    error_ranking,
-    flip_strengths,
-    removal_table,
-    thresholds,
-)
-
-__all__ = ["FORMAT", "SUMMARY", "Case", "IFIMResult", "ResultTables", "holds_results", "read_tables", "write_tables"]
 
 # Counts up when a folder can no longer be read as before.
 FORMAT = 2
 SUMMARY = "summary.json"
+# What the summary takes from the result as it is.
+_TAKEN = ("versions", "options", "network", "likelihood", "solver", "exact", "epoch", "seed")
 _KEYS = (
-    *("created", "versions", "options", "network", "likelihood", "solver", "exact", "epoch", "seed"),
-    *("reference_strength", "images", "left_out", "kept_norm", "metrics", "thresholds", "error_ranking"),
+    *("created", *_TAKEN, "reference_strength", "images", "left_out", "kept_norm", "metrics"),
+    *("thresholds", "error_ranking"),
 )
 _OVER_IMAGES = ("endpoint", "statistic", "value", "low", "high", "count", "degenerate")
 # The columns of each table, in this order. Further ones follow them, as far as they were measured: endpoints, labels,
@@ -65,6 +58,13 @@ _TEXT = {"direction", "component", "control", "endpoint", "statistic", "degenera
 _TEXT |= {"name", "skipped", "case", "group", "predicted", "label"}
 # One column an output: probabilities, indicators of the label, predicted numbers, labels.
 _AN_OUTPUT = re.compile(r"(probability|truth|output|target)_\d+")
+
+
+def _versions() -> dict[str, str]:
+    # not of the installed distributions: the names of these differ (monai-weekly), and a source tree has none
+    packages = ("monai_ifim", "monai", "torch", "ignite", "numpy", "scipy", "pandas")
+    loaded = {name: sys.modules[name].__version__ for name in packages if name in sys.modules}
+    return {"python": platform.python_version(), **loaded}
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,24 +143,25 @@ class IFIMResult:
     solver: str = "gram"
     exact: bool = True
     profile: Mapping[str, float] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=lambda: _versions())
+    versions: Mapping[str, str] = field(default_factory=_versions)
 
     @cached_property
     def curve_table(self) -> pd.DataFrame:
         """Each endpoint of each direction at each strength, with its interval."""
-        return curve_table(self.images, self.curves, seed=self.seed)
+        return statistics.curve_table(self.images, self.curves, seed=self.seed)
 
     @cached_property
     def removal_table(self) -> pd.DataFrame:
         """Each endpoint of the removal of each component, with its interval."""
-        return removal_table(self.images, self.removals, seed=self.seed)
+        return statistics.removal_table(self.images, self.removals, seed=self.seed)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         """``high`` against each other direction, at each strength, by each endpoint that compares."""
         controls: list[str] | None = None if "high" in set(self.curves.direction) else []
+        compare = partial(statistics.compare_directions, self.images, self.curves, controls=controls, seed=self.seed)
         tables = [
-            compare_directions(self.images, self.curves, strength, endpoint=name, controls=controls, seed=self.seed)
+            compare(strength, endpoint=name)
             for name, endpoint in ENDPOINTS.items()
             if endpoint.compared and endpoint.column in self.curves
             for strength in sorted(set(self.curves.strength)) or [self.strength]
@@ -170,13 +171,13 @@ class IFIMResult:
     @cached_property
     def thresholds(self) -> pd.DataFrame:
         """For each direction, up to where the quadratic prediction holds and, of decisions, where half of them flip."""
-        table = thresholds(self.images, self.curves)
+        table = statistics.thresholds(self.images, self.curves)
         return table if "flipped" in self.curves else table.drop(columns="half_flip_strength")
 
     @cached_property
     def error_ranking(self) -> pd.DataFrame:
         """How well sensitivity ranks the wrong decisions; no rows where there are no decisions."""
-        return error_ranking(self.images, self.curves, seed=self.seed)
+        return statistics.error_ranking(self.images, self.curves, seed=self.seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,11 +225,7 @@ class ResultTables:
 
 
 def write_tables(result: IFIMResult, folder: str | Path) -> None:
-    """Write the tables of a result into a folder that is there.
-
-    Args:
-        result: of an evaluation.
-        folder: where the files are put; those of the same names are replaced.
+    """Write the tables of a result into a folder that is there, in place of files of the same names.
 
     Raises:
         OSError: When a file cannot be written.
@@ -244,18 +241,12 @@ def write_tables(result: IFIMResult, folder: str | Path) -> None:
     stems = {case.position: case.stem for case in result.cases}
     images = result.images.assign(case=[stems.get(position, "") for position in result.images.image])
     if "flipped" in result.curves:
-        images = images.assign(flip_strength=images.image.map(flip_strengths(result.curves)))
+        images = images.assign(flip_strength=images.image.map(statistics.flip_strengths(result.curves)))
     _write(images.sort_values("lambda_max", ascending=False, kind="stable", na_position="last"), folder / "images.csv")
 
 
 def read_tables(folder: str | Path) -> ResultTables:
-    """Read the tables that :func:`write_tables` wrote, without those of single perturbations.
-
-    Args:
-        folder: where they are.
-
-    Returns:
-        The tables, checked.
+    """The tables that :func:`write_tables` wrote into a folder, without those of single perturbations, checked.
 
     Raises:
         FileNotFoundError: When the folder or a file is missing.
@@ -279,19 +270,21 @@ def read_tables(folder: str | Path) -> ResultTables:
     return tables
 
 
+def existing_file(folder: Path, name: str) -> Path:
+    """The file of a name in a folder; FileNotFoundError where it is not there."""
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no file {name}. Give a folder that IFIMSaver wrote, complete, or let it write it again."
+        )
+    return folder / name
+
+
 def holds_results(folder: str | Path) -> bool:
     """Whether a folder holds what :func:`write_tables` wrote, in this or another format."""
     try:
         return "reference_strength" in json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
-
-
-def _versions() -> dict[str, str]:
-    # not of the installed distributions: the names of these differ (monai-weekly), and a source tree has none
-    packages = ("monai_ifim", "monai", "torch", "ignite", "numpy", "scipy", "pandas")
-    loaded = {name: sys.modules[name].__version__ for name in packages if name in sys.modules}
-    return {"python": platform.python_version(), **loaded}
 
 
 def _write(table: pd.DataFrame, file: Path) -> None:
@@ -307,14 +300,7 @@ def _summary(result: IFIMResult) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": dict(result.versions),
-        "options": {name: _described(value) for name, value in result.options.items()},
-        "network": result.network,
-        "likelihood": str(result.likelihood),
-        "solver": result.solver,
-        "exact": result.exact,
-        "epoch": result.epoch,
-        "seed": result.seed,
+        **{name: getattr(result, name) for name in _TAKEN},
         "reference_strength": result.strength,
         "images": {
             "data_set": result.data_set_size,
@@ -326,22 +312,26 @@ def _summary(result: IFIMResult) -> dict[str, Any]:
             {"direction": direction, "cause": cause, "count": count}
             for (direction, cause), count in sorted(result.left_out.items())
         ],
-        "kept_norm": dict(result.kept_norm),
-        "metrics": dict(result.metrics),
+        "kept_norm": result.kept_norm,
+        "metrics": result.metrics,
         "at_reference_strength": curves[curves.strength.isin([0.0, result.strength])].to_dict("records"),
         "thresholds": result.thresholds.to_dict("records"),
         "error_ranking": result.error_ranking.to_dict("records"),
     }
 
 
-def _described(value: Any) -> Any:
-    """An option as JSON can hold it; objects by what they are."""
+def _json(value: Any) -> Any:
+    """With null for NaN and the text "inf" for infinity, which JSON does not have; objects by what they are."""
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, (list, tuple)):
-        return [_described(item) for item in value]
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
     if isinstance(value, Likelihood):
@@ -349,29 +339,8 @@ def _described(value: Any) -> Any:
     return f"{type(value).__name__} {value.name}" if hasattr(value, "name") else type(value).__name__
 
 
-def _json(value: Any) -> Any:
-    """With null for NaN and the text "inf" for infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_json(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    return value
-
-
-def _existing(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
-        raise FileNotFoundError(
-            f"{folder} has no file {name}. Give a folder that IFIMSaver wrote, complete, or let it write it again."
-        )
-    return folder / name
-
-
 def _read_summary(folder: Path) -> dict[str, Any]:
-    file = _existing(folder, SUMMARY)
+    file = existing_file(folder, SUMMARY)
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -388,7 +357,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame:
-    file = _existing(folder, name)
+    file = existing_file(folder, name)
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
         if missing := [column for column in _COLUMNS[name] if column not in table]:

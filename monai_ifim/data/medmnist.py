@@ -20,22 +20,10 @@ from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-__all__ = ["FirstOutput", "MedMNISTDataset", "MedMNISTFile", "medmnist_spatial_size"]
-
 _SPLITS = ("train", "val", "test")
 # What numpy and zipfile raise for bytes that are no .npz, or no longer one.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-)
+_UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, KeyError, NotImplementedError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error)
 # MONAI networks that halve the image too often for 28 pixels.
 _NEEDS_64_PIXELS = ("densenet", "efficientnet")
 
@@ -63,10 +51,8 @@ class MedMNISTFile:
                 "with --dataset_file."
             )
         arrays = self._read(splits)
-        present = [split for split in _SPLITS if f"{split}_images" in arrays]
-        self.splits = tuple(present if splits is None else splits)
-        missing = [f"{split}_{kind}" for split in self.splits for kind in ("images", "labels")]
-        missing = [name for name in missing if name not in arrays]
+        self.splits = tuple([name for name in _SPLITS if f"{name}_images" in arrays] if splits is None else splits)
+        missing = [name for name in _arrays_of(self.splits) if name not in arrays]
         if missing or not self.splits:
             raise ValueError(
                 f"'{self.path.name}' lacks the array(s) {', '.join(missing) or 'train_images'}; it holds "
@@ -81,8 +67,7 @@ class MedMNISTFile:
                     f"{split}_images in '{self.path.name}' is {images.dtype}; a MedMNIST-format file has uint8, 0 to "
                     "255. Rescale the intensities and store them with .astype(np.uint8)."
                 )
-        shapes = {images.shape[1:] for images in self._images.values()}
-        self.spatial_shape, self.channels = self._layout(shapes)
+        self.spatial_shape, self.channels = self._layout()
         self.num_classes = 1 + max(int(labels.max()) for labels in self._labels.values())
         if self.num_classes < 2:
             raise ValueError(f"All labels in '{self.path.name}' are 0; a classifier needs two classes or more.")
@@ -90,9 +75,8 @@ class MedMNISTFile:
     def _read(self, splits: Sequence[str] | None) -> dict[str, np.ndarray]:
         try:
             with np.load(self.path, allow_pickle=False) as file:
-                wanted = [f"{split}_{kind}" for split in splits or _SPLITS for kind in ("images", "labels")]
-                return {name: file[name] for name in file.files if name in wanted}
-        except _UNREADABLE as error:
+                return {name: file[name] for name in file.files if name in _arrays_of(splits or _SPLITS)}
+        except (*_UNREADABLE, *_DAMAGED) as error:
             raise ValueError(
                 f"'{self.path}' cannot be read as .npz ({error}). It may be truncated or another kind of file: compare "
                 "its size with the source, and fetch it again."
@@ -100,28 +84,27 @@ class MedMNISTFile:
 
     def _checked_labels(self, split: str, labels: np.ndarray) -> np.ndarray:
         name = f"{split}_labels in '{self.path.name}'"
-        images = self._images[split]
+        count = len(self._images[split])
         if labels.ndim == 2 and labels.shape[1] > 1:
             raise ValueError(
                 f"{name} has shape {labels.shape}: multi-label sets are not supported, only one label an image."
             )
         labels = labels.reshape(-1)
-        if len(labels) != len(images) or len(labels) == 0:
-            raise ValueError(f"{name} has {len(labels)} labels for {len(images)} images; one each, and one at least.")
+        if len(labels) != count or count == 0:
+            raise ValueError(f"{name} has {len(labels)} labels for {count} images; one each, and one at least.")
+        needed = f"{name} must hold whole numbers from 0 to 999, got"
         if labels.dtype.kind not in "iuf" or not np.isfinite(labels).all():
-            raise ValueError(f"{name} must hold whole numbers from 0 to 999, got {labels.dtype} with other values.")
+            raise ValueError(f"{needed} {labels.dtype} with other values.")
         if not np.array_equal(labels, labels.astype(np.int64)) or labels.min() < 0 or labels.max() > 999:
-            raise ValueError(
-                f"{name} must hold whole numbers from 0 to 999, got values from {labels.min()} to {labels.max()}."
-            )
+            raise ValueError(f"{needed} values from {labels.min()} to {labels.max()}.")
         return labels.astype(np.int64)
 
-    def _layout(self, shapes: set[tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
+    def _layout(self) -> tuple[tuple[int, ...], int]:
+        shapes = {images.shape[1:] for images in self._images.values()}
         if len(shapes) > 1:
             raise ValueError(f"The splits of '{self.path.name}' have images of different shapes: {sorted(shapes)}.")
         (shape,) = shapes
-        channels = shape[-1] if len(shape) > 2 and shape[-1] in (1, 3) else 1
-        spatial = shape[:-1] if len(shape) > 2 and shape[-1] in (1, 3) else shape
+        spatial, channels = (shape[:-1], shape[-1]) if len(shape) > 2 and shape[-1] in (1, 3) else (shape, 1)
         if len(spatial) not in (2, 3):
             raise ValueError(
                 f"Images of shape {shape} in '{self.path.name}'; expected (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3)."
@@ -132,8 +115,12 @@ class MedMNISTFile:
         """Images (N, C, *spatial), as stored, and labels (N,), int64, of a split."""
         if split not in self._images:
             raise KeyError(f"'{self.path.name}' has no split {split!r}; it has {', '.join(self.splits)}.")
-        images = self._images[split].reshape(len(self._images[split]), *self.spatial_shape, self.channels)
-        return np.moveaxis(images, -1, 1), self._labels[split]
+        images, labels = self._images[split], self._labels[split]
+        return np.moveaxis(images.reshape(len(labels), *self.spatial_shape, self.channels), -1, 1), labels
+
+
+def _arrays_of(splits: Sequence[str]) -> list[str]:
+    return [f"{split}_{kind}" for split in splits for kind in ("images", "labels")]
 
 
 class MedMNISTDataset(Dataset):
@@ -153,10 +140,9 @@ class MedMNISTDataset(Dataset):
     def __init__(self, file: MedMNISTFile, split: str, spatial_size: Sequence[int] | None = None) -> None:
         self.images, self.labels = file[split]
         self.name = f"{file.path.stem}_{split}"
-        size = tuple(spatial_size or file.spatial_shape)
-        larger = size > tuple(file.spatial_shape)
-        mode = ("bilinear" if len(size) == 2 else "trilinear") if larger else "area"
-        self.resize = None if size == tuple(file.spatial_shape) else Resize(size, mode=mode)
+        stored, size = tuple(file.spatial_shape), tuple(spatial_size or file.spatial_shape)
+        mode = ("bilinear" if len(size) == 2 else "trilinear") if size > stored else "area"
+        self.resize = None if size == stored else Resize(size, mode=mode)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -169,10 +155,7 @@ class MedMNISTDataset(Dataset):
         name = f"{self.name}_{index:06d}"
         meta = {ImageMetaKey.FILENAME_OR_OBJ: name, MetaKeys.SPATIAL_SHAPE: np.asarray(image.shape[1:])}
         tensor = MetaTensor(image, meta=meta)
-        return {
-            "image": tensor if self.resize is None else self.resize(tensor),
-            "label": int(self.labels[index]),
-        }
+        return {"image": self.resize(tensor) if self.resize else tensor, "label": int(self.labels[index])}
 
 
 def medmnist_spatial_size(
@@ -180,22 +163,18 @@ def medmnist_spatial_size(
 ) -> tuple[int, ...]:
     """The spatial size to train at: ``image_size`` along every axis, or as stored.
 
-    MONAI's DenseNets and EfficientNets refuse 28 pixels, so these get 64 where the file has less and no size is given.
-
-    Args:
-        file: the open file.
-        image_size: pixels along every axis.
-        network_name: name of the network's class.
+    MONAI's DenseNets and EfficientNets (known by the name of the network's class) refuse 28 pixels, so these get 64
+    where the file has less and no size is given.
 
     Raises:
         ValueError: When the size is below 1.
     """
-    if image_size is None:
-        small = min(file.spatial_shape) < 64 and network_name.split(".")[-1].lower().startswith(_NEEDS_64_PIXELS)
-        return (64,) * len(file.spatial_shape) if small else tuple(file.spatial_shape)
-    if image_size < 1:
+    if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be 1 or more, got {image_size}.")
-    return (int(image_size),) * len(file.spatial_shape)
+    small = min(file.spatial_shape) < 64 and network_name.split(".")[-1].lower().startswith(_NEEDS_64_PIXELS)
+    if image_size is None and not small:
+        return tuple(file.spatial_shape)
+    return (64 if image_size is None else int(image_size),) * len(file.spatial_shape)
 
 
 class FirstOutput(nn.Module):

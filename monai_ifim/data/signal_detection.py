@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
@@ -30,8 +30,6 @@ from monai.utils import ImageMetaKey, MetaKeys
 from scipy.special import erf, ndtr
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-
-__all__ = ["IdealObserver", "SignalDetectionDataset", "SignalDetectionTask"]
 
 # The mask is where a signal exceeds this share of its peak: at the defaults 99.99 % of the signal's energy and 92 % of
 # that of its template, whose negative ring lies about the signal, in 8.75 % of the image.
@@ -115,10 +113,8 @@ class SignalDetectionTask:
             if self.num_classes > 2:
                 angle = 2 * np.pi * index / (self.num_classes - 1)
                 position[-2:] += min(self.spatial_size) / 4 * np.array([np.sin(angle), np.cos(angle)])
-            axes = [
-                np.exp(-((np.arange(size) - at) ** 2) / (2 * width**2)) for size, at in zip(self.spatial_size, position)
-            ]
-            signals.append(amplitude * _outer(axes))
+            distances = [np.arange(size) - at for size, at in zip(self.spatial_size, position)]
+            signals.append(amplitude * _outer([np.exp(-(distance**2) / (2 * width**2)) for distance in distances]))
         return torch.from_numpy(np.stack(signals))
 
     @cached_property
@@ -184,9 +180,9 @@ class SignalDetectionTask:
 
     def solve_covariance(self, images: Tensor) -> Tensor:
         """``K^-1 g`` with the covariance of background and noise together, float64, for images (..., *spatial)."""
-        values = _outer([values for values, _ in self._axis_spectra]) + self.noise_std**2
-        rotated = _along_axes(images.double(), [vectors.T for _, vectors in self._axis_spectra])
-        return _along_axes(rotated / torch.from_numpy(values), [vectors for _, vectors in self._axis_spectra])
+        values, vectors = zip(*self._axis_spectra)
+        rotated = _along_axes(images.double(), [matrix.T for matrix in vectors])
+        return _along_axes(rotated / torch.from_numpy(_outer(values) + self.noise_std**2), vectors)
 
     @cached_property
     def templates(self) -> Tensor:
@@ -210,15 +206,13 @@ class SignalDetectionTask:
 
     @cached_property
     def _sampling_factors(self) -> list[Tensor]:
-        return [
-            torch.from_numpy((vectors * np.sqrt(values)).astype(np.float32)) for values, vectors in self._axis_spectra
-        ]
+        factors = [vectors * np.sqrt(values) for values, vectors in self._axis_spectra]
+        return [torch.from_numpy(factor.astype(np.float32)) for factor in factors]
 
     def sample(self, label: int, generator: torch.Generator) -> Tensor:
         """One image, float32, (1, *spatial), of a class."""
         if self.background == "gaussian":
-            white = torch.randn(self.spatial_size, generator=generator)
-            image = _along_axes(white, self._sampling_factors)
+            image = _along_axes(torch.randn(self.spatial_size, generator=generator), self._sampling_factors)
         else:
             image = self._lumps(generator)
         image = image + self.noise_std * torch.randn(self.spatial_size, generator=generator)
@@ -233,8 +227,7 @@ class SignalDetectionTask:
         for size in self.spatial_size:
             centres = torch.rand(count, generator=generator) * size - 0.5
             axes.append(torch.exp(-((torch.arange(size) - centres[:, None]) ** 2) / (2 * width**2)))
-        letters = "xyz"[: len(axes)]
-        return amplitude * torch.einsum(",".join("n" + letter for letter in letters) + "->" + letters, *axes)
+        return amplitude * torch.einsum("nx,ny->xy" if len(axes) == 2 else "nx,ny,nz->xyz", *axes)
 
 
 class SignalDetectionDataset(Dataset):
@@ -349,10 +342,7 @@ class IdealObserver(nn.Module):
 
 def _outer(axes: Sequence[np.ndarray]) -> np.ndarray:
     """The outer product of one vector an axis."""
-    product = axes[0]
-    for axis in axes[1:]:
-        product = product[..., None] * axis
-    return product
+    return reduce(np.multiply.outer, axes)
 
 
 def _along_axes(images: Tensor, matrices: Sequence[Tensor | np.ndarray]) -> Tensor:

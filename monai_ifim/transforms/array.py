@@ -31,8 +31,6 @@ from monai_ifim.perturbation import (
     resolve_directions,
 )
 
-__all__ = ["IFIMSplit", "RandIFIMPerturb"]
-
 # Where RandIFIMPerturb writes into the meta-data of an image.
 PERTURBATION_KEY = "ifim_perturbation"
 
@@ -64,9 +62,6 @@ class IFIMSplit(Transform):
         ValueError: When an option is out of range.
 
     Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from monai_ifim.transforms import IFIMSplit
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
         >>> image = torch.randn(1, 4, 4)
         >>> high, low, eigenvalues = IFIMSplit(network, rank=1)(image)
@@ -154,13 +149,9 @@ class RandIFIMPerturb(RandomizableTransform):
             :mod:`monai_ifim.perturbation`. Not ``"transfer"``.
         strength: one number, or the least and the greatest.
         prob: probability to perturb an image.
-        likelihood: ``"softmax"``, ``"sigmoid"``, ``"gaussian"`` or an object of :mod:`monai_ifim.likelihoods`.
-        rank: number of leading eigenvectors.
-        energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
-        temperature: divides the logits, of a likelihood that is given by name.
+        likelihood, rank, energy, temperature, output_key: see :class:`IFIMSplit`.
         sigma: the unit of the strength, in the units of the image; default the image's own standard deviation.
         clip: the least and the greatest intensity, see :func:`monai_ifim.perturbation.perturb`.
-        output_key: which output of a network that returns a tuple, list or dictionary.
         channel_mask: one true or false (1 or 0) for each input channel: which of them may vary; default all. The others
             stay bit for bit; ``strength``, ``sigma``, ``D`` and ``clipped`` then count in these channels only.
 
@@ -169,9 +160,6 @@ class RandIFIMPerturb(RandomizableTransform):
         ValueError: When an option is out of range, or the direction needs another image.
 
     Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from monai_ifim.transforms import RandIFIMPerturb
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
         >>> perturb = RandIFIMPerturb(network, "high", strength=(0.01, 0.1), prob=1.0).set_random_state(seed=0)
         >>> done = perturb(torch.randn(1, 4, 4)).meta["ifim_perturbation"]
@@ -206,7 +194,10 @@ class RandIFIMPerturb(RandomizableTransform):
                 "The direction 'transfer' takes the eigenvector of another image, and a transform sees one image only. "
                 "Choose another one, or give one of your own as monai_ifim.perturbation.FixedDirection."
             )
-        self.strength = _strength_range(strength)
+        values = np.full(2, strength) if np.ndim(strength) == 0 else np.asarray(strength, dtype=float)
+        if not (values.shape == (2,) and 0 <= values[0] <= values[1] and 0 < values[1] < np.inf):
+            raise ValueError(f"strength must be a positive number, or the least and the greatest, got {strength}.")
+        self.strength = float(values[0]), float(values[1])
         self.network = network
         self.likelihood = resolve_likelihood(likelihood, temperature)
         self.rank = rank
@@ -264,12 +255,11 @@ class RandIFIMPerturb(RandomizableTransform):
             fisher = input_fisher(model, batch, rank=self.rank, energy=self.energy, channel_mask=self.channel_mask)
             if fisher.skipped:
                 return plain, self._unperturbed(fisher.skipped[0])
-            targets = None
             if label is not None:
                 labels = plain_tensor(torch.as_tensor(label, device=batch.device)).reshape(1, -1)
-                targets = self.likelihood.targets(labels, fisher.outputs.shape[1])
+                label = self.likelihood.targets(labels, fisher.outputs.shape[1])
             contrast = image_contrast(batch, self.sigma, fisher.channel_mask)
-            inputs = DirectionInputs(batch, fisher, None, [0], seed, model, targets)
+            inputs = DirectionInputs(batch, fisher, None, [0], seed, model, label)
             change, _, causes = change_along(self.direction, inputs, 0, contrast)
         if causes:
             return plain, self._unperturbed(causes[0])
@@ -278,29 +268,14 @@ class RandIFIMPerturb(RandomizableTransform):
         if fisher.channel_mask is not None:  # the others did not pass the dtype of the network
             varied = fisher.channel_mask.to(plain.device).view(-1, *[1] * (plain.ndim - 1))
             perturbed = torch.where(varied, perturbed, plain)
-        done = {
-            "direction": self.direction.name,
-            "strength": strength,
-            "sign": sign,
-            "sigma": float(contrast),
-            "norm": float(torch.linalg.vector_norm(perturbed.double() - plain.double())),
-            "clipped": float(clipped),
-            "cause": "",
-        }
-        return perturbed, done
+        norm = torch.linalg.vector_norm(perturbed.double() - plain.double())
+        done = {"strength": strength, "sign": sign, "sigma": float(contrast), "norm": float(norm)}
+        return perturbed, self._unperturbed("") | done | {"clipped": float(clipped)}
 
     def _unperturbed(self, cause: str) -> dict[str, Any]:
         # the same keys and types as where an image was perturbed, so that both can stand in one batch
         nothing = {"strength": 0.0, "sign": 0, "sigma": np.nan, "norm": 0.0, "clipped": 0.0}
         return {"direction": self.direction.name, **nothing, "cause": cause}
-
-
-def _strength_range(strength: float | Sequence[float]) -> tuple[float, float]:
-    """The least and the greatest strength."""
-    values = np.full(2, strength) if np.ndim(strength) == 0 else np.asarray(strength, dtype=float)
-    if not (values.shape == (2,) and 0 <= values[0] <= values[1] and 0 < values[1] < np.inf):
-        raise ValueError(f"strength must be a positive number, or the least and the greatest, got {strength}.")
-    return float(values[0]), float(values[1])
 
 
 def _as_batch(plain: Tensor, network: nn.Module) -> Tensor:

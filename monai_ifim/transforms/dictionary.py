@@ -16,15 +16,6 @@ from monai_ifim.likelihoods import LikelihoodLike
 from monai_ifim.perturbation import REFERENCE_STRENGTH, Direction, LossGradient
 from monai_ifim.transforms.array import IFIMSplit, RandIFIMPerturb
 
-__all__ = [
-    "IFIMSplitD",
-    "IFIMSplitDict",
-    "IFIMSplitd",
-    "RandIFIMPerturbD",
-    "RandIFIMPerturbDict",
-    "RandIFIMPerturbd",
-]
-
 
 class IFIMSplitd(MapTransform):
     """Dictionary version of :class:`IFIMSplit`.
@@ -35,20 +26,11 @@ class IFIMSplitd(MapTransform):
 
     Args:
         keys: keys of the images, as the network reads them.
-        network: the network.
-        likelihood: ``"softmax"``, ``"sigmoid"``, ``"gaussian"`` or an object of :mod:`monai_ifim.likelihoods`.
-        rank: number of leading eigenvectors.
-        energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
-        temperature: divides the logits, of a likelihood that is given by name.
-        reference: ``x0``, a constant or an image (C_in, *spatial).
-        output_key: which output of a network that returns a tuple, list or dictionary.
-        channel_mask: one true or false (1 or 0) for each input channel: which of them may vary; default all.
+        network, likelihood, rank, ..., channel_mask: see :class:`IFIMSplit`.
         allow_missing_keys: do not raise when a key is missing.
 
     Example:
         >>> import torch
-        >>> from torch import nn
-        >>> from monai_ifim.transforms import IFIMSplitd
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
         >>> sorted(IFIMSplitd("image", network)({"image": torch.randn(1, 4, 4)}))
         ['image', 'image_ifim_eigenvalues', 'image_ifim_high', 'image_ifim_low']
@@ -88,19 +70,7 @@ class RandIFIMPerturbd(RandomizableTransform, MapTransform):
 
     Args:
         keys: keys of the images, as the network reads them.
-        network: the network.
-        direction: a name in :data:`monai_ifim.perturbation.DIRECTIONS`, or an object of
-            :mod:`monai_ifim.perturbation`. Not ``"transfer"``.
-        strength: one number, or the least and the greatest, in units of the contrast of the image.
-        prob: probability to perturb.
-        likelihood: ``"softmax"``, ``"sigmoid"``, ``"gaussian"`` or an object of :mod:`monai_ifim.likelihoods`.
-        rank: number of leading eigenvectors.
-        energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
-        temperature: divides the logits, of a likelihood that is given by name.
-        sigma: the unit of the strength, in the units of the image; default the image's own standard deviation.
-        clip: the least and the greatest intensity.
-        output_key: which output of a network that returns a tuple, list or dictionary.
-        channel_mask: one true or false (1 or 0) for each input channel: which of them may vary; default all.
+        network, direction, strength, ..., channel_mask: see :class:`RandIFIMPerturb`.
         label_key: key of the label, for :class:`monai_ifim.perturbation.LossGradient` and directions of your own that
             read it.
         allow_missing_keys: do not raise when a key is missing.
@@ -111,8 +81,6 @@ class RandIFIMPerturbd(RandomizableTransform, MapTransform):
 
     Example:
         >>> import torch
-        >>> from torch import nn
-        >>> from monai_ifim.transforms import RandIFIMPerturbd
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
         >>> perturb = RandIFIMPerturbd("image", network, strength=0.1, prob=1.0).set_random_state(seed=0)
         >>> data = perturb({"image": torch.randn(1, 4, 4), "label": 1})
@@ -145,20 +113,8 @@ class RandIFIMPerturbd(RandomizableTransform, MapTransform):
         if isinstance(direction, LossGradient) and label_key is None:
             raise ValueError(f"The direction '{direction.name}' needs labels: give label_key, the key of the label.")
         self.label_key = label_key
-        self.perturb = RandIFIMPerturb(
-            network,
-            direction,
-            strength,
-            prob,
-            likelihood,
-            rank,
-            energy,
-            temperature,
-            sigma,
-            clip,
-            output_key,
-            channel_mask,
-        )
+        options = (likelihood, rank, energy, temperature, sigma, clip, output_key, channel_mask)
+        self.perturb = RandIFIMPerturb(network, direction, strength, prob, *options)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandIFIMPerturbd:
         """Set the random state, see :class:`monai.transforms.Randomizable`."""

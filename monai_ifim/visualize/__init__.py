@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Figures and a report from results."""
+"""Figures, without windows, and a report from results."""
 
 from monai_ifim.visualize.curves import plot_curves, plot_removals
 from monai_ifim.visualize.panels import plot_components

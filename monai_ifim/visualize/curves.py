@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -14,13 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from monai_ifim.perturbation import ENDPOINTS, Endpoint
 from monai_ifim.visualize.style import NEUTRAL, DirectionStyle, direction_styles, empty_axes
-
-__all__ = ["plot_curves", "plot_removals"]
-
 
 _PANELS_A_ROW = 3
 # A curve this many decades below the greatest value is of no use to the eye, and would squeeze the others.
@@ -42,9 +37,6 @@ def plot_curves(table: pd.DataFrame, title: str | None = None) -> Figure:
             low, high, count``. It has a panel for each of its endpoints.
         title: of the figure.
 
-    Returns:
-        A matplotlib figure, without a window.
-
     Raises:
         ValueError: When a column is missing.
 
@@ -54,17 +46,14 @@ def plot_curves(table: pd.DataFrame, title: str | None = None) -> Figure:
         >>> [axis.get_ylabel() for axis in plot_curves(table).axes if axis.lines]
         ['KL divergence (nats)']
     """
-    figure = _plot(
-        _checked(table, "direction", "strength"), "strength: RMS of the change / contrast of the image", title
-    )
+    figure = _plot(table, ("direction", "strength"), "strength: RMS of the change / contrast of the image", title)
     strengths = sorted(table.strength[table.direction != "unperturbed"].unique())
     for axis in figure.axes:
         if axis.lines:
             axis.set_xscale("log")
+            axis.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
+            axis.set_xticks([], minor=True)
             axis.set_xlim(strengths[0] / 1.3, strengths[-1] * 1.3)
-            axis.xaxis.set_major_locator(FixedLocator(strengths))
-            axis.xaxis.set_minor_locator(NullLocator())
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return figure
 
 
@@ -76,9 +65,6 @@ def plot_removals(table: pd.DataFrame, title: str | None = None) -> Figure:
             low, high, count``.
         title: of the figure; the default says that the changes differ in size.
 
-    Returns:
-        A matplotlib figure, without a window.
-
     Raises:
         ValueError: When a column is missing.
 
@@ -88,30 +74,23 @@ def plot_removals(table: pd.DataFrame, title: str | None = None) -> Figure:
         >>> plot_removals(table).axes[0].get_title()
         'Size of the removed part'
     """
-    if title is None:
-        title = "Removal of a component. NOT norm-matched: the changes differ in size"
-    figure = _plot(_checked(table, "component", "fraction"), "removed fraction t of the component", title)
+    title = "Removal of a component. NOT norm-matched: the changes differ in size" if title is None else title
+    figure = _plot(table, ("component", "fraction"), "removed fraction t of the component", title)
     for axis in figure.axes:
         if axis.lines:
             axis.set_xlim(0, 1.04)
     return figure
 
 
-def _checked(table: pd.DataFrame, direction: str, x: str) -> pd.DataFrame:
-    """The table with the columns ``direction`` and ``x`` under these names, sorted by ``x``."""
-    needed = [direction, x, "endpoint", "value", "low", "high", "count"]
+def _plot(table: pd.DataFrame, columns: tuple[str, str], x_label: str, title: str | None) -> Figure:
+    """The figure of a table; ``columns`` are those of the directions and of the horizontal axis."""
+    needed = [*columns, "endpoint", "value", "low", "high", "count"]
     if missing := [name for name in needed if name not in table]:
         raise ValueError(f"The table has no column {', '.join(missing)}; it needs {', '.join(needed)}.")
-    return table[needed].rename(columns={direction: "direction", x: "x"}).sort_values("x")
-
-
-def _plot(table: pd.DataFrame, x_label: str, title: str | None) -> Figure:
+    table = table[needed].rename(columns=dict(zip(columns, ("direction", "x")))).sort_values("x")
     unperturbed, table = table[table.direction == "unperturbed"], table[table.direction != "unperturbed"]
-    endpoints = [
-        endpoint
-        for name, endpoint in ENDPOINTS.items()
-        if endpoint.title and table.value[table.endpoint == name].notna().any()
-    ]
+    measured = set(table.endpoint[table.value.notna()])
+    endpoints = [endpoint for endpoint in ENDPOINTS.values() if endpoint.title and endpoint.name in measured]
     if not endpoints:  # an evaluation without a usable image must not fail at its figures
         figure = Figure(figsize=(7, 2), layout="constrained")
         empty_axes(figure.subplots(), "no image was perturbed, so there is no curve")
@@ -136,9 +115,17 @@ def _plot(table: pd.DataFrame, x_label: str, title: str | None) -> Figure:
         for value in before:
             axis.axhline(value, label="unperturbed", color=NEUTRAL, linestyle=":", linewidth=1.8)
         _finish(axis, endpoint, shown, from_zero=not len(before))
+    handles: list[Artist] = [
+        Line2D([], [], color=style.colour, marker=style.marker, linewidth=2, label=name)
+        for name, style in styles.items()
+    ]
+    if (table.endpoint == "kl_quadratic").any():
+        handles.append(Line2D([], [], color=NEUTRAL, linestyle="--", label="quadratic prediction"))
+    if len(unperturbed):
+        handles.append(Line2D([], [], color=NEUTRAL, linestyle=":", linewidth=1.8, label="unperturbed"))
+    handles.append(Patch(color=NEUTRAL, alpha=0.3, linewidth=0, label="95 % interval"))
     legend = figure.add_subplot(grid[-1, -free or 0 :])
     legend.set_axis_off()
-    handles = _legend_handles(styles, table, unperturbed)
     legend.legend(handles=handles, loc="center", ncols=1 if free else 5, fontsize=10, frameon=False)
     counts = table["count"][table.endpoint == endpoints[0].name]
     span = f"{counts.min():g}" if counts.nunique() == 1 else f"{counts.min():g} to {counts.max():g}"
@@ -155,15 +142,8 @@ def _draw_direction(axis: Axes, rows: pd.DataFrame, name: str, style: DirectionS
         axis.plot(rows.x, end, color=style.colour, alpha=0.5, linewidth=0.6)
     if len(rows) == 1:  # where a band has no width
         axis.vlines(rows.x, rows.low, rows.high, color=style.colour, alpha=0.6, linewidth=2)
-    axis.plot(
-        rows.x,
-        rows.value,
-        label=name,
-        color=style.colour,
-        marker=style.marker,
-        linewidth=max(2.8 - 0.4 * order, 1.0),
-        markersize=max(7.5 - 0.8 * order, 4.5),
-    )
+    (line,) = axis.plot(rows.x, rows.value, label=name, color=style.colour, marker=style.marker)
+    line.set(linewidth=max(2.8 - 0.4 * order, 1.0), markersize=max(7.5 - 0.8 * order, 4.5))
 
 
 def _finish(axis: Axes, endpoint: Endpoint, shown: pd.DataFrame, from_zero: bool) -> None:
@@ -175,13 +155,11 @@ def _finish(axis: Axes, endpoint: Endpoint, shown: pd.DataFrame, from_zero: bool
     numbers = shown[["value", "low", "high"]].to_numpy(dtype=float)
     numbers = numbers[np.isfinite(numbers)]
     positive = numbers[numbers > 0]
-    if not endpoint.log_axis:
-        if from_zero and (numbers < 0).any():
-            axis.axhline(0, color=NEUTRAL, linewidth=0.8)
-        elif from_zero:
-            axis.set_ylim(0, 1.08 * numbers.max(initial=0.0) or 1.0)
-        return
-    if len(positive) == 0:
+    if not endpoint.log_axis and from_zero and (numbers < 0).any():
+        axis.axhline(0, color=NEUTRAL, linewidth=0.8)
+    elif not endpoint.log_axis and from_zero:
+        axis.set_ylim(0, 1.08 * numbers.max(initial=0.0) or 1.0)
+    if not endpoint.log_axis or len(positive) == 0:
         return
     axis.set_yscale("log", nonpositive="clip")
     least, greatest = float(positive.min()), float(positive.max())
@@ -189,29 +167,12 @@ def _finish(axis: Axes, endpoint: Endpoint, shown: pd.DataFrame, from_zero: bool
         limits = float(np.clip(least / 1.1, 0.1, 0.5)), float(np.clip(greatest * 1.1, 2, 10))
         axis.axhspan(*_RATIO_HOLDS, color=NEUTRAL, alpha=0.18, linewidth=0)
         axis.axhline(1, color=NEUTRAL, linewidth=0.8)
-        axis.yaxis.set_major_locator(FixedLocator(_RATIO_TICKS))
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_yticks(_RATIO_TICKS, [f"{tick:g}" for tick in _RATIO_TICKS])
+        axis.set_yticks([], minor=True)
     else:
         limits = max(least / 2, 2 * greatest / 10**_DECADES), 2 * greatest
     axis.set_ylim(*limits)
-    outside = direction_styles(shown.direction[shown.value.notna() & ~shown.value.between(*limits)])
-    if outside:
+    if outside := direction_styles(shown.direction[shown.value.notna() & ~shown.value.between(*limits)]):
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
         text = textwrap.fill(f"partly off this axis: {', '.join(outside)}", 38)
         axis.text(0.98, 0.03, text, transform=axis.transAxes, fontsize=8, color=NEUTRAL, ha="right", bbox=box)
-
-
-def _legend_handles(
-    styles: Mapping[str, DirectionStyle], table: pd.DataFrame, unperturbed: pd.DataFrame
-) -> list[Artist]:
-    handles: list[Artist] = [
-        Line2D([], [], color=style.colour, marker=style.marker, linewidth=2, label=name)
-        for name, style in styles.items()
-    ]
-    if (table.endpoint == "kl_quadratic").any():
-        handles.append(Line2D([], [], color=NEUTRAL, linestyle="--", label="quadratic prediction"))
-    if len(unperturbed):
-        handles.append(Line2D([], [], color=NEUTRAL, linestyle=":", linewidth=1.8, label="unperturbed"))
-    handles.append(Patch(color=NEUTRAL, alpha=0.3, linewidth=0, label="95 % interval"))
-    return handles

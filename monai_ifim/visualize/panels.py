@@ -8,22 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from monai_ifim.fisher import InputFisher
 from monai_ifim.model import varied
-
-__all__ = [
-    "PLANES",
-    "colour_limits",
-    "escaped",
-    "middle_slice",
-    "plot_components",
-    "relative_heights",
-    "rescaled_colours",
-]
 
 _COLUMNS = ("image", "high component", "low component", "leading eigenvector")
 # Of volumes: the axis that is cut, the one that is drawn to the right, and the one that is drawn upwards.
@@ -58,9 +49,6 @@ def plot_components(
         masks: (B, 1 or C_in, *spatial), drawn as a contour on image and eigenvector.
         spacing: (spatial axes,) or (B, spatial axes), in mm, for the true proportions; default 1.
 
-    Returns:
-        A matplotlib figure, without a window.
-
     Raises:
         ValueError: When a shape does not fit.
 
@@ -89,7 +77,10 @@ def plot_components(
         raise ValueError(f"masks must have the shape {' or '.join(map(str, shapes))}, got {tuple(masks.shape)}.")
 
     high, low = fisher.split(images, reference=reference)
-    heights = [relative_heights(images.shape[2:], distance) for distance in distances]
+    # height over width of each plane
+    planes = [(right, up) for _, right, up in PLANES.values()] if axes == 3 else [(1, 0)]
+    extents = np.asarray(images.shape[2:]) * distances
+    heights = [[float(np.clip(extent[up] / extent[right], *_HEIGHTS)) for right, up in planes] for extent in extents]
     inches = [sum(rows) * (_WIDTH / 4 - 0.5) + 0.1 * len(rows) + 0.5 for rows in heights]
     figure = Figure(figsize=(_WIDTH, max(sum(inches), 1.0)))
     if batch == 0:
@@ -99,9 +90,9 @@ def plot_components(
         leading = fisher.eigenvectors[row, 0]
         parts = [part.detach().as_subclass(Tensor).cpu() for part in (images[row], high[row], low[row], leading)]
         mask = None if masks is None else masks[row].as_subclass(Tensor).cpu().ne(0).any(dim=0).numpy()
-        name = f"image {row}" if titles is None else " · ".join(titles[row].split("\n"))
+        name = f"image {row}" if titles is None else titles[row].replace("\n", " · ").replace("$", r"\$")
         spectrum = fisher.skipped.get(row) or rf"$\lambda_1$ = {float(fisher.eigenvalues[row, 0]):.2g}"
-        subfigure.suptitle(f"{escaped(name)}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
+        subfigure.suptitle(f"{name}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
         colours = varied(images[row : row + 1].detach().as_subclass(Tensor), fisher.channel_mask)[0].cpu()
         _draw_image(subfigure, parts, colours, mask, distances[row], heights[row], inches[row])
     return figure
@@ -129,16 +120,14 @@ def _draw_image(
         in_colour = column == 0 and len(colours) == 3 and len(spacing) == 2
         slices = [middle_slice(values[channel].numpy(), cut) for _, (cut, _, _) in planes]
         low, high = colour_limits(slices, signed=column > 0)
+        if in_colour:  # from 0 to 1, all channels together, so that hues stay
+            slices = [Normalize()(np.ma.masked_invalid(colours.movedim(0, -1).numpy())).filled(0)]
         for axis, shown, (plane, (cut, right, up)) in zip(panels[:, column], slices, planes):
             picture = axis.imshow(
-                rescaled_colours(colours.numpy()) if in_colour else shown,
-                origin="upper" if cut < 0 else "lower",
-                aspect=spacing[up] / spacing[right],
-                interpolation="nearest",
-                cmap="RdBu_r" if column else "gray",
-                vmin=low,
-                vmax=high,
+                shown, cmap="RdBu_r" if column else "gray", vmin=low, vmax=high, origin="upper" if cut < 0 else "lower"
             )
+            picture.set_interpolation("nearest")
+            axis.set_aspect(spacing[up] / spacing[right])
             if mask is not None and column in (0, len(parts) - 1):
                 _contour(axis, middle_slice(mask, cut), _MASK_ON_EIGENVECTOR if column else _MASK_ON_IMAGE)
             axis.set(xticks=[], yticks=[])
@@ -156,22 +145,15 @@ def colour_limits(slices: Sequence[np.ndarray], signed: bool) -> tuple[float, fl
     """One scale for all slices: symmetric where the sign matters."""
     values = np.concatenate([part.ravel() for part in slices])
     values = values[np.isfinite(values)]
-    if len(values) == 0:
-        return (-1.0, 1.0) if signed else (0.0, 1.0)
-    greatest = float(np.abs(values).max()) or 1.0
-    return (-greatest, greatest) if signed else (float(values.min()), float(values.max()))
+    if signed or len(values) == 0:
+        greatest = float(np.abs(values).max(initial=0.0)) or 1.0
+        return -greatest if signed else 0.0, greatest
+    return float(values.min()), float(values.max())
 
 
 def middle_slice(values: np.ndarray, cut: int) -> np.ndarray:
     """The middle slice, (up, right); images of two axes as they are."""
     return values if cut < 0 else values.take(values.shape[cut] // 2, axis=cut).T
-
-
-def rescaled_colours(colours: np.ndarray) -> np.ndarray:
-    """Channels last and from 0 to 1, all channels together, so that hues stay."""
-    colours = np.moveaxis(colours, 0, -1)
-    least, greatest = np.nanmin(colours), np.nanmax(colours)
-    return np.nan_to_num((colours - least) / (greatest - least if greatest > least else 1.0))
 
 
 def _contour(axis: Axes, mask: np.ndarray, colour: str) -> None:
@@ -181,15 +163,3 @@ def _contour(axis: Axes, mask: np.ndarray, colour: str) -> None:
     right, up = np.arange(-1, mask.shape[1] + 1), np.arange(-1, mask.shape[0] + 1)
     axis.autoscale(False)  # the frame stays that of the image
     axis.contour(right, up, padded, levels=[0.5], colors=colour, linewidths=1.4)
-
-
-def relative_heights(shape: Sequence[int], spacing: np.ndarray) -> list[float]:
-    """Height over width of each plane."""
-    extent = np.asarray(shape) * spacing
-    planes = [(right, up) for _, right, up in PLANES.values()] if len(shape) == 3 else [(1, 0)]
-    return [float(np.clip(extent[up] / extent[right], *_HEIGHTS)) for right, up in planes]
-
-
-def escaped(name: str) -> str:
-    """A name in which matplotlib finds no formula."""
-    return name.replace("$", r"\$")

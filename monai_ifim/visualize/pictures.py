@@ -20,8 +20,6 @@ from monai_ifim.visualize.curves import plot_curves, plot_removals
 from monai_ifim.visualize.panels import plot_components
 from monai_ifim.visualize.spectrum import plot_lambda_histogram, plot_spectrum
 
-__all__ = ["CASES_IN_A_PANEL", "Pictures", "as_array", "case_panels", "draw_pictures", "result_figures"]
-
 _DPI = 100
 # A figure cannot be higher than 65 536 pixels, and nobody scrolls so far.
 CASES_IN_A_PANEL = 12
@@ -80,11 +78,8 @@ def case_panels(cases: Sequence[Case]) -> list[tuple[list[Case], Figure]]:
     for case in cases:
         if case.image.ndim in (3, 4):
             groups.setdefault(case.image.shape, []).append(case)
-    pieces = [
-        group[start : start + CASES_IN_A_PANEL]
-        for group in groups.values()
-        for start in range(0, len(group), CASES_IN_A_PANEL)
-    ]
+    starts = [(group, start) for group in groups.values() for start in range(0, len(group), CASES_IN_A_PANEL)]
+    pieces = [group[start : start + CASES_IN_A_PANEL] for group, start in starts]
     return [(piece, _components(piece)) for piece in pieces]
 
 
@@ -97,10 +92,9 @@ def as_array(figure: Figure) -> np.ndarray:
 
 
 def _components(cases: list[Case]) -> Figure:
-    images = torch.stack([case.image for case in cases])
     masks = None if cases[0].mask is None else torch.stack([case.mask for case in cases if case.mask is not None])
     return plot_components(
-        images,
+        torch.stack([case.image for case in cases]),
         InputFisher.concatenate([case.fisher for case in cases]),
         titles=[f"{case.why}\n{_short(Path(case.name).name)}" for case in cases],
         masks=masks,

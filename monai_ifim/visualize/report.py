@@ -15,13 +15,11 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from monai_ifim.perturbation import ENDPOINTS, Endpoint
-from monai_ifim.results import ResultTables, read_tables
+from monai_ifim.perturbation import ENDPOINTS
+from monai_ifim.results import ResultTables, existing_file, read_tables
 from monai_ifim.statistics import bootstrap_interval, per_group
 from monai_ifim.visualize import wording
 from monai_ifim.visualize.style import direction_styles
-
-__all__ = ["write_report"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _RANKED_CASES = 10
@@ -39,9 +37,6 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     Args:
         folder: with the tables of :func:`monai_ifim.results.write_tables`, and ``figures``.
         output: the page; default ``report.html`` in the folder.
-
-    Returns:
-        Where the page is.
 
     Raises:
         FileNotFoundError: When the folder or one of its files is missing.
@@ -71,19 +66,12 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
 
 @cache
 def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        "number": wording.as_number,
-        "percent": wording.as_percent,
-        "p_value": wording.as_p_value,
-        "factor": wording.as_factor,
-    }
+    environment.filters |= {"number": wording.as_number, "percent": wording.as_percent}
+    environment.filters |= {"p_value": wording.as_p_value, "factor": wording.as_factor}
     environment.globals |= {"interval": wording.as_interval, "threshold": wording.as_strength, "endpoints": ENDPOINTS}
     return environment.get_template("report.html.j2")
 
@@ -91,11 +79,9 @@ def _template() -> jinja2.Template:
 def _content(tables: ResultTables) -> dict[str, Any]:
     """What the template shows, without the pictures."""
     summary, used = tables.summary, tables.used
-    thresholds = {row["direction"]: row for row in summary["thresholds"]}
     styles = direction_styles(tables.perturbed.direction)
-    directions = {
-        name: _direction(tables, name, style.colour, thresholds.get(name, {})) for name, style in styles.items()
-    }
+    directions = {name: _direction(tables, name, style.colour) for name, style in styles.items()}
+    numbers = {name for direction in directions.values() for name in direction["numbers"]}
     unperturbed = tables.curves[tables.curves.direction == "unperturbed"].to_dict("records")
     # of decisions there is a right and a wrong, of numbers a size
     outcomes = [point for point in ENDPOINTS.values() if point.unperturbed and point.column in tables.images]
@@ -103,24 +89,22 @@ def _content(tables: ResultTables) -> dict[str, Any]:
     if "flip_strength" in used:
         by_flip = used.sort_values(["flip_strength", "lambda_max"], ascending=[True, False]).head(_RANKED_CASES)
     return {
-        "summary": summary,
+        **{name: getattr(tables, name) for name in ("summary", "strength", "tested", "unit")},
         "metrics": summary["metrics"],
-        "strength": tables.strength,
-        "tested": tables.tested,
-        "unit": tables.unit,
         "few": len(used) < _FEW,
         "outcomes": outcomes,
         "labels": any(used[point.column].notna().any() for point in outcomes),
         "decisions": "flip_strength" in tables.images,
         "columns": set(tables.images),
         "directions": directions,
-        "shown": [point for point in ENDPOINTS.values() if _is_shown(point, directions)],
+        # the columns of the table at the reference strength
+        "shown": [point for point in ENDPOINTS.values() if point.logged and point.name in numbers],
         "measured": set(tables.curves.endpoint),
         "unperturbed": {row["endpoint"]: row for row in unperturbed},
         "controls": _controls(tables),
-        "coupling": _ratio(tables, "low_matched"),
+        "coupling": _coupling(tables),
         "locality": wording.locality_verdict(
-            thresholds.get("high", {}).get("quadratic_strength"), tables.strength, tables.tested
+            _threshold(tables, "high").get("quadratic_strength"), tables.strength, tables.tested
         ),
         "mask": _mask(tables),
         "ranking": wording.ranking_verdicts(summary["error_ranking"], tables.unit),
@@ -135,22 +119,22 @@ def _content(tables: ResultTables) -> dict[str, Any]:
     }
 
 
-def _is_shown(point: Endpoint, directions: dict[str, dict[str, Any]]) -> bool:
-    """Whether the table at the reference strength has a column for an endpoint."""
-    return point.logged and any(point.name in direction["numbers"] for direction in directions.values())
+def _threshold(tables: ResultTables, name: str) -> dict[str, Any]:
+    """The row of the thresholds of a direction; empty without one."""
+    return next((row for row in tables.summary["thresholds"] if row["direction"] == name), {})
 
 
 def _records(images: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of the table of images, with what only some runs have as NaN."""
-    optional = ["group", "mask_energy", "mask_share", "predicted", "label", "confidence", "flip_strength"]
-    optional += [point.column for point in ENDPOINTS.values() if point.unperturbed]
-    return images.reindex(columns=images.columns.union(optional, sort=False)).to_dict("records")
+    columns = images.columns.union(["predicted", "label", "correct"], sort=False)
+    return images.reindex(columns=columns).to_dict("records")
 
 
-def _direction(tables: ResultTables, name: str, colour: str, threshold: dict[str, Any]) -> dict[str, Any]:
+def _direction(tables: ResultTables, name: str, colour: str) -> dict[str, Any]:
     """One direction: what it is, which images it left out, and its numbers at the reference strength."""
     curves, summary = tables.curves, tables.summary
     here = curves[(curves.direction == name) & np.isclose(curves.strength, tables.strength, atol=0)]
+    threshold = _threshold(tables, name)
     return {
         "name": name,
         "colour": colour,
@@ -176,31 +160,25 @@ def _ordered(comparisons: pd.DataFrame) -> pd.DataFrame:
 def _controls(tables: ResultTables) -> list[dict[str, Any]]:
     """Each control's verdict at the reference strength and its ratios at the others; those that tell most first."""
     controls = []
-    for control, rows in _ordered(tables.comparisons[tables.comparisons.endpoint == "kl"]).groupby(
-        "control", sort=False
-    ):
+    by_kl = _ordered(tables.comparisons[tables.comparisons.endpoint == "kl"])
+    for control, rows in by_kl.groupby("control", sort=False):
         here = np.isclose(rows.strength, tables.strength, atol=0)
         if not here.any():
             continue
         flips = tables.curves[(tables.curves.endpoint == "flip_rate") & tables.curves.direction.isin(["high", control])]
         flips = flips[np.isclose(flips.strength, flips.strength.max(), atol=0)]
         flips = flips.sort_values("direction", key=lambda direction: direction != "high")
-        controls.append(
-            {
-                "name": control,
-                "verdict": wording.control_verdict(rows[here].iloc[0], tables.unit),
-                "others": rows[~here].to_dict("records"),
-                "flips": flips.to_dict("records"),
-            }
-        )
+        verdict = wording.control_verdict(rows[here].iloc[0], tables.unit)
+        others = {"others": rows[~here].to_dict("records"), "flips": flips.to_dict("records")}
+        controls.append({"name": control, "verdict": verdict, **others})
     return controls
 
 
-def _ratio(tables: ResultTables, control: str) -> dict[str, Any] | None:
-    """The row of the comparisons by KL divergence with a control at the reference strength; None without one."""
+def _coupling(tables: ResultTables) -> dict[str, Any] | None:
+    """The row of the comparisons by KL divergence with low_matched at the reference strength; None without one."""
     rows = tables.comparisons
-    rows = rows[(rows.control == control) & (rows.endpoint == "kl")]
-    rows = rows[np.isclose(rows.strength, tables.strength, atol=0) & rows.median_log10_ratio.notna()]
+    rows = rows[(rows.control == "low_matched") & (rows.endpoint == "kl") & rows.median_log10_ratio.notna()]
+    rows = rows[np.isclose(rows.strength, tables.strength, atol=0)]
     return rows.iloc[0].to_dict() if len(rows) else None
 
 
@@ -210,13 +188,9 @@ def _mask(tables: ResultTables) -> wording.Verdict | None:
         return None
     used = tables.used.set_index("image")
     excess = per_group(used.mask_energy - used.mask_share, tables.images)
+    interval = bootstrap_interval(excess, seed=int(tables.summary["seed"]))
     metrics = tables.summary["metrics"]
-    return wording.mask_verdict(
-        metrics.get("mask_energy"),
-        metrics.get("mask_share"),
-        bootstrap_interval(excess, seed=int(tables.summary["seed"])),
-        tables.unit,
-    )
+    return wording.mask_verdict(metrics.get("mask_energy"), metrics.get("mask_share"), interval, tables.unit)
 
 
 def _pictures(tables: ResultTables, folder: Path) -> dict[str, dict[str, str]]:
@@ -227,21 +201,17 @@ def _pictures(tables: ResultTables, folder: Path) -> dict[str, dict[str, str]]:
         "histogram": len(tables.images),
         "removals": tables.removals is not None,
     }
-    files = {case: folder / "figures" / f"case_{case}.png" for case in sorted(set(tables.images.case) - {""})}
+    names = {case: f"figures/case_{case}.png" for case in sorted(set(tables.images.case) - {""})}
     return {
-        "figures": {name: _picture(folder / "figures" / f"{name}.png") for name, there in drawn.items() if there},
+        "figures": {name: _picture(folder, f"figures/{name}.png") for name, there in drawn.items() if there},
         # images without two or three axes have no picture
-        "panels": {case: _picture(file) for case, file in files.items() if file.is_file()},
+        "panels": {case: _picture(folder, name) for case, name in names.items() if (folder / name).is_file()},
     }
 
 
-def _picture(file: Path) -> str:
+def _picture(folder: Path, name: str) -> str:
     """A data URI."""
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file.parents[1]} has no file figures/{file.name}. Give a folder that IFIMSaver wrote, complete, or let "
-            "it write it again."
-        )
+    file = existing_file(folder, name)
     data = file.read_bytes()
     if not data.startswith(_PNG):
         raise ValueError(f"{file} is not a PNG picture. Let IFIMSaver write the folder again.")

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from monai_ifim.visualize.style import NEUTRAL, empty_axes
-
-__all__ = ["plot_lambda_histogram", "plot_spectrum"]
 
 # More do not fit beside each other.
 _MOST_INDICES = 10
@@ -28,9 +27,6 @@ def plot_spectrum(eigenvalues: np.ndarray) -> Figure:
 
     Args:
         eigenvalues: (images, R), descending, per squared unit of the network's input; NaN rows for images left out.
-
-    Returns:
-        A matplotlib figure, without a window.
 
     Raises:
         ValueError: When the eigenvalues are not a table (images, R).
@@ -51,17 +47,11 @@ def plot_spectrum(eigenvalues: np.ndarray) -> Figure:
         "further zero|further zeros": int((spectra[:, :shown] <= 0).sum()),
         "image left out|images left out": int(left_out.sum()),
     }
-    title = f"Eigenvalues of the iFIM, {_counted(len(spectra), 'image|images')}{_not_shown(counts)}"
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    axis = figure.subplots()
-    axis.set_title(title, fontsize=11)
+    figure, axis = _started("Eigenvalues of the iFIM", len(spectra), counts, height=4.4)
     if len(spectra) == 0:
-        empty_axes(axis, "no image has an eigenvalue above zero")
         return figure
     for index in range(shown):
-        values = spectra[:, index][spectra[:, index] > 0]
-        if len(values) == 0:
+        if not len(values := spectra[:, index][spectra[:, index] > 0]):
             continue
         # scattered to the sides, always in the same way
         sides = np.random.default_rng(index).uniform(-0.17, 0.17, len(values))
@@ -73,7 +63,7 @@ def plot_spectrum(eigenvalues: np.ndarray) -> Figure:
         axis.hlines(middle, index + 0.75, index + 1.25, color="#D55E00", linewidth=2.5)
     axis.set_yscale("log")
     axis.set_xlim(0.4, shown + 0.6)
-    axis.set_xticks(range(1, shown + 1), [str(index) for index in range(1, shown + 1)])
+    axis.set_xticks(range(1, shown + 1))
     more = f", the first {shown} of {eigenvalues.shape[1]}" if shown < eigenvalues.shape[1] else ""
     axis.set_xlabel(f"index of the eigenvalue{more}")
     axis.set_ylabel("eigenvalue (per squared unit of the input)")
@@ -88,9 +78,6 @@ def plot_lambda_histogram(images: pd.DataFrame) -> Figure:
         images: one row an image: ``lambda_max``, ``skipped`` (a cause, or an empty string) and, of decisions,
             ``correct`` (1 is right, less is wrong, NaN is unknown). Without decisions, or without any label, all
             images are drawn as one.
-
-    Returns:
-        A matplotlib figure, without a window.
 
     Raises:
         ValueError: When a column is missing.
@@ -108,12 +95,8 @@ def plot_lambda_histogram(images: pd.DataFrame) -> Figure:
         "all-zero spectrum|all-zero spectra": len(used) - len(nonzero),
         "image left out|images left out": len(images) - len(used),
     }
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axis = figure.subplots()
-    title = f"Greatest eigenvalue, {_counted(len(nonzero), 'image|images')}{_not_shown(counts)}"
-    axis.set_title(title, fontsize=11)
+    figure, axis = _started("Greatest eigenvalue", len(nonzero), counts, height=4.2)
     if len(nonzero) == 0:
-        empty_axes(axis, "no image has an eigenvalue above zero")
         return figure
     logarithms = np.log10(nonzero.lambda_max.astype(float))
     if "correct" not in nonzero:
@@ -139,11 +122,18 @@ def plot_lambda_histogram(images: pd.DataFrame) -> Figure:
     return figure
 
 
+def _started(what: str, images: int, not_shown: Mapping[str, int], height: float) -> tuple[Figure, Axes]:
+    """A figure whose title counts what it shows and what it does not, and which says where there is nothing to show."""
+    listed = [_counted(count, words) for words, count in not_shown.items() if count]
+    title = f"{what}, {_counted(images, 'image|images')}" + (f"\nnot shown: {', '.join(listed)}" if listed else "")
+    figure = Figure(figsize=(7, height), layout="constrained")
+    axis = figure.subplots()
+    axis.set_title(title, fontsize=11)
+    if images == 0:
+        empty_axes(axis, "no image has an eigenvalue above zero")
+    return figure, axis
+
+
 def _counted(count: int, words: str) -> str:
     """``"3 images"``, from words such as ``"image|images"``."""
     return f"{count} {words.split('|')[count != 1]}"
-
-
-def _not_shown(counts: Mapping[str, int]) -> str:
-    listed = [_counted(count, words) for words, count in counts.items() if count]
-    return f"\nnot shown: {', '.join(listed)}" if listed else ""

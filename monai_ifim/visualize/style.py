@@ -5,23 +5,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import cycle
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-
-__all__ = ["NEUTRAL", "DirectionStyle", "direction_styles", "empty_axes"]
 
 # Where no direction is meant: reference lines, and what all directions have in common.
 NEUTRAL = "0.35"
 
 
 class DirectionStyle(NamedTuple):
-    """How a direction is drawn.
-
-    Attributes:
-        colour: hexadecimal RGB, which web pages read too.
-        marker: a marker of matplotlib.
-    """
+    """How a direction is drawn: its colour in hexadecimal RGB, which web pages read too, and its matplotlib marker."""
 
     colour: str
     marker: str
@@ -60,10 +54,8 @@ def direction_styles(directions: Iterable[str]) -> dict[str, DirectionStyle]:
         '#D55E00'
     """
     given = set(directions)
-    styles = {name: style for name, style in _KNOWN.items() if name in given}
-    for index, name in enumerate(sorted(given - set(_KNOWN))):
-        styles[name] = _SPARE[index % len(_SPARE)]
-    return styles
+    known = {name: style for name, style in _KNOWN.items() if name in given}
+    return known | dict(zip(sorted(given - set(known)), cycle(_SPARE)))
 
 
 def empty_axes(axis: Axes, text: str) -> None:

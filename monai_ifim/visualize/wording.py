@@ -14,36 +14,17 @@ import pandas as pd
 from monai_ifim.perturbation import DIRECTIONS, Direction, LossGradient
 from monai_ifim.statistics import Interval
 
-__all__ = [
-    "Verdict",
-    "as_factor",
-    "as_interval",
-    "as_number",
-    "as_p_value",
-    "as_percent",
-    "as_strength",
-    "control_verdict",
-    "direction_words",
-    "locality_verdict",
-    "mask_verdict",
-    "ordered_controls",
-    "ranking_verdicts",
-]
-
 _NONE, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # what belongs to a number stays on its line
 _TIMES, _PERCENT = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}", "\N{NO-BREAK SPACE}%"
 
 
 class Verdict(NamedTuple):
-    """What a part of the experiment says.
+    """What a part of the experiment says: in a few words, by the number that it rests on (may be empty), and in full.
 
-    Attributes:
-        kind: ``"for"``, ``"against"``, ``"neutral"`` (neither), ``"check"`` (true by construction) or ``"open"``
-            (cannot be judged).
-        label: in a few words.
-        number: that it rests on, with its interval; empty where there is none.
-        text: in full.
+    Its kind is ``"for"``, ``"against"``, ``"neutral"`` (neither), ``"check"`` (true by construction) or ``"open"``
+    (cannot be judged).
     """
 
     kind: str
@@ -71,9 +52,6 @@ def as_number(value: Any, digits: int = 3) -> str:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         text = f"{mantissa}{_TIMES}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
     return text.replace("-", _MINUS)
-
-
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def as_percent(value: Any) -> str:
@@ -165,18 +143,15 @@ def ordered_controls(controls: Iterable[str]) -> list[str]:
         >>> ordered_controls(["low", "motion", "low_matched", "transfer"])
         ['transfer', 'motion', 'low_matched', 'low']
     """
-    last = list(_BY_CONSTRUCTION)
-    return sorted(
-        set(controls), key=lambda name: (name != "transfer", last.index(name) + 1 if name in last else 0, name)
-    )
+    places = {"transfer": -1} | {name: place for place, name in enumerate(_BY_CONSTRUCTION, 1)}
+    return sorted(set(controls), key=lambda name: (places.get(name, 0), name))
 
 
 def control_verdict(row: pd.Series, unit: str) -> Verdict:
     """What the comparison of ``high`` with one control says, from a row of the table of comparisons (KL divergence).
 
-    Args:
-        row: ``control, count, median_log10_ratio, ratio_low, ratio_high, holm_p``.
-        unit: what is counted, ``"images"`` or ``"patients"``.
+    The row has ``control, count, median_log10_ratio, ratio_low, ratio_high, holm_p``; the unit is what is counted,
+    ``"images"`` or ``"patients"``.
     """
     control, ratio, low, high = row.control, row.median_log10_ratio, row.ratio_low, row.ratio_high
     if not np.isfinite([ratio, low, high]).all():
@@ -196,10 +171,8 @@ def control_verdict(row: pd.Series, unit: str) -> Verdict:
         return Verdict("check", "True by construction", number, f"As it must be: {found} {_BY_CONSTRUCTION[control]}")
     if low > 0:
         text = f"The image's own direction moves the prediction more than that of another image: {found} The other "
-        text += (
-            f"image's direction keeps {as_percent(10**-ratio)} of the effect. To second order no direction beats the "
-        )
-        text += "leading eigenvector, so that a ratio above 1 is expected: its size is what counts."
+        text += f"image's direction keeps {as_percent(10**-ratio)} of the effect. To second order no direction beats "
+        text += "the leading eigenvector, so that a ratio above 1 is expected: its size is what counts."
         if 10**-low > _MATERIAL:
             return Verdict("neutral", "Mostly common to the images, as may be by construction", number, text)
         return Verdict("for", "Supports the claim", number, text)
@@ -240,13 +213,7 @@ _EQUAL = {
 
 
 def locality_verdict(quadratic: Any, strength: float, tested: Sequence[float]) -> Verdict:
-    """Whether the quadratic prediction holds for ``high`` at the reference strength.
-
-    Args:
-        quadratic: the strength up to which it holds.
-        strength: the reference strength.
-        tested: all strengths.
-    """
+    """Whether the quadratic prediction of ``high``, good up to ``quadratic``, is so at the reference strength."""
     reach = as_strength(quadratic, tested)
     if reach == as_strength(None, tested):
         text = "It is not known how far the quadratic prediction, and with it the eigenvalues, describes the network."
@@ -260,50 +227,36 @@ def locality_verdict(quadratic: Any, strength: float, tested: Sequence[float]) -
 
 
 def ranking_verdicts(ranking: list[dict[str, Any]], unit: str) -> list[Verdict]:
-    """How well sensitivity ranks the wrong predictions, beside the confidence.
-
-    Args:
-        ranking: rows of :func:`monai_ifim.statistics.error_ranking`.
-        unit: what is counted.
-    """
+    """How well sensitivity ranks the wrong predictions, from rows of :func:`monai_ifim.statistics.error_ranking`."""
     rows = {row["score"]: row for row in ranking}
     baseline = rows.get("confidence", {}).get("auroc")
-    verdicts = []
-    for score, name in (("lambda_max", "the greatest eigenvalue"), ("flip_strength", "the flip strength")):
-        row = rows.get(score)
-        if row is None:
-            continue
-        counted = f"{row['errors']:g} wrong of {row['count']:g} {unit}"
-        if as_number(row["auroc"]) == _NONE:
-            text = f"There is nothing to rank by {name}: {counted}."
-            verdicts.append(Verdict("open", "Cannot be judged", counted, text))
-            continue
-        number = f"AUROC of {name} {as_interval(row['auroc'], row['low'], row['high'])}"
-        text = f"{number}; {counted}. "
-        if row["low"] is None or row["low"] <= 0.5:
-            worse = row["high"] is not None and row["high"] < 0.5
-            label = "Ranks the errors worse than chance" if worse else "Not shown to rank the errors better than chance"
-            text += "The interval does not lie above 0.5, which is chance."
-            verdicts.append(Verdict("against", label, number, text))
-            continue
-        text += f"The confidence of the network, which needs no Fisher information, reaches {as_number(baseline)}; "
-        text += "whether the two differ was not tested."
-        if baseline is not None and row["auroc"] <= baseline:
-            label = "Ranks the errors better than chance, but no better than the confidence"
-            verdicts.append(Verdict("against", label, number, text))
-        else:
-            verdicts.append(Verdict("for", "Ranks the errors better than chance", number, text))
-    return verdicts
+    names = {"lambda_max": "the greatest eigenvalue", "flip_strength": "the flip strength"}
+    return [_ranking_verdict(rows[score], name, baseline, unit) for score, name in names.items() if score in rows]
+
+
+def _ranking_verdict(row: dict[str, Any], name: str, baseline: float | None, unit: str) -> Verdict:
+    counted = f"{row['errors']:g} wrong of {row['count']:g} {unit}"
+    if as_number(row["auroc"]) == _NONE:
+        return Verdict("open", "Cannot be judged", counted, f"There is nothing to rank by {name}: {counted}.")
+    number = f"AUROC of {name} {as_interval(row['auroc'], row['low'], row['high'])}"
+    text = f"{number}; {counted}. "
+    if row["low"] is None or row["low"] <= 0.5:
+        worse = row["high"] is not None and row["high"] < 0.5
+        label = "Ranks the errors worse than chance" if worse else "Not shown to rank the errors better than chance"
+        return Verdict("against", label, number, f"{text}The interval does not lie above 0.5, which is chance.")
+    text += f"The confidence of the network, which needs no Fisher information, reaches {as_number(baseline)}; "
+    text += "whether the two differ was not tested."
+    label = "Ranks the errors better than chance"
+    if baseline is not None and row["auroc"] <= baseline:
+        return Verdict("against", f"{label}, but no better than the confidence", number, text)
+    return Verdict("for", label, number, text)
 
 
 def mask_verdict(energy: Any, share: Any, excess: Interval, unit: str) -> Verdict:
     """Whether the leading eigenvectors lie in the masked region more than a direction without preference would.
 
-    Args:
-        energy: mean share of the eigenvector's energy inside the mask.
-        share: mean share of the image that the mask covers.
-        excess: of the differences of the two.
-        unit: what is counted.
+    On average that region holds the share ``energy`` of the eigenvector's energy, and covers the share ``share`` of the
+    image; ``excess`` is the interval of the difference of the two.
     """
     number = f"{as_percent(energy)} of the energy in {as_percent(share)} of the image"
     text = f"Inside the mask lies {as_percent(energy)} of the leading eigenvector's energy; the mask covers "
