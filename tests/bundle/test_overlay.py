@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Mapping
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,23 @@ from monai_ifim.bundle.findings import Findings, find
 from monai_ifim.bundle.overlay import Overlay, overlays, run_command
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from monai_ifim.handlers.options import OPTIONS, SAVER_OPTIONS
-from tests.bundle.bundles import SHAPES, alone, flat, in_sections, only_inference, part, write
+from tests.bundle.bundles import SHAPES, Files, alone, flat, in_sections, part, write
+
+OURS = {"ifim": IFIMMetric, "ifim_figures": IFIMFigureHandler, "ifim_saver": IFIMSaver}
+every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
-def usable(root: Path, files: dict[str, Any]) -> list[Findings]:
-    write(root, files)
-    workflows, _ = read_workflows(root)
-    found = [find(workflow, workflows, read_metadata(root)) for workflow in workflows]
-    return [findings for findings in found if findings.refusal is None]
+def made_of(files: Files, output: str = "configs/ifim.yaml") -> list[Overlay]:
+    with tempfile.TemporaryDirectory() as folder:
+        root = write(Path(folder), files)
+        workflows, _ = read_workflows(root)
+        found = [find(workflow, workflows, read_metadata(root)) for workflow in workflows]
+    return overlays([findings for findings in found if findings.refusal is None], output)
+
+
+@functools.cache
+def of_shape(shape: str) -> list[Overlay]:
+    return made_of(SHAPES[shape]())
 
 
 def only(config: dict[str, Any], **options: Any) -> Overlay:
@@ -39,8 +49,7 @@ def uncommented(text: str) -> dict[str, Any]:
 
 
 def defaults(target: type) -> dict[str, Any]:
-    parameters = inspect.signature(target).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters}
+    return {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
 
 
 def plain(value: Any) -> Any:
@@ -50,41 +59,35 @@ def plain(value: Any) -> Any:
 # What the file says
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_active_options_are_what_was_found_and_how_many_images(shape: str, tmp_path: Path):
-    for overlay in overlays(usable(tmp_path, SHAPES[shape]())):
-        content = yaml.safe_load(overlay.text())
-        findings = overlay.findings[0]
+@every_shape
+def test_the_active_options_are_what_was_found_and_how_many_images(shape: str):
+    for overlay in of_shape(shape):
+        content, findings = yaml.safe_load(overlay.text()), overlay.findings[0]
         target = "IFIMMetric" if findings.metric_at else "IFIMHandler"
-        assert content["ifim"] == {
-            "_target_": f"monai_ifim.handlers.{target}",
-            "max_images": defaults(IFIMMetric)["max_images"],
-            **findings.options,
-        }
-        assert content["ifim_figures"] == {
-            "_target_": "monai_ifim.handlers.IFIMFigureHandler",
-            "ifim": "@ifim",
-            "log_dir": f"$str(@output_dir) + '/{overlay.place}'" if overlay.place else "@output_dir",
-        }
-        assert content["ifim_saver"] == {
-            "_target_": "monai_ifim.handlers.IFIMSaver",
-            "ifim": "@ifim",
-            "output_dir": "@output_dir",
-            "folder": f"ifim_{overlay.place}" if overlay.place else "ifim",
-        }
+        log_dir = f"$str(@output_dir) + '/{overlay.place}'" if overlay.place else "@output_dir"
+        folder = f"ifim_{overlay.place}" if overlay.place else "ifim"
+        images = {"max_images": defaults(IFIMMetric)["max_images"]}
+        for id, kind, options in (
+            ("ifim", target, images | findings.options),
+            ("ifim_figures", "IFIMFigureHandler", {"ifim": "@ifim", "log_dir": log_dir}),
+            ("ifim_saver", "IFIMSaver", {"ifim": "@ifim", "output_dir": "@output_dir", "folder": folder}),
+        ):
+            assert content[id] == {"_target_": f"monai_ifim.handlers.{kind}", **options}
+        for findings in overlay.findings:  # whose commands stand in the head
+            assert f"\n#   {run_command(findings, overlay.file)}\n" in overlay.text()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_option_is_there_described_and_all_but_the_active_ones_at_their_defaults(shape: str, tmp_path: Path):
-    for overlay in overlays(usable(tmp_path, SHAPES[shape]())):
+@every_shape
+def test_every_option_is_there_described_and_all_but_the_active_ones_at_their_defaults(shape: str):
+    for overlay in of_shape(shape):
         active, every = yaml.safe_load(overlay.text()), uncommented(overlay.text())
-        for id, target in (("ifim", IFIMMetric), ("ifim_figures", IFIMFigureHandler), ("ifim_saver", IFIMSaver)):
+        assert list(every) == list(active)
+        for id, target in OURS.items():
             options = {name: value for name, value in every[id].items() if name != "_target_"}
             assert set(options) == set(defaults(target))
             for name, value in defaults(target).items():
                 if name not in active[id]:
                     assert options[name] == plain(value), name
-        assert list(every) == list(active)
         lines = overlay.text().splitlines()
         for number, line in enumerate(lines):
             option = re.match(r"  #?(\w+): ", line)
@@ -96,27 +99,21 @@ def test_every_option_is_there_described_and_all_but_the_active_ones_at_their_de
 
 
 @pytest.mark.parametrize("metric", [True, False])
-def test_uncommenting_every_option_changes_nothing(metric: bool):
+def test_uncommenting_every_option_changes_nothing_and_each_can_be_uncommented_alone(metric: bool):
     config = alone([])
     if metric:
         config["evaluator"]["key_val_metric"] = {"val_accuracy": part("ignite.metrics.Accuracy")}
     text = only(config).text()
     made = [ConfigParser(content).get_parsed_content("ifim") for content in (yaml.safe_load(text), uncommented(text))]
     assert all(type(one) is (IFIMMetric if metric else IFIMHandler) for one in made)
-    options = [{name: plain(value) for name, value in (one if metric else one.metric).values().items()} for one in made]
+    options = [{name: plain(value) for name, value in one.values().items()} for one in made]
     assert options[0] == options[1]
-
-
-@pytest.mark.parametrize("metric", [True, False])
-def test_each_option_can_be_uncommented_alone(metric: bool):
-    text = only(alone([])).text() if not metric else only(in_sections()["train.json"]).text()
-    lines = text.splitlines()
-    options = [number for number, line in enumerate(lines) if re.match(r"  #\w", line)]
-    assert len(options) > 20
-    for number in options:
-        changed = [*lines[:number], lines[number].replace("#", "", 1), *lines[number + 1 :]]
-        before, after = yaml.safe_load(text), yaml.safe_load("\n".join(changed))
-        assert sum(len(after[id]) - len(before[id]) for id in ("ifim", "ifim_figures", "ifim_saver")) == 1
+    lines, before = text.splitlines(), yaml.safe_load(text)
+    commented = [number for number, line in enumerate(lines) if re.match(r"  #\w", line)]
+    assert len(commented) > 20
+    for number in commented:
+        after = yaml.safe_load("\n".join([*lines[:number], lines[number].replace("#", "", 1), *lines[number + 1 :]]))
+        assert sum(len(after[id]) - len(before[id]) for id in OURS) == 1
 
 
 def test_the_file_says_where_things_were_found_and_what_is_a_guess():
@@ -127,10 +124,15 @@ def test_the_file_says_where_things_were_found_and_what_is_a_guess():
     assert text.count("Found:") == 1  # not of options that were not chosen
 
 
+def test_values_of_options_survive_the_yaml():
+    key = "a: tricky # 'key'"
+    assert yaml.safe_load(only(alone([]), output_key=key).text())["ifim"]["output_key"] == key
+
+
 # Merged as MONAI merges
 
 
-def command_of(root: Path, findings: Findings, overlay: Overlay, times: int = 1) -> tuple[dict, dict]:
+def merged(root: Path, findings: Findings, overlay: Overlay, times: int = 1) -> tuple[dict, dict]:
     """The configs of a workflow, merged by MONAI's parser without and with the overlay."""
     write(root, {Path(overlay.file).name: overlay.text()})
     files = [str(root / file) for file in findings.workflow.files]
@@ -138,11 +140,12 @@ def command_of(root: Path, findings: Findings, overlay: Overlay, times: int = 1)
     return ConfigParser.load_config_files(files), ConfigParser.load_config_files(with_overlay)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@every_shape
 def test_the_merged_config_has_ours_behind_what_was_there_and_nothing_else_is_changed(shape: str, tmp_path: Path):
-    for overlay in overlays(usable(tmp_path, SHAPES[shape]())):
+    write(tmp_path, SHAPES[shape]())
+    for overlay in of_shape(shape):
         for findings in overlay.findings:
-            before, after = (ConfigParser(one) for one in command_of(tmp_path, findings, overlay))
+            before, after = (ConfigParser(one) for one in merged(tmp_path, findings, overlay))
             ours = ["@ifim_figures", "@ifim_saver"] if findings.metric_at else ["@ifim", "@ifim_figures", "@ifim_saver"]
             for id in findings.overrides:
                 assert after[id] == "*"
@@ -156,7 +159,7 @@ def test_the_merged_config_has_ours_behind_what_was_there_and_nothing_else_is_ch
                 metrics = after[findings.metric_at]
                 assert list(metrics) == [*before[findings.metric_at], "ifim"]
                 assert metrics.pop("ifim") == "@ifim"
-            for id in ("ifim", "ifim_figures", "ifim_saver"):
+            for id in OURS:
                 del after.get()[id]
             assert after.get() == before.get()
 
@@ -164,12 +167,12 @@ def test_the_merged_config_has_ours_behind_what_was_there_and_nothing_else_is_ch
 @pytest.mark.parametrize(
     ("val_handlers", "rank", "expected"),
     [
-        ("$@handlers[: -1 if @rank > 0 else None]", 0, ["first", "last", "ifim", "figures", "saver"]),
-        ("$@handlers[: -1 if @rank > 0 else None]", 1, ["first", "ifim", "figures", "saver"]),
-        ("$None if @rank > 0 else @handlers + []", 1, ["ifim", "figures", "saver"]),
-        ("$@handlers if @rank == 0 else None", 1, ["ifim", "figures", "saver"]),
-        ("@made", 0, ["first", "last", "ifim", "figures", "saver"]),
-        (None, 0, ["ifim", "figures", "saver"]),
+        ("$@handlers[: -1 if @rank > 0 else None]", 0, ["first", "last"]),
+        ("$@handlers[: -1 if @rank > 0 else None]", 1, ["first"]),
+        ("$None if @rank > 0 else @handlers + []", 1, []),
+        ("$@handlers if @rank == 0 else None", 1, []),
+        ("@made", 0, ["first", "last"]),
+        (None, 0, []),
     ],
 )
 def test_what_an_expression_gives_gets_ours_behind_it(
@@ -179,115 +182,10 @@ def test_what_an_expression_gives_gets_ours_behind_it(
     config["evaluator"]["val_handlers"] = val_handlers
     overlay = only(config)
     write(tmp_path, {"inference.json": config})
-    _, merged = command_of(tmp_path, overlay.findings[0], overlay)
-    parser = ConfigParser({**merged, "ifim": "ifim", "ifim_figures": "figures", "ifim_saver": "saver"})
-    handlers = parser.get_parsed_content("evaluator#val_handlers")
+    _, content = merged(tmp_path, overlay.findings[0], overlay)
+    parser = ConfigParser({**content, **{id: id for id in OURS}})
+    assert list(parser.get_parsed_content("evaluator#val_handlers")) == [*expected, *OURS]
     assert list(parser.get_parsed_content("handlers")) == ["first", "last"]
-    assert list(handlers) == expected
-
-
-# Which files, and which commands
-
-
-def test_workflows_that_need_the_same_share_a_file(tmp_path: Path):
-    made = overlays(usable(tmp_path, in_sections()))
-    assert {overlay.file: [findings.workflow.name for findings in overlay.findings] for overlay in made} == {
-        "configs/ifim.yaml": ["train", "multi_gpu_train"],
-        "configs/ifim_evaluate.yaml": ["evaluate"],
-        "configs/ifim_inference.yaml": ["inference"],
-    }
-    named = overlays(usable(tmp_path, in_sections()), "elsewhere/mine.yml")
-    files = ["elsewhere/mine.yml", "elsewhere/mine_evaluate.yml", "elsewhere/mine_inference.yml"]
-    assert [overlay.file for overlay in named] == files
-
-
-def test_results_of_different_workflows_never_share_a_folder(tmp_path: Path):
-    made = overlays(usable(tmp_path, in_sections()))
-    contents = [yaml.safe_load(overlay.text()) for overlay in made]
-    assert [content["ifim_saver"]["folder"] for content in contents] == ["ifim", "ifim_evaluate", "ifim_inference"]
-    folders = [
-        ConfigParser({**content, "output_dir": "out"}).get_parsed_content("ifim_figures#log_dir")
-        for content in contents
-    ]
-    assert folders == ["out", "out/evaluate", "out/inference"]
-
-
-def test_a_plain_folder_without_output_dir_is_kept_apart_too(tmp_path: Path):
-    config = {key: value for key, value in alone([]).items() if key not in ("output_dir", "bundle_root")}
-    made = overlays(usable(tmp_path, {"evaluate.json": config, "inference.json": config}))
-    assert [yaml.safe_load(overlay.text())["ifim_figures"]["log_dir"] for overlay in made] == ["eval", "eval/inference"]
-
-
-@pytest.mark.parametrize(
-    ("change", "files"),
-    [
-        ({}, 1),
-        ({"network_def": part("DenseNet", out_channels=1)}, 2),  # sigmoid
-        ({"val_handlers": None}, 2),
-        ({"inferer": part("SlidingWindowInferer")}, 2),
-    ],
-)
-def test_workflows_that_need_something_else_get_a_file_of_their_own(change: dict, files: int, tmp_path: Path):
-    config = flat()["train.yaml"]
-    config["evaluator"]["inferer"] = "@inferer"
-    config["inferer"] = part("SimpleInferer")
-    other = {**config, **change}
-    if "val_handlers" in change:
-        other["evaluator"] = {**config["evaluator"], "val_handlers": None}
-    assert len(overlays(usable(tmp_path, {"train.yaml": config, "train_other.yaml": other}))) == files
-
-
-def test_workflows_whose_results_go_elsewhere_get_a_file_of_their_own(tmp_path: Path):
-    config = alone([])
-    other = {key: value for key, value in config.items() if key != "output_dir"}
-    made = overlays(usable(tmp_path, {"inference.json": config, "other.json": other}))
-    assert [yaml.safe_load(overlay.text())["ifim_saver"]["output_dir"] for overlay in made] == [
-        "@output_dir",
-        "$@bundle_root + '/eval'",
-    ]
-
-
-def test_the_commands_are_exact(tmp_path: Path):
-    commands = {
-        findings.workflow.name: run_command(findings, overlay.file)
-        for overlay in overlays(usable(tmp_path, in_sections()))
-        for findings in overlay.findings
-    }
-    assert commands == {
-        "train": "python -m monai.bundle run --config_file \"['configs/train.json', 'configs/ifim.yaml']\"",
-        "multi_gpu_train": (
-            "torchrun --standalone --nnodes=1 --nproc_per_node=2 -m monai.bundle run --config_file "
-            "\"['configs/train.json', 'configs/multi_gpu_train.json', 'configs/ifim.yaml']\""
-        ),
-        "evaluate": (
-            "python -m monai.bundle run --config_file "
-            "\"['configs/train.json', 'configs/evaluate.json', 'configs/ifim_evaluate.yaml']\""
-        ),
-        "inference": (
-            "python -m monai.bundle run --config_file \"['configs/inference.json', 'configs/ifim_inference.yaml']\""
-        ),
-    }
-
-
-def test_the_command_names_the_section_to_run_where_it_is_not_run(tmp_path: Path):
-    (findings,) = usable(tmp_path, only_inference())
-    assert run_command(findings, "/else/where.yaml") == (
-        "python -m monai.bundle run evaluating --config_file \"['configs/inference.json', '/else/where.yaml']\""
-    )
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_file_has_the_commands_in_its_head(shape: str, tmp_path: Path):
-    for overlay in overlays(usable(tmp_path, SHAPES[shape]())):
-        for findings in overlay.findings:
-            assert f"\n#   {run_command(findings, overlay.file)}\n" in overlay.text()
-
-
-def test_values_of_options_survive_the_yaml():
-    config = alone([])
-    overlay = only(config, output_key="a: tricky # 'key'")
-    content: Mapping[str, Any] = yaml.safe_load(overlay.text())
-    assert content["ifim"]["output_key"] == "a: tricky # 'key'"
 
 
 def test_a_shared_dictionary_of_metrics_is_copied_and_ours_stands_behind(tmp_path: Path):
@@ -299,7 +197,73 @@ def test_a_shared_dictionary_of_metrics_is_copied_and_ours_stands_behind(tmp_pat
     assert content["ifim"]["_target_"] == "monai_ifim.handlers.IFIMMetric"
     assert "+metrics" not in content
     write(tmp_path, {"inference.json": config})
-    _, merged = command_of(tmp_path, overlay.findings[0], overlay, times=2)
-    parser = ConfigParser({**merged, "ifim": 3})
+    parser = ConfigParser({**merged(tmp_path, overlay.findings[0], overlay, times=2)[1], "ifim": 3})
     assert parser.get_parsed_content("evaluator#key_val_metric") == {"val_accuracy": 1, "val_other": 2, "ifim": 3}
     assert parser.get_parsed_content("metrics") == config["metrics"]
+
+
+# Which files, and which commands
+
+
+def test_workflows_that_need_the_same_share_a_file_and_results_of_different_ones_never_share_a_folder():
+    made = of_shape("in_sections")
+    assert {overlay.file: [findings.workflow.name for findings in overlay.findings] for overlay in made} == {
+        "configs/ifim.yaml": ["train", "multi_gpu_train"],
+        "configs/ifim_evaluate.yaml": ["evaluate"],
+        "configs/ifim_inference.yaml": ["inference"],
+    }
+    parsers = [ConfigParser({**yaml.safe_load(overlay.text()), "output_dir": "out"}) for overlay in made]
+    folders = [parser["ifim_saver#folder"] for parser in parsers]
+    assert folders == ["ifim", "ifim_evaluate", "ifim_inference"]
+    folders = [parser.get_parsed_content("ifim_figures#log_dir") for parser in parsers]
+    assert folders == ["out", "out/evaluate", "out/inference"]
+    files = ["elsewhere/mine.yml", "elsewhere/mine_evaluate.yml", "elsewhere/mine_inference.yml"]
+    assert [overlay.file for overlay in made_of(in_sections(), "elsewhere/mine.yml")] == files
+
+
+def test_results_without_output_dir_are_kept_apart_too():
+    config = {key: value for key, value in alone([]).items() if key not in ("output_dir", "bundle_root")}
+    contents = [
+        yaml.safe_load(overlay.text()) for overlay in made_of({"evaluate.json": config, "inference.json": config})
+    ]
+    assert [content["ifim_figures"]["log_dir"] for content in contents] == ["eval", "eval/inference"]
+    other = {**config, "bundle_root": "."}
+    made = made_of({"inference.json": alone([]), "other.json": other})
+    places = [yaml.safe_load(overlay.text())["ifim_saver"]["output_dir"] for overlay in made]
+    assert places == ["@output_dir", "$@bundle_root + '/eval'"]
+
+
+@pytest.mark.parametrize(
+    ("change", "files"),
+    [
+        ({}, 1),
+        ({"network_def": part("DenseNet", out_channels=1)}, 2),  # sigmoid
+        ({"lossfn": part("torch.nn.MSELoss")}, 2),
+        ({"val_handlers": None}, 2),
+        ({"inferer": part("SlidingWindowInferer")}, 2),
+    ],
+)
+def test_workflows_that_need_something_else_get_a_file_of_their_own(change: dict, files: int):
+    config = flat()["train.yaml"]
+    config["evaluator"]["inferer"] = "@inferer"
+    config["inferer"] = part("SimpleInferer")
+    other = {**config, **change}
+    if "val_handlers" in change:
+        other["evaluator"] = {**config["evaluator"], "val_handlers": None}
+    assert len(made_of({"train.yaml": config, "train_other.yaml": other})) == files
+
+
+def test_the_commands_are_exact_and_name_the_section_to_run_where_it_is_not_run():
+    found = [(one, overlay.file) for overlay in of_shape("in_sections") for one in overlay.findings]
+    several = "torchrun --standalone --nnodes=1 --nproc_per_node=2 -m monai.bundle run --config_file"
+    alone = "python -m monai.bundle run --config_file"
+    assert {findings.workflow.name: run_command(findings, file) for findings, file in found} == {
+        "train": f"{alone} \"['configs/train.json', 'configs/ifim.yaml']\"",
+        "multi_gpu_train": f"{several} \"['configs/train.json', 'configs/multi_gpu_train.json', 'configs/ifim.yaml']\"",
+        "evaluate": f"{alone} \"['configs/train.json', 'configs/evaluate.json', 'configs/ifim_evaluate.yaml']\"",
+        "inference": f"{alone} \"['configs/inference.json', 'configs/ifim_inference.yaml']\"",
+    }
+    (overlay,) = of_shape("only_inference")
+    assert run_command(overlay.findings[0], "/else/where.yaml") == (
+        "python -m monai.bundle run evaluating --config_file \"['configs/inference.json', '/else/where.yaml']\""
+    )
