@@ -51,7 +51,7 @@ def jacobian(function, image, step=1e-5):
 
 @pytest.mark.parametrize("options", WINDOWS.values(), ids=WINDOWS)
 def test_spectra_through_sliding_windows_are_those_of_finite_differences(options):
-    network, images = ConvHead().eval(), pictures(4)
+    network, images = ConvHead().eval(), pictures(2)
     inferer = SlidingWindowInferer(**options)
     fisher = input_fisher(Inferred(network, inferer), images)
     for index, image in enumerate(images):
@@ -77,10 +77,12 @@ def test_what_the_evaluator_computes_is_looked_at_and_with_use_inferer_false_the
     network, images, inferer = ConvHead(), pictures(), SlidingWindowInferer(10)
     engines = {}
     for use_inferer in (True, False):
-        engines[use_inferer] = evaluator(network, items(images), "metric", inferer=inferer, use_inferer=use_inferer)
+        engines[use_inferer] = evaluator(
+            network, items(images), "metric", energy=1.0, inferer=inferer, use_inferer=use_inferer
+        )
         engines[use_inferer].run()
-    same(logged(engines[True]), direct(Inferred(network, inferer), images))
-    same(logged(engines[False]), direct(network, images))
+    same(logged(engines[True]), direct(Inferred(network, inferer), images, energy=1.0))
+    same(logged(engines[False]), direct(network, images, energy=1.0))
     assert logged(engines[True])["lambda_max"] != pytest.approx(logged(engines[False])["lambda_max"], rel=1e-3)
 
 
@@ -105,9 +107,9 @@ def test_dense_outputs_of_an_inferer_are_refused_by_its_name_with_the_remedy_tha
     network, data = ConvHead(), items(pictures(4))
     with pytest.raises(ValueError, match=r"outputs.*through the evaluator's SlidingWindowInferer.*use_inferer: false"):
         evaluator(network, data, "handler", inferer=inferer).run()
-    engine = evaluator(network, data, "handler", inferer=inferer, use_inferer=False)
+    engine = evaluator(network, data, "handler", inferer=inferer, use_inferer=False, energy=1.0)
     engine.run()
-    same(logged(engine), direct(network, pictures(4)))
+    same(logged(engine), direct(network, pictures(4), energy=1.0))
 
 
 def test_an_inferer_that_gives_no_gradient_is_named_with_the_remedy():
@@ -166,17 +168,17 @@ def test_the_inferer_is_put_around_a_named_network_of_an_ensemble_too():
         networks=networks,
         inferer=inferer,
         key_val_metric=key_metric(),
-        val_handlers=[IFIMHandler(network=networks[1])],
+        val_handlers=[IFIMHandler(network=networks[1], energy=1.0)],
     )
     engine.run()
-    same(logged(engine), direct(Inferred(networks[1], inferer), images))
+    same(logged(engine), direct(Inferred(networks[1], inferer), images, energy=1.0))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("wrap", [torch.jit.script, nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
 def test_the_inferer_is_put_around_wrapped_networks(wrap):
     network, images = ConvHead(), pictures()
-    ifim = IFIMMetric()
+    ifim = IFIMMetric(directions=["high"])
     attached(ifim, wrap(network.eval()), [{"image": image} for image in images], inferer=SlidingWindowInferer(10)).run()
     truth = input_fisher(Inferred(network.eval(), SlidingWindowInferer(10)), images).eigenvalues
     torch.testing.assert_close(torch.from_numpy(ifim.result.eigenvalues), truth, rtol=1e-10, atol=0)
@@ -184,12 +186,12 @@ def test_the_inferer_is_put_around_wrapped_networks(wrap):
 
 def test_the_inferer_is_read_at_each_evaluation():
     network, images = ConvHead(), pictures()
-    engine = evaluator(network, items(images), "handler")
+    engine = evaluator(network, items(images), "handler", energy=1.0)
     assert isinstance(engine, SupervisedEvaluator)
     for inferer in (SlidingWindowInferer(10), SlidingWindowInferer(11)):
         engine.inferer = inferer
         engine.run()
-        same(logged(engine), direct(Inferred(network, inferer), images))
+        same(logged(engine), direct(Inferred(network, inferer), images, energy=1.0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")

@@ -227,7 +227,7 @@ def test_prepare_batch_is_called_once_a_batch_and_stays_the_evaluators_own(prepa
         engine = evaluator(Shifted(), data, prepare_batch=counted, decollate=False, val_handlers=handlers)
         seen = []
         for event in (Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED):
-            engine.add_event_handler(event, lambda engine: seen.append(engine.prepare_batch is counted))
+            engine.add_event_handler(event, lambda engine, kept=seen: kept.append(engine.prepare_batch is counted))
         outputs = []
         engine.add_event_handler(
             Events.ITERATION_COMPLETED,

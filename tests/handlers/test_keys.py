@@ -76,16 +76,14 @@ def test_a_map_of_labels_under_the_default_key_is_no_label_of_the_image():
 
 REFUSED = {
     **{
-        f"{option}='scan' is neither in the evaluator's output \\(pred\\) nor in its batch \\(image, grade\\).*{remedy}": (
+        f"{option}_key='scan' is neither in the evaluator's output .pred. nor in its batch .image, grade..*{remedy}": (
             KeyError,
-            {name: "scan"},
+            {option: "scan"},
             {"grade": [1, 2, 3]},
         )
-        for option, name, remedy in (
-            ("image_key", "image", "the network's input"),
-            ("label_key", "label", "null for none"),
-            ("mask_key", "mask", "null for none"),
-            ("group_key", "group", "null for none"),
+        for option, remedy in (
+            *[("image", "the network's input"), ("label", "null for none"), ("mask", "null for none")],
+            ("group", "null for none"),
         )
     },
     "label_key='label' cannot be used.*null for none": (ValueError, {}, {"label": ["no", "yes", "no"]}),
