@@ -32,6 +32,13 @@ def test_names_and_columns_are_unique_and_stand_in_the_order_of_display():
         places = [list(ENDPOINTS).index(point.name) for point in endpoints_of(case.likelihood)]
         assert places == sorted(places)
         assert all(ENDPOINTS[point.name] is point for point in endpoints_of(case.likelihood))
+    for flag, names in {
+        "logged": ["kl", "confidence_drop", "flip_rate", "accuracy", "shift", "error"],
+        "unperturbed": ["accuracy", "error"],
+        "compared": ["kl", "confidence_drop", "shift"],
+        "percent": ["flip_rate", "accuracy", "clipped"],
+    }.items():
+        assert [name for name, point in ENDPOINTS.items() if getattr(point, flag)] == names
 
 
 @pytest.mark.parametrize("point", ENDPOINTS.values(), ids=ENDPOINTS)
