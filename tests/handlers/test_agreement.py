@@ -23,6 +23,7 @@ from tests.handlers import (
     CNN,
     CPU,
     LABELS,
+    LIGHT,
     ROUTES,
     accuracy,
     attached,
@@ -137,7 +138,7 @@ def training(network, folder, ifim=None):
 def test_with_continue_an_error_is_said_once_and_the_run_ends_as_without_us(route, fault, tmp_path, errors):
     build, options, message = FAULTS[fault]
     truth = training(build(), tmp_path / "alone")
-    assert training(build(), tmp_path / "watched", on_route(route, on_error="continue", **options)) == truth
+    assert training(build(), tmp_path / "watched", on_route(route, on_error="continue", **LIGHT | options)) == truth
     (said,) = errors()  # in two epochs
     assert message in said
     assert "Traceback (most recent call last)" in said
@@ -150,7 +151,7 @@ def test_with_continue_an_error_is_said_once_and_the_run_ends_as_without_us(rout
 def test_by_default_the_same_errors_stop_the_run_as_they_are(fault):
     build, options, message = FAULTS[fault]
     with pytest.raises((KeyError, ValueError, TypeError, ArithmeticError, LookupError)) as caught:
-        evaluator(build(), data(), ROUTES[len(fault) % 2], **options).run()
+        evaluator(build(), data(), ROUTES[len(fault) % 2], **LIGHT | options).run()
     assert message in f"{type(caught.value).__name__}: {caught.value}"
 
 
@@ -195,7 +196,7 @@ def test_an_error_leaves_modes_random_states_and_memory_as_they_were(route, on_e
     for layer in (1, 3):  # batch norm and dropout, so that the evaluator's own forward pass leaves no trace
         network[layer].eval()
     modes = [module.training for module in network.modules()]
-    ifim = on_route(route, on_error=on_error, batch_size=4)
+    ifim = on_route(route, on_error=on_error, batch_size=4, **LIGHT)
     engine = attached(ifim, network, items([image.clone() for image in pictures()]))
     engine.mode = lambda network: contextlib.nullcontext()  # MONAI's own would set all modes at its end
     passes = on_error == "continue" and error is ArithmeticError

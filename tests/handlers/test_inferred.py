@@ -1,5 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
@@ -11,7 +12,7 @@ from monai_ifim import input_fisher
 from monai_ifim.handlers import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.inferred import Inferred, with_inferer
 from tests import truths
-from tests.handlers import CPU, attached, direct, evaluator, items, key_metric, logged, measure, pictures, same
+from tests.handlers import CPU, attached, evaluator, items, key_metric, logged, measure, per_image, pictures
 
 
 class ConvHead(nn.Sequential):
@@ -30,6 +31,18 @@ class Detaching(SimpleInferer):
 
     def __call__(self, inputs, network, *args, **kwargs):
         return network(inputs, *args, **kwargs).detach()
+
+
+HIGH = {"directions": ["high"], "strengths": [0.03]}
+
+
+def same_spectra(engine, network, images):
+    """The evaluator logged the spectra of a network."""
+    fisher = input_fisher(network.eval(), images)
+    network.train()
+    assert logged(engine)["lambda_max"] == pytest.approx(float(fisher.eigenvalues[:, 0].quantile(0.5)), rel=1e-10)
+    np.testing.assert_allclose(per_image(engine, "trace"), fisher.trace, rtol=1e-6)
+    assert logged(engine)["kl_high"] > 0
 
 
 WINDOWS = {
@@ -78,16 +91,16 @@ def test_what_the_evaluator_computes_is_looked_at_and_with_use_inferer_false_the
     engines = {}
     for use_inferer in (True, False):
         engines[use_inferer] = evaluator(
-            network, items(images), "metric", energy=1.0, inferer=inferer, use_inferer=use_inferer
+            network, items(images), "metric", inferer=inferer, **HIGH, use_inferer=use_inferer
         )
         engines[use_inferer].run()
-    same(logged(engines[True]), direct(Inferred(network, inferer), images, energy=1.0))
-    same(logged(engines[False]), direct(network, images, energy=1.0))
+    same_spectra(engines[True], Inferred(network, inferer), images)
+    same_spectra(engines[False], network, images)
     assert logged(engines[True])["lambda_max"] != pytest.approx(logged(engines[False])["lambda_max"], rel=1e-3)
 
 
 def test_the_results_name_the_network_and_not_what_stands_around_it():
-    result = measure("metric", ConvHead(), items(pictures(4)), {"inferer": SlidingWindowInferer(10)})
+    result = measure("metric", ConvHead(), items(pictures(4)), {"inferer": SlidingWindowInferer(10)}, **HIGH)
     assert result.network == f"ConvHead, {sum(p.numel() for p in ConvHead().parameters()):,} parameters"
 
 
@@ -106,27 +119,27 @@ def test_an_inferer_that_only_calls_the_network_is_passed_by():
 def test_dense_outputs_of_an_inferer_are_refused_by_its_name_with_the_remedy_that_works(inferer):
     network, data = ConvHead(), items(pictures(4))
     with pytest.raises(ValueError, match=r"outputs.*through the evaluator's SlidingWindowInferer.*use_inferer: false"):
-        evaluator(network, data, "handler", inferer=inferer).run()
-    engine = evaluator(network, data, "handler", inferer=inferer, use_inferer=False, energy=1.0)
+        evaluator(network, data, "handler", inferer=inferer, **HIGH).run()
+    engine = evaluator(network, data, "handler", inferer=inferer, use_inferer=False, **HIGH)
     engine.run()
-    same(logged(engine), direct(network, pictures(4), energy=1.0))
+    same_spectra(engine, network, pictures(4))
 
 
 def test_an_inferer_that_gives_no_gradient_is_named_with_the_remedy():
     with pytest.raises(ValueError, match=r"does not depend differentiably.*Detaching.*use_inferer: false"):
-        measure("metric", ConvHead(), items(pictures(4)), {"inferer": Detaching()})
+        measure("metric", ConvHead(), items(pictures(4)), {"inferer": Detaching()}, **HIGH)
 
 
 def test_an_error_of_the_network_alone_does_not_speak_of_an_inferer():
     with pytest.raises(ValueError, match="outputs") as raised:
-        measure("handler", nn.Conv2d(1, 2, 3).double(), items(pictures(4)))
+        measure("handler", nn.Conv2d(1, 2, 3).double(), items(pictures(4)), **HIGH)
     assert "inferer" not in str(raised.value)
 
 
 def test_an_error_says_which_layer_of_the_network_is_meant():
     network = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), ConvHead()).double()
     with pytest.raises(ValueError, match=r"layer 'network.0' \(BatchNorm2d\)"):
-        measure("handler", network, items(pictures(4)), {"inferer": SlidingWindowInferer(10)})
+        measure("handler", network, items(pictures(4)), {"inferer": SlidingWindowInferer(10)}, **HIGH)
 
 
 def test_network_and_inferer_are_left_as_they_were(capfd):
@@ -135,7 +148,7 @@ def test_network_and_inferer_are_left_as_they_were(capfd):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     bars = {}
     for there in (None, "handler"):
-        evaluator(network, items(pictures()), there, inferer=inferer).run()
+        evaluator(network, items(pictures()), there, inferer=inferer, **(HIGH if there else {})).run()
         bars[there] = capfd.readouterr().err.count("100%")
     assert [name for name, _ in network.named_modules()] == names
     assert vars(inferer) == settings
@@ -154,7 +167,7 @@ def test_a_changed_copy_of_the_inferer_stays_ours():
             return super().__call__(inputs, network, *args, **kwargs)
 
     inferer = Noting(10)
-    evaluator(ConvHead(), items(pictures()), "handler", inferer=inferer).run()
+    evaluator(ConvHead(), items(pictures()), "handler", inferer=inferer, **HIGH).run()
     assert inferer.calls == 2  # the evaluator's two batches
 
 
@@ -168,17 +181,17 @@ def test_the_inferer_is_put_around_a_named_network_of_an_ensemble_too():
         networks=networks,
         inferer=inferer,
         key_val_metric=key_metric(),
-        val_handlers=[IFIMHandler(network=networks[1], energy=1.0)],
+        val_handlers=[IFIMHandler(network=networks[1], **HIGH)],
     )
     engine.run()
-    same(logged(engine), direct(Inferred(networks[1], inferer), images, energy=1.0))
+    same_spectra(engine, Inferred(networks[1], inferer), images)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("wrap", [torch.jit.script, nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
 def test_the_inferer_is_put_around_wrapped_networks(wrap):
     network, images = ConvHead(), pictures()
-    ifim = IFIMMetric(directions=["high"])
+    ifim = IFIMMetric(**HIGH)
     attached(ifim, wrap(network.eval()), [{"image": image} for image in images], inferer=SlidingWindowInferer(10)).run()
     truth = input_fisher(Inferred(network.eval(), SlidingWindowInferer(10)), images).eigenvalues
     torch.testing.assert_close(torch.from_numpy(ifim.result.eigenvalues), truth, rtol=1e-10, atol=0)
@@ -186,12 +199,12 @@ def test_the_inferer_is_put_around_wrapped_networks(wrap):
 
 def test_the_inferer_is_read_at_each_evaluation():
     network, images = ConvHead(), pictures()
-    engine = evaluator(network, items(images), "handler", energy=1.0)
+    engine = evaluator(network, items(images), "handler", **HIGH)
     assert isinstance(engine, SupervisedEvaluator)
     for inferer in (SlidingWindowInferer(10), SlidingWindowInferer(11)):
         engine.inferer = inferer
         engine.run()
-        same(logged(engine), direct(Inferred(network, inferer), images, energy=1.0))
+        same_spectra(engine, Inferred(network, inferer), images)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")

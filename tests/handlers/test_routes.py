@@ -182,22 +182,20 @@ def test_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tmp_path
         same({name: points[epoch].value for name, points in histories.items()}, truth, 1e-9)
 
 
-@both_routes
-def test_early_stopping_on_a_number_stops_the_training(route):
+def test_early_stopping_on_a_number_stops_the_training():
     network = CNN()
     early = EarlyStopHandler(patience=1, min_delta=1e6, score_function=lambda e: e.state.metrics["ifim_kl_high"])
-    engine = trainer(network, evaluator(network, items(pictures()), route, val_handlers=[early], **LIGHT), epochs=5)
+    engine = trainer(network, evaluator(network, items(pictures()), "handler", val_handlers=[early], **LIGHT), epochs=5)
     early.set_trainer(engine)
     engine.run()
     assert engine.state.epoch == 2
 
 
-@both_routes
-def test_rows_of_the_raw_tables_line_up_with_the_file_names_and_leave_out_who_was_not_chosen(route, tmp_path):
+def test_rows_of_the_raw_tables_line_up_with_the_file_names_and_leave_out_who_was_not_chosen(tmp_path):
     network, images, positions = CNN(), pictures(), chosen(7, 4)
     options = {"metric_details": "*", "summary_ops": ["notnans", "median"], "batch_transform": meta_data}
     saver = MetricsSaver(str(tmp_path), metrics="*", **options)
-    engine = run(network, items(images), route, per_batch=3, max_images=4, val_handlers=[saver])
+    engine = run(network, items(images), "metric", per_batch=3, max_images=4, val_handlers=[saver])
     assert positions not in ([0, 1, 2, 3], [3, 4, 5, 6])
     for name in ("lambda_max", "log10_lambda_max", "trace", "effective_rank", "kl_high", "kl_transfer"):
         with open(tmp_path / f"ifim_{name}_raw.csv") as file:
@@ -256,8 +254,7 @@ EVALUATORS = {
 }
 
 
-@both_routes
-@pytest.mark.parametrize("kind", EVALUATORS)
+@pytest.mark.parametrize(("route", "kind"), zip(ROUTES * 3, EVALUATORS))
 def test_the_kind_of_evaluator_changes_no_number(route, kind):
     network, images = CNN(), pictures()
     data = items(images, LABELS)
@@ -271,11 +268,10 @@ def test_the_kind_of_evaluator_changes_no_number(route, kind):
         assert logged(engine)["accuracy"] == engine.state.metrics["val_accuracy"]
 
 
-@both_routes
-def test_the_network_is_the_one_given_else_the_evaluators_as_it_is_now(route):
+def test_the_network_is_the_one_given_else_the_evaluators_as_it_is_now():
     images, other = pictures(), CNN(seed=4)
-    same(logged(run(CNN(), items(images), route, network=other)), direct(other, images))
-    engine = run(CNN(), items(images), route)
+    same(logged(run(CNN(), items(images), "metric", network=other)), direct(other, images))
+    engine = run(CNN(), items(images), "metric")
     engine.network = other
     engine.run()
     same(logged(engine), direct(other, images))
@@ -302,10 +298,9 @@ def test_interval_two_computes_at_evaluations_one_and_three_and_leaves_nothing_i
                 assert (logged(engine), engine.state.metric_details, ifim.result) == ({}, {}, None)
 
 
-@both_routes
-def test_numbers_of_an_earlier_run_are_not_left_over_and_those_of_others_are(route):
+def test_numbers_of_an_earlier_run_are_not_left_over_and_those_of_others_are():
     network, images = CNN(), pictures()
-    engine = run(network, items(images, LABELS), route)
+    engine = run(network, items(images, LABELS), "metric")
     engine.state.metrics |= {"mine": 1.0, "ifim_mine": 2.0}
     assert "accuracy" in logged(engine)
     first = logged(engine), per_image(engine, "kl_low").tolist()
@@ -319,12 +314,11 @@ def test_numbers_of_an_earlier_run_are_not_left_over_and_those_of_others_are(rou
     assert len(per_image(engine, "lambda_max")) == 3
 
 
-@both_routes
-def test_what_is_left_out_is_logged_in_one_line_a_cause(route, caplog):
+def test_what_is_left_out_is_logged_in_one_line_a_cause(caplog):
     images = pictures()
     images[[0, 5]] = torch.nan
     images[1] = 0.5
-    run(CNN(), items(images), route, directions=["high", "low"])
+    run(CNN(), items(images), "handler", directions=["high", "low"])
     lines = [record.getMessage() for record in caplog.records if "iFIM left" in record.getMessage()]
     assert lines == [
         "iFIM left out 2 images, number 0, 5 of the data set: the image has NaN or infinite values.",
@@ -533,8 +527,7 @@ class Talkative(CNN):
         return super().forward(images)
 
 
-@both_routes
-def test_what_others_warn_of_is_not_shown_more_often(route):
+def test_what_others_warn_of_is_not_shown_more_often():
     def shown(make):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
@@ -542,5 +535,5 @@ def test_what_others_warn_of_is_not_shown_more_often(route):
         return sum("own word" in str(warning.message) for warning in caught)
 
     data = items(pictures(), LABELS)
-    watched = shown(lambda: evaluator(Talkative(), data, route, per_batch=2, **LIGHT))
+    watched = shown(lambda: evaluator(Talkative(), data, "handler", per_batch=2, **LIGHT))
     assert watched == shown(lambda: evaluator(Talkative(), data, per_batch=2)) == 1

@@ -252,7 +252,7 @@ def all_runs(rank, folder, images):
 def rank_main(rank, folder):
     """All the runs of one process; the results go to a file."""
     torch.set_num_threads(1)
-    drawing.as_array = lambda figure: np.zeros((1, 1, 3), np.uint8)  # quicker than pictures
+    drawing.as_array = lambda figure: np.zeros((int(figure.bbox.height), 1, 3), np.uint8)  # quicker than pictures
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/rendezvous", timedelta(seconds=120), rank=rank, world_size=RANKS
     )
