@@ -52,8 +52,6 @@ def solve_with_gram(
         if skipped:
             left_out = torch.tensor(sorted(skipped), device=images.device)
             eigenvalues[left_out] = torch.nan
-            if kept:
-                factor[left_out] = 0
         numerical_rank = (eigenvalues > cutoff * eigenvalues[:, :1]).sum(dim=1)
         ranks = choose_rank(eigenvalues, numerical_rank, rank, energy)
         vectors = eigenvectors(factor, scale, basis, ranks) if kept else columns.eigenvectors(basis, ranks)

@@ -241,6 +241,7 @@ class InputFisher:
             True
         """
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.eigenvalues.device)
+        index = index.where(index >= 0, index + len(self))
         picked: dict[str, Any] = {
             name: value[index]
             for name, value in vars(self).items()
