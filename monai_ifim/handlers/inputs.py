@@ -51,6 +51,7 @@ class FurtherInputs:
             ValueError: When something was declared that is not there, or has not one item an image.
 
         Example:
+            >>> import torch
             >>> inputs = FurtherInputs((torch.ones(2), ["a", "b"]))
             >>> inputs = inputs.by_image({"text": ["a", "b"]}, batch_size=2)
             >>> isinstance(inputs.arguments[0], PerImage), isinstance(inputs.arguments[1], PerImage)
