@@ -100,6 +100,7 @@ def readme_overlay(folder: Path) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     short = {"train_samples": 128, "val_samples": IMAGES, "num_epochs": EPOCHS, "batch_size": 32}
+    short["ifim#strengths"] = [0.03, 0.1]
     places = {"output_dir": folder / "quick" / "eval", "ckpt_dir": folder / "quick" / "models"}
     trained = {"ckpt_dir": places["ckpt_dir"], **ONE_SHOWN}
     sets = {"grey": ((28, 28), 2), "rgb": ((32, 32, 3), 4), "volume": ((16, 16, 16), 2)}
@@ -111,12 +112,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         command("quick", quick_start() + flags({**short, **ONE_SHOWN, **places}), BUNDLES / "signal_detection"),
         bundle_run(
             *("evaluate", "signal_detection", ["train", "evaluate", readme_overlay(folder)], folder),
-            **{**trained, "test_samples": 24, "ifim#max_images": 8},
+            **{**trained, **LIGHT, "test_samples": 24, "ifim#max_images": 8},
         ),
-        bundle_run("infer", "signal_detection", ["inference", "ifim", "ifim_components"], folder, samples=3, **trained),
+        bundle_run(
+            *("infer", "signal_detection", ["inference", "ifim", "ifim_components"], folder, False),
+            samples=3,
+            **trained,
+        ),
         *(
             bundle_run(
-                *(kind, MEDMNIST, ["train", "ifim"], folder),
+                *(kind, MEDMNIST, ["train", "ifim"], folder, kind != "grey"),
                 **{
                     "dataset_file": file,
                     "num_epochs": 1,
@@ -189,7 +194,7 @@ def test_the_folder_of_the_last_evaluation_is_complete_and_makes_a_page(runs: Ru
 def test_evaluation_writes_the_metrics_and_the_values_of_each_image_with_its_name(runs: Runs):
     folder = runs.eval("evaluate")
     metrics = {name: float(value) for name, value in csv.reader((folder / "metrics.csv").open())}
-    assert set(metrics) >= NAMES - {"ifim_reference_cosine"}
+    assert set(metrics) >= LIGHT_NAMES | {"val_auc", "val_accuracy"}
     assert set(event_figures(folder)) == FIGURES
     check_folder(folder / "ifim")
     rows = read_table(folder / "ifim_lambda_max_raw.csv")
@@ -219,8 +224,9 @@ def test_inference_without_labels_takes_the_overlay_and_writes_components_that_a
 def test_medmnist_bundle_reads_classes_channels_and_axes_from_the_file(kind: str, runs: Runs):
     (metrics,) = runs.metrics(kind)
     assert set(metrics) == LIGHT_NAMES | {"val_accuracy", "val_auc"}
-    assert event_figures(runs.eval(kind)) == {tag: [1] for tag in FIGURES}
-    check_folder(runs.eval(kind) / "ifim")
+    if kind != "grey":  # which the quick start draws
+        assert event_figures(runs.eval(kind)) == {tag: [1] for tag in FIGURES}
+        check_folder(runs.eval(kind) / "ifim")
     assert metrics["ifim_images"] == 8
     assert 1 <= metrics["ifim_effective_rank"] <= (3 if kind == "rgb" else 1) + 1e-3
 

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from tests.handlers import assert_identical
-from tests.integration.runs import BUNDLES, bundle_run, event_scalars, logged_metrics, run_all
+from tests.integration.runs import BUNDLES, FIGURES, bundle_run, event_figures, event_scalars, logged_metrics, run_all
 
 NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs" / "train.yaml").is_file())
 ROUTES = ("handler", "metric")
 EPOCHS = 2
+DRAWN = [("medmnist_classification", "handler"), ("signal_detection", "metric")]  # which takes most of the time
 
 # All that the training ends in, saved by the run itself.
 END = """
@@ -41,7 +42,7 @@ run:
     'hooks': [[len(module._forward_hooks), len(module._backward_hooks)] for module in @network.modules()]},
     @output_dir + '/end.pt')"
 """
-# Few lines and pictures, drawn and written all the same.
+# Few lines and pictures.
 LIGHT = {"ifim#directions": ["high", "low_matched"], "ifim#strengths": [0.03], "ifim#shown": 1, "ifim#max_images": 8}
 
 
@@ -77,7 +78,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, T
     }
     commands = [
         bundle_run(
-            *(f"{bundle}_{name}", bundle, ["train", *overlay, folder / "end.yaml"], folder),
+            *(f"{bundle}_{name}", bundle, ["train", *overlay, folder / "end.yaml"], folder, (bundle, name) in DRAWN),
             **{**data[bundle], "num_epochs": EPOCHS, "batch_size": 32, **(LIGHT if overlay else {})},
         )
         for bundle in NAMES
@@ -146,14 +147,16 @@ def test_a_bundle_ends_bit_by_bit_as_without_the_overlay(name: str, route: str, 
 
 
 @pytest.mark.parametrize("bundle", NAMES)
-def test_each_route_drew_and_wrote_at_every_epoch_and_the_log_has_lines_to_compare(bundle: str, trainings):
+def test_each_route_measured_and_drew_at_every_epoch_and_the_log_has_lines_to_compare(bundle: str, trainings):
     for route in ROUTES:
         trained = trainings[bundle][route]
         found = event_scalars(trained.folder / "eval")
+        drawn = (bundle, route) in DRAWN
+        assert event_figures(trained.folder / "eval") == {tag: list(range(1, EPOCHS + 1)) for tag in FIGURES if drawn}
+        assert (trained.folder / "eval" / "ifim" / "summary.json").is_file() == drawn
         assert list(found["ifim_coupling"]) == list(range(1, EPOCHS + 1))
         assert all("ifim_coupling" in metrics for metrics in logged_metrics(trained.output))
         assert "ifim_coupling" in trained.end["metrics"]
-        assert (trained.folder / "eval" / "ifim" / "summary.json").is_file()
         assert "failed" not in trained.output
     alone = trainings[bundle]["alone"]
     assert not any(name.startswith("ifim") for name in alone.end["metrics"])
