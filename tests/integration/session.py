@@ -38,16 +38,22 @@ def run(line: str) -> int:
     return 0
 
 
-rank = int(os.environ.get("RANK", "0"))
-for command in json.loads(sys.argv[1]):
-    if command.get("rank", rank) != rank:
-        continue
-    os.chdir(command["folder"])
-    os.environ.update(command.get("environment", {}))
-    for kind, name, method in DRAWING:  # takes most of the time, where nothing looks at it
-        setattr(kind, name, method if command.get("draw", True) else lambda *_: None)
-    if rank == 0:
-        print(f"RUN {command['name']}", flush=True)
-    status = run(command["line"])
-    if rank == 0:
-        print(f"STATUS {status}", flush=True)
+def main(commands: list[dict]) -> None:
+    """Run the commands one after the other."""
+    rank = int(os.environ.get("RANK", "0"))
+    for command in commands:
+        if command.get("rank", rank) != rank:
+            continue
+        os.chdir(command["folder"])
+        os.environ.update(command.get("environment", {}))
+        for kind, name, method in DRAWING:  # takes most of the time, where nothing looks at it
+            setattr(kind, name, method if command.get("draw", True) else lambda *_: None)
+        if rank == 0:
+            print(f"RUN {command['name']}", flush=True)
+        status = run(command["line"])
+        if rank == 0:
+            print(f"STATUS {status}", flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
