@@ -75,7 +75,7 @@ def test_the_headline_is_transfer_and_then_each_logged_endpoint_of_high_in_its_w
             for row in table[(table.direction == direction) & (table.endpoint == name)].itertuples():
                 if row.strength in (0, 0.03):
                     numbers[direction] = as_interval(row.value, row.low, row.high, point.percent)
-        expected = f"{numbers['high']} {point.title.lower()} along high: {point.words}"
+        expected = f"{numbers['high']} {point.axis} along high: {point.words}"
         expected += f"; unperturbed {numbers['unperturbed']}" if name in ("accuracy", "error") else ""
         places.append(short.index(expected.replace("\N{NO-BREAK SPACE}", " ")))
     assert places == sorted(places)
