@@ -105,7 +105,7 @@ def test_a_page_names_only_what_its_likelihood_has(plain):
     shown = text(source)
     for words in ("flips at strength", "Confidence", "Accuracy", "Does sensitivity find the errors?", "Flipped"):
         assert (words in shown) == (likelihood == "softmax"), words
-    for words in ("Shift of the outputs", "error along high"):
+    for words in ("Shift of the outputs", "error (units of the outputs) along high"):
         assert (words in shown) == (likelihood == "gaussian"), words
     assert str(measured(likelihood).likelihood) in shown
     assert "all eigenvalues, up to rounding (solver: gram)" in shown
