@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from monai_ifim.model import plain_tensor, restricted, varied
-from monai_ifim.perturbation.directions import Direction, DirectionInputs, per_image_factor
+from monai_ifim.perturbation.directions import Direction, DirectionInputs, lengths, per_image_factor
 
 
 def image_contrast(images: Tensor, sigma: float | None = None, channel_mask: Tensor | None = None) -> Tensor:
@@ -35,7 +35,7 @@ def image_contrast(images: Tensor, sigma: float | None = None, channel_mask: Ten
         tensor([1.], dtype=torch.float64)
     """
     if sigma is not None:
-        if not (np.isfinite(sigma) and sigma > 0):
+        if not 0 < sigma < np.inf:
             raise ValueError(f"sigma must be a positive number, got {sigma}.")
         return torch.full((len(images),), float(sigma), dtype=torch.float64, device=images.device)
     flat = varied(images, channel_mask).flatten(1)
@@ -54,7 +54,7 @@ def change_at_unit_strength(directions: Tensor, contrast: Tensor, channel_mask: 
         >>> change  # 2 / sqrt(4) = 1
         tensor([[[2., 0., 0., 0.]]])
     """
-    norm = torch.linalg.vector_norm(directions.double().flatten(1), dim=1)
+    norm = lengths(directions.double())
     elements = varied(directions, channel_mask)[0].numel()
     return directions * per_image_factor(contrast * elements**0.5 / norm.clamp(min=1e-300), directions)
 
@@ -94,7 +94,7 @@ def change_along(
         )
     channel_mask, whole = inputs.fisher.channel_mask, plain_tensor(directions).detach().to(images)
     directions = restricted(whole, channel_mask)
-    norm = torch.linalg.vector_norm(directions.double().flatten(1), dim=1)
+    norm = lengths(directions.double())
     place = "" if channel_mask is None else " in the channels of channel_mask"
     causes: dict[int, str] = {}
     for without, cause in [
@@ -149,8 +149,8 @@ def check_strengths(strengths: Sequence[float]) -> list[float]:
     """
     if isinstance(strengths, (str, int, float)):
         raise ValueError(f"strengths must be a list of positive numbers, got {strengths!r}.")
-    values = [float(strength) for strength in strengths]
-    if not values or not all(np.isfinite(value) and value > 0 for value in values) or len(set(values)) < len(values):
+    values = list(map(float, strengths))
+    if not values or not all(0 < value < np.inf for value in values) or len(set(values)) < len(values):
         raise ValueError(f"strengths must be positive numbers, one at least and none twice, got {list(strengths)}.")
     return values
 
@@ -171,7 +171,7 @@ def check_fractions(fractions: Sequence[float]) -> list[float]:
     Raises:
         ValueError: When there is none, or one does not lie in (0, 1].
     """
-    values = [float(fraction) for fraction in fractions]
+    values = list(map(float, fractions))
     if not values or not all(0 < value <= 1 for value in values) or len(set(values)) < len(values):
         raise ValueError(f"fractions must be different numbers in (0, 1], one at least, got {list(fractions)}.")
     return values

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ from monai_ifim.perturbation.directions import (
     ROUNDINGS,
     Direction,
     DirectionInputs,
+    lengths,
     per_image_factor,
     resolve_directions,
 )
@@ -124,8 +125,7 @@ def sensitivity_curves(
             or a model has another likelihood than the spectrum.
 
     Example:
-        >>> import torch
-        >>> from monai_ifim import input_fisher, sensitivity_curves
+        >>> from monai_ifim import input_fisher
         >>> _ = torch.manual_seed(0)
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
         >>> images = torch.randn(3, 1, 4, 4)
@@ -148,17 +148,9 @@ def sensitivity_curves(
         raise ValueError(f"donors must have the shape of the images, {tuple(images.shape)}, got {tuple(donors.shape)}.")
     contrast = image_contrast(images, sigma, fisher.channel_mask)
     passes = _Passes(model, images, fisher, labels)
-    inputs = DirectionInputs(
-        images,
-        fisher,
-        None if donors is None else plain_tensor(donors),
-        range(batch) if positions is None else [int(position) for position in positions],
-        seed,
-        model,
-        passes.targets,
-        passes.batches.size,
-    )
-    curvature = _Curvature(model, inputs, passes.batches)
+    donors = None if donors is None else plain_tensor(donors)
+    positions = range(batch) if positions is None else [int(position) for position in positions]
+    inputs = DirectionInputs(images, fisher, donors, positions, seed, model, passes.targets, passes.batches.size)
     skipped: dict[str, dict[int, str]] = {direction.name: dict(fisher.skipped) for direction in chosen}
     kept_norm: dict[str, list[np.ndarray]] = {direction.name: [] for direction in chosen}
     steps = torch.tensor([sign * strength for strength in strengths for sign in _SIGNS], dtype=torch.float64)
@@ -191,7 +183,7 @@ def sensitivity_curves(
                     "strength": steps[step].abs(),
                     "draw": draw,
                     "sign": steps[step].sign(),
-                    "kl_quadratic": 0.5 * steps[step].square() * curvature.along(change, kept)[row],
+                    "kl_quadratic": 0.5 * steps[step].square() * passes.curvature(inputs, change, kept)[row],
                     "pass": number,
                 }
                 tables[direction.name].append(pd.DataFrame(table))
@@ -199,7 +191,11 @@ def sensitivity_curves(
 
     endpoints, predictions, trouble = passes.measure(perturbed())
     passes.batches.warn("sensitivity_curves")
-    curvature.warn()
+    if passes.unknown_curvature:
+        notice(
+            "The quadratic prediction of the KL divergence is unknown (NaN) along some directions. "
+            f"{passes.unknown_curvature} input_fisher(..., keep_factor=True) needs no such product."
+        )
     frame = pd.concat([table for parts in tables.values() for table in parts], ignore_index=True)
     frame = frame.astype({"image": "int64", "sign": "int64"})
     number = frame.pop("pass").to_numpy()
@@ -209,9 +205,9 @@ def sensitivity_curves(
             skipped[name].setdefault(index, cause)
     # an image that a direction left out at one draw or sign is left out of that direction whole
     used = np.array([image not in skipped[name] for image, name in zip(frame.image, frame.direction)], dtype=bool)
-    frame.insert(5, "kl", endpoints["kl"].to_numpy()[number])
-    others = endpoints.drop(columns=["kl"] if clip is not None else ["kl", "clipped"])
-    frame = pd.concat([frame, others.iloc[number].reset_index(drop=True)], axis=1)
+    endpoints = endpoints.iloc[number].reset_index(drop=True)
+    frame.insert(5, "kl", endpoints.pop("kl"))
+    frame = pd.concat([frame, endpoints if clip is not None else endpoints.drop(columns="clipped")], axis=1)
     return SensitivityCurves(
         unperturbed=passes.measured.unperturbed(),
         skipped=skipped,
@@ -238,16 +234,8 @@ def removal_curves(
     greater change. Compare components by :func:`sensitivity_curves`; this shows what each component carries. With a
     channel mask of the spectrum, ``low`` is taken out of its channels only, and ``size`` is of these.
 
-    Args:
-        network: any callable from (B, C_in, *spatial) to outputs (B, outputs), in evaluation mode, or a
-            :class:`~monai_ifim.model.Model`. The likelihood is that of ``fisher``.
-        images: (B, C_in, *spatial), a floating dtype.
-        fisher: their spectrum, from :func:`~monai_ifim.input_fisher`.
-        fractions: ``t``, in (0, 1].
-        labels: (B,), (B, 1) or one value an output, for accuracy or error.
-        reference: ``x0`` of the split, a constant or an image (C_in, *spatial).
-        sigma: the unit of ``size``; default each image's own standard deviation.
-        clip: the least and the greatest intensity, see :func:`~monai_ifim.perturbation.perturb`.
+    Arguments are those of :func:`sensitivity_curves`, with ``sigma`` as the unit of ``size``; ``fractions``, each ``t``
+    in (0, 1]; and ``reference``, ``x0`` of the split, a constant or an image (C_in, *spatial).
 
     Returns:
         The table ``image, component, fraction, size`` (root mean square of the change before clipping, in units of
@@ -291,7 +279,7 @@ def removal_curves(
     passes.batches.warn("removal_curves")
     frame = pd.concat([pd.concat(tables, ignore_index=True), endpoints], axis=1)
     frame["size"] = frame["size"].where(np.isfinite(frame["size"]))
-    frame = frame.drop(columns=[] if clip is not None else ["clipped"])
+    frame = frame if clip is not None else frame.drop(columns="clipped")
     return frame[trouble == ""].reset_index(drop=True)
 
 
@@ -313,12 +301,8 @@ def _checked(network: Callable | Model, images: Tensor, fisher: InputFisher) -> 
     return images, model
 
 
-class _Piece(NamedTuple):
-    """Some perturbed images, at most a batch."""
-
-    images: Tensor
-    rows: Tensor
-    clipped: Tensor
+# A perturbed image (1, C_in, *spatial), its row (1,) and the share (1,) of its voxels that were clipped.
+_Piece = tuple[Tensor, Tensor, Tensor]
 
 
 class _Passes:
@@ -329,9 +313,8 @@ class _Passes:
         self.batches = Batches(model.images_at_a_time(images))
         everyone = torch.arange(len(images), device=images.device)
         nothing = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        pieces = (_Piece(images[rows], rows, nothing[rows]) for rows in everyone.split(self.batches.size))
-        self._outputs = fisher.outputs
-        outputs, _, _, fits = self._forward(pieces)
+        self._outputs, self.unknown_curvature = fisher.outputs, ""  # why some curvature cannot be computed
+        outputs, _, _, fits = self._forward(zip(images.split(1), everyone.split(1), nothing.split(1)))
         if not fits.all():  # where memory is too short for a forward pass, those of the spectrum stay
             outputs = torch.where(fits.unsqueeze(1), outputs, fisher.outputs)
         model.likelihood.check(outputs)
@@ -343,14 +326,14 @@ class _Passes:
         self.measured = measurement(model.likelihood, outputs, self.targets)
 
     def pieces(self, change: Tensor, rows: Tensor, steps: Tensor, clip: Sequence[float] | None) -> Iterator[_Piece]:
-        """The images ``images[rows] + steps * change[rows]``, a batch at a time."""
+        """The images ``images[rows] + steps * change[rows]``, computed a batch at a time."""
         rows = rows.to(self.images.device)
         for piece in torch.arange(len(rows)).split(self.batches.size):
             row = rows[piece.to(rows.device)]
             images = self.images[row]
             step = per_image_factor(steps[piece].to(images.device), images)
             moved, clipped = perturb(images, change[row] * step, clip, self.channel_mask)
-            yield _Piece(moved, row, clipped)
+            yield from zip(moved.split(1), row.split(1), clipped.split(1))
 
     def measure(self, pieces: Iterator[_Piece]) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
         """Endpoints and predictions of perturbed images, one row each, and why a row cannot be used, or ``""``."""
@@ -362,109 +345,69 @@ class _Passes:
         return table, self.measured.predictions(outputs), trouble
 
     def _forward(self, pieces: Iterator[_Piece]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of all pieces, joined to full batches, an image a row.
+        """Outputs (n, outputs) of all pieces, NaN of an image too large for memory; rows; clipped shares; which fit.
 
-        Returns:
-            Outputs (n, outputs), NaN where a single image does not fit into memory; rows; shares of clipped voxels; and
-            which images fit.
+        The pieces pass the network in full batches, whatever they were computed in.
         """
         done: list[tuple[Tensor, ...]] = []
         lost = torch.full_like(self._outputs[:1], torch.nan)
-        for batch in _full_batches(pieces, self.batches.size):
+        while waiting := list(islice(pieces, self.batches.size)):
+            images, rows, clipped = (torch.cat(values) for values in zip(*waiting))
 
-            def outputs(some: Tensor, batch: _Piece = batch) -> Tensor:
-                images = batch.images if len(some) == len(batch.rows) else batch.images[some]
-                return self.model.rows(batch.rows[some]).outputs(images)
+            def outputs(some: Tensor, images: Tensor = images, rows: Tensor = rows) -> Tensor:
+                return self.model.rows(rows[some]).outputs(images if len(some) == len(rows) else images[some])
 
-            for some, found in self.batches.run(torch.arange(len(batch.rows), device=batch.rows.device), outputs):
+            for some, found in self.batches.run(torch.arange(len(rows), device=rows.device), outputs):
                 fits = torch.full_like(some, found is not None, dtype=torch.bool)
-                done.append((lost if found is None else found, batch.rows[some], batch.clipped[some], fits))
+                done.append((lost if found is None else found, rows[some], clipped[some], fits))
         if not done:  # every image was left out
             none = torch.zeros(0, device=self.images.device)
             return self._outputs[:0], none.long(), none.double(), none.bool()
         found, rows, clipped, fits = (torch.cat(values) for values in zip(*done))
         return found, rows, clipped, fits
 
+    def curvature(self, inputs: DirectionInputs, change: Tensor, kept: Tensor) -> Tensor:
+        """``d^T F d`` of changes: from the kept spectrum where it suffices, else by Jacobian-vector products.
 
-def _full_batches(pieces: Iterator[_Piece], size: int) -> Iterator[_Piece]:
-    """The same images, ``size`` at a time, so that small pieces do not pass the network one by one."""
-    waiting: list[_Piece] = []
-    for piece in pieces:
-        waiting.append(piece)
-        if sum(len(held.rows) for held in waiting) >= size:
-            joined = [torch.cat(values) if len(waiting) > 1 else values[0] for values in zip(*waiting)]
-            yield _Piece(*(values[:size] for values in joined))
-            waiting = [_Piece(*(values[size:] for values in joined))]
-    rest = [torch.cat(values) for values in zip(*waiting)]
-    if rest and len(rest[0]):
-        yield _Piece(*rest)
-
-
-class _Curvature:
-    """``d^T F d`` of changes: from the kept spectrum where it suffices, else by Jacobian-vector products."""
-
-    def __init__(self, model: Model, inputs: DirectionInputs, batches: Batches) -> None:
-        self._model, self._inputs, self._batches = model, inputs, batches
-        self._trouble: str | None = None
-
-    def along(self, change: Tensor, kept: Tensor) -> Tensor:
-        """(B,) float64 on the CPU, zero where it is rounding beside the greatest for a change of this length.
-
-        Args:
-            change: (B, C_in, *spatial).
-            kept: (n,), the images that are asked for; NaN for others may be there.
+        (B,) float64 on the CPU, zero where it is rounding beside the greatest for a change of this length.
+        Only of the images ``kept`` (n,) is it asked for; the change of others may be NaN.
         """
-        fisher = self._inputs.fisher
+        fisher = inputs.fisher
         if fisher.can_quadratic:
             curvature = fisher.quadratic(change)
         else:
             curvature = fisher.quadratic_inside(change)
-            outside = self._inputs.outside_eigenspace(change).flatten(1).any(dim=1).cpu()
+            outside = inputs.outside_eigenspace(change).flatten(1).any(dim=1).cpu()
             curvature[outside.to(change.device)] = torch.nan
             self._fill(curvature, change, kept[outside[kept]])
-        length = torch.linalg.vector_norm(change.double().flatten(1), dim=1)
-        rounding = (ROUNDINGS * torch.finfo(change.dtype).eps * length).square() * fisher.eigenvalues[:, 0]
+        rounding = ROUNDINGS * torch.finfo(change.dtype).eps * lengths(change.double())
+        rounding = rounding.square() * fisher.eigenvalues[:, 0]
         return curvature.where(~(curvature <= rounding), 0.0).cpu()
-
-    def warn(self) -> None:
-        """Say once that the quadratic prediction is unknown."""
-        if self._trouble is not None:
-            notice(
-                "The quadratic prediction of the KL divergence is unknown (NaN) along some directions. "
-                f"{self._trouble} input_fisher(..., keep_factor=True) needs no such product.",
-                stacklevel=3,
-            )
 
     def _fill(self, curvature: Tensor, change: Tensor, rows: Tensor) -> None:
         """Write that of some rows (n,) into the curvatures (B,), by one Jacobian-vector product each."""
-        if self._trouble is not None:
+        if self.unknown_curvature:
             return
+
+        def product(some: Tensor) -> Tensor:
+            images, outputs = self.images[some], self._outputs[some]
+            return FisherOperator(self.model.rows(some), images, self.channel_mask, outputs).quadratic(change[some])
+
         try:
-            for some, part in self._batches.run(rows.to(change.device), lambda some: self._product(change, some)):
+            for some, part in self.batches.run(rows.to(change.device), product):
                 if part is not None:
                     curvature[some] = part
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
-            self._trouble = (str(error) or type(error).__name__).splitlines()[0]
-
-    def _product(self, change: Tensor, rows: Tensor) -> Tensor:
-        images, fisher = self._inputs.images[rows], self._inputs.fisher
-        operator = FisherOperator(self._model.rows(rows), images, fisher.channel_mask, fisher.outputs[rows])
-        return operator.quadratic(change[rows])
+            self.unknown_curvature = (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _sign_along(change: Tensor, vectors: Tensor) -> Tensor:
-    """1 or -1 (B,), on the CPU, where a change points along a unit vector or against it up to rounding, else 0.
-
-    Args:
-        change: (B, C_in, *spatial).
-        vectors: the same shape.
-    """
-    flat, along = change.flatten(1), vectors.flatten(1)
-    length = torch.linalg.vector_norm(flat, dim=1)
-    signs = torch.linalg.vecdot(flat, along).sign()
-    distance = torch.linalg.vector_norm(flat - (signs * length).unsqueeze(1) * along, dim=1)
+    """1 or -1 (B,), on the CPU, where a change points along a unit vector or against it up to rounding, else 0."""
+    length = lengths(change)
+    signs = torch.linalg.vecdot(change.flatten(1), vectors.flatten(1)).sign()
+    distance = lengths(change - per_image_factor(signs * length, change) * vectors)
     # in half precision, as many roundings are no small distance
-    tolerance = min(ROUNDINGS * torch.finfo(flat.dtype).eps, 1e-5)
+    tolerance = min(ROUNDINGS * torch.finfo(change.dtype).eps, 1e-5)
     return signs.where(distance < tolerance * length, 0).long().cpu()

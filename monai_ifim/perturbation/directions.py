@@ -53,31 +53,29 @@ class DirectionInputs:
         """White Gaussian noise (B, *shape), float64, the same whatever the batch, the device and the process."""
         draws = []
         for position in self.positions:
-            words = np.random.SeedSequence([self.seed, position, zlib.crc32(direction.encode()), draw]).generate_state(
-                2
-            )
-            generator = torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+            sequence = np.random.SeedSequence([self.seed, position, zlib.crc32(direction.encode()), draw])
+            high, low = map(int, sequence.generate_state(2))
+            generator = torch.Generator().manual_seed(high << 32 | low)
             draws.append(torch.randn(*shape, generator=generator, dtype=torch.float64))
         return torch.stack(draws).to(self.images.device)
 
     def white_noise(self, direction: str, draw: int) -> Tensor:
         """Unit directions (B, C_in, *spatial) of white noise in the channels that may vary."""
         channel_mask = self.fisher.channel_mask
-        noise = _unit(self.noise(direction, draw, varied(self.images, channel_mask).shape[1:])).to(self.images.dtype)
-        if channel_mask is None:
-            return noise
+        noise = self.noise(direction, draw, varied(self.images, channel_mask).shape[1:])
+        norm = lengths(noise).view(-1, *[1] * (noise.ndim - 1))
         directions = torch.zeros_like(self.images)
-        directions[:, channel_mask] = noise
+        varied_part = slice(None) if channel_mask is None else channel_mask
+        directions[:, varied_part] = (noise / torch.where(norm > 0, norm, 1.0)).to(directions.dtype)
         return directions
 
     def outside_eigenspace(self, directions: Tensor) -> Tensor:
         """The part of the directions (B, C_in, *spatial) that is orthogonal to the leading eigenspace of each image."""
         vectors, flat = self.fisher.eigenvectors.flatten(2), directions.flatten(1)
-        whole = torch.linalg.vector_norm(flat, dim=1)
         for _ in range(2):  # once more, for what rounding left inside
             coefficients = products(vectors, flat.unsqueeze(1)).squeeze(-1)
             flat = flat - weighted_sum(coefficients, vectors)
-        return _unless_rounding(flat, whole).view_as(directions)
+        return _unless_rounding(flat, directions).view_as(directions)
 
 
 class Direction(ABC):
@@ -121,26 +119,18 @@ class _Low(Direction):
 class _HighImage(Direction):
     name, cause_of_zero = "high_image", "the high component is zero"
     words = "the part of the image itself that lies in the leading eigenspace"
+    component = 0
 
     def directions(self, inputs: DirectionInputs, draw: int) -> Tensor:
-        return _component(inputs, 0)
+        images, mask = inputs.images, inputs.fisher.channel_mask
+        part = inputs.fisher.split(images)[self.component]
+        return _unless_rounding(restricted(part, mask), restricted(images, mask))
 
 
-class _LowImage(Direction):
+class _LowImage(_HighImage):
     name, cause_of_zero = "low_image", "the low component is zero"
     words = "the part of the image itself that lies outside the leading eigenspace"
-
-    def directions(self, inputs: DirectionInputs, draw: int) -> Tensor:
-        return _component(inputs, 1)
-
-
-def _component(inputs: DirectionInputs, number: int) -> Tensor:
-    """The high (0) or low (1) component of the images, in the channels that may vary."""
-    part, whole = (
-        restricted(values, inputs.fisher.channel_mask)
-        for values in (inputs.fisher.split(inputs.images)[number], inputs.images)
-    )
-    return _unless_rounding(part, _norm(whole))
+    component = 1
 
 
 class _LowMatched(Direction):
@@ -216,9 +206,7 @@ class DirectionFunction(Direction):
     """
 
     def __init__(self, name: str, function: Callable[..., Tensor], random: bool = False) -> None:
-        self.name = name
-        self.function = function
-        self.random = random
+        self.name, self.function, self.random = name, function, random
 
     def directions(self, inputs: DirectionInputs, draw: int) -> Tensor:  # noqa: D102
         return self.function(inputs, draw) if self.random else self.function(inputs)
@@ -228,9 +216,6 @@ class LossGradient(Direction):
     """The gradient of the loss ``-log p(label | x)`` with respect to the image: the steepest way to err.
 
     It needs labels. For two classes it is parallel to the leading eigenvector, since every gradient then is.
-
-    Args:
-        name: as it stands in tables and metric names.
     """
 
     words = "the gradient of the loss with respect to the image"
@@ -273,11 +258,9 @@ DIRECTIONS: dict[str, Direction] = {
 
 
 def randomise_phases(directions: Tensor, noise: Tensor) -> Tensor:
-    """Directions with the same power spectrum in every channel, and the phases of the noise.
+    """Directions (B, C_in, *spatial) with the same power spectrum in every channel, and the phases of the noise.
 
-    Args:
-        directions: (B, C_in, *spatial).
-        noise: (B, 1, *spatial), real white noise: one set of phases for all channels.
+    The noise (B, 1, *spatial) is real and white: one set of phases for all channels.
 
     Raises:
         ValueError: When there are no spatial axes.
@@ -328,6 +311,11 @@ def resolve_directions(directions: Sequence[str | Direction]) -> list[Direction]
     return resolved
 
 
+def lengths(values: Tensor) -> Tensor:
+    """The Euclidean length of the values of each image, (B,), in their dtype."""
+    return torch.linalg.vector_norm(values.flatten(1), dim=1)
+
+
 def per_image_factor(values: Tensor, like: Tensor) -> Tensor:
     """One value an image (B,), shaped and typed to multiply images."""
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
@@ -337,17 +325,7 @@ def per_image_factor(values: Tensor, like: Tensor) -> Tensor:
 ROUNDINGS = 32
 
 
-def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values.flatten(1), dim=1)
-
-
 def _unless_rounding(part: Tensor, whole: Tensor) -> Tensor:
-    """``part`` (B, ...), zero for the images where it is rounding beside the length ``whole`` (B,)."""
-    kept = _norm(part) > ROUNDINGS * torch.finfo(part.dtype).eps * whole
+    """``part`` (B, ...), zero for the images where it is rounding beside the length of the ``whole``."""
+    kept = lengths(part) > ROUNDINGS * torch.finfo(part.dtype).eps * lengths(whole)
     return part * per_image_factor(kept, part)
-
-
-def _unit(values: Tensor) -> Tensor:
-    flat = values.flatten(1)
-    norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return (flat / torch.where(norm > 0, norm, 1.0)).view_as(values)

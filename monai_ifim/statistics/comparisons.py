@@ -14,8 +14,9 @@ from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, bootstrap_interval, holm
 from monai_ifim.statistics.tables import pairs, per_group
 
-_COMPARISON = ["direction", "control", "strength", "endpoint", "count", "median_difference", "difference_low"]
-_COMPARISON += ["difference_high", "median_log10_ratio", "ratio_low", "ratio_high", "degenerate", "wilcoxon_p"]
+_COMPARISON = ["direction", "control", "strength", "endpoint", "count"]
+_COMPARISON += ["median_difference", "difference_low", "difference_high"]
+_COMPARISON += ["median_log10_ratio", "ratio_low", "ratio_high", "degenerate", "wilcoxon_p"]
 
 
 def coupling(
@@ -23,14 +24,8 @@ def coupling(
 ) -> pd.Series:
     """``log10((KL_direction + f) / (KL_control + f))`` of each image, with ``f`` the noise floor of its logits.
 
-    Values compare only at equal strength. Images that either direction left out are absent.
-
-    Args:
-        frame: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`.
-        noise_floor: by image, the KL divergence (nats) that rounding alone can make.
-        strength: one of the strengths in the table.
-        control: the direction to compare with.
-        direction: the direction that is compared.
+    Values compare only at equal strength, one of those in the long table ``frame``. Images that either direction left
+    out are absent. The noise floor, by image, is the KL divergence (nats) that rounding alone can make.
 
     Example:
         >>> rows = [(0, "high", 1e-2), (0, "transfer", 1e-4)]
@@ -82,8 +77,8 @@ def compare_directions(
         One row a control: ``direction, control, strength, endpoint, count``; ``median_difference`` with
         ``difference_low`` and ``difference_high``; for the endpoint ``kl`` ``median_log10_ratio`` (see
         :func:`coupling`) with ``ratio_low`` and ``ratio_high`` in log10 units; ``degenerate``, of the difference;
-        ``wilcoxon_p`` of the two-sided signed-rank test, without the differences of zero, and ``holm_p``, corrected for
-        the number of controls. A direction without images in common has a count of 0.
+        ``wilcoxon_p`` of the two-sided signed-rank test, without the differences of zero (1 where all are), and
+        ``holm_p``, corrected for the number of controls. A direction without images in common has a count of 0.
 
     Raises:
         ValueError: When the table has no such endpoint, or the strength was not tested.
@@ -110,28 +105,11 @@ def compare_directions(
         ratios = coupling(curves, floor, strength, control, direction) if endpoint == "kl" else changes[:0]
         difference = bootstrap_interval(changes, "median", resamples=resamples, seed=seed)
         ratio = bootstrap_interval(per_group(ratios, images), "median", resamples=resamples, seed=seed)
-        row = {
-            "direction": direction,
-            "control": control,
-            "strength": strength,
-            "endpoint": endpoint,
-            "count": difference.count,
-            "median_difference": difference.value,
-            "difference_low": difference.low,
-            "difference_high": difference.high,
-            "median_log10_ratio": ratio.value,
-            "ratio_low": ratio.low,
-            "ratio_high": ratio.high,
-            "degenerate": difference.degenerate,
-            "wilcoxon_p": _signed_rank_p(changes.to_numpy()),
-        }
-        rows.append(row)
+        # scipy knows the exact distribution, also with zeros, once these are gone
+        nonzero = changes[changes != 0]
+        p_value = wilcoxon(nonzero).pvalue if len(nonzero) else 1.0 if len(changes) else np.nan
+        row = [direction, control, strength, endpoint, difference.count]
+        row += [difference.value, difference.low, difference.high]
+        rows.append([*row, ratio.value, ratio.low, ratio.high, difference.degenerate, p_value])
     table = pd.DataFrame(rows, columns=_COMPARISON)
     return table.assign(holm_p=holm(table.wilcoxon_p))
-
-
-def _signed_rank_p(differences: np.ndarray) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test; 1 where all differences are zero, NaN where there are none."""
-    # scipy knows the exact distribution, also with zeros, once these are gone
-    changes = differences[differences != 0]
-    return float(wilcoxon(changes).pvalue) if len(changes) else (1.0 if len(differences) else np.nan)

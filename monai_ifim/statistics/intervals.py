@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -87,9 +87,8 @@ def bootstrap_interval(
         return Interval(value, value, value, len(sample), True, "percentile")
     # exactly, by a power of two: BCa takes cubes, and those of the KL divergences of a sure network underflow
     exponent = int(np.frexp(np.abs(sample).max())[1])
-    low, high, method = _ends(
-        [np.ldexp(sample, -exponent)], _STATISTICS[statistic], len(sample), level, resamples, seed
-    )
+    scaled = np.ldexp(sample, -exponent)
+    low, high, method = _ends([scaled], _STATISTICS[statistic], len(sample), level, resamples, seed)
     low, high = float(np.ldexp(low, exponent)), float(np.ldexp(high, exponent))
     return Interval(value, low, high, len(sample), low == high, method)
 
@@ -123,12 +122,7 @@ def one_vs_rest_auc(truth: ArrayLike, scores: ArrayLike) -> float:
 
 
 def auc_interval(
-    truth: ArrayLike,
-    scores: ArrayLike,
-    *,
-    level: float = 0.95,
-    resamples: int = DEFAULT_RESAMPLES,
-    seed: int = 0,
+    truth: ArrayLike, scores: ArrayLike, *, level: float = 0.95, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
 ) -> Interval:
     """:func:`one_vs_rest_auc` with its bootstrap interval; images are resampled within their class.
 
@@ -155,12 +149,10 @@ def auc_interval(
     truth, scores = _checked(truth, scores)
     scores = scores[:, None] if scores.ndim == 2 else scores
     count = len(truth)
-    in_order = np.sort(scores, axis=1).reshape(count, scores.shape[1] * scores.shape[2])
-    order = np.lexsort([*truth.T, *in_order.T])
+    order = np.lexsort([*truth.T, *np.sort(scores, axis=1).reshape(count, scores[0].size if count else 0).T])
     truth, scores = truth[order], scores[order]
     value = float(np.mean([one_vs_rest_auc(truth, scores[:, repeat]) for repeat in range(scores.shape[1])]))
-    classes = np.unique(truth, axis=0, return_inverse=True)[1].ravel()
-    members = [np.flatnonzero(classes == number) for number in np.unique(classes)]
+    members = [np.flatnonzero((truth == row).all(axis=1)) for row in np.unique(truth, axis=0)]
     resampled = [rows for rows in members if len(rows) > 1]
     if np.isnan(value) or not resampled:
         return Interval(value, np.nan, np.nan, count, False, "none")
@@ -205,12 +197,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def _wins(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """In how many repeats each positive image beats each negative one, (positive, negative); a tie is one half.
-
-    Args:
-        positive: (n,), boolean.
-        scores: (n, repeats).
-    """
+    """In how many of the scores (n, repeats) each positive image beats each negative one; a tie is one half."""
     wins = np.zeros((np.count_nonzero(positive), np.count_nonzero(~positive)))
     for repeat in scores.T:
         ours, theirs = repeat[positive][:, None], repeat[~positive]
@@ -222,22 +209,14 @@ def _ends(
     samples: Sequence[np.ndarray], statistic: Callable, count: int, level: float, resamples: int, seed: int
 ) -> tuple[float, float, str]:
     """Both ends of the interval and its method."""
-    options: dict[str, Any] = {
-        "vectorized": True,
-        "confidence_level": level,
-        "batch": max(1, _MOST_ELEMENTS // count),
-    }
+    find = partial(bootstrap, samples, statistic, vectorized=True, confidence_level=level)
+    method, batch = "BCa", max(1, _MOST_ELEMENTS // count)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)
-        result = bootstrap(
-            samples, statistic, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed), **options
-        )
-        method = "BCa"
+        result = find(n_resamples=resamples, batch=batch, method=method, rng=np.random.default_rng(seed))
         if not np.isfinite(result.confidence_interval).all():
             method = "percentile"
-            result = bootstrap(
-                samples, statistic, n_resamples=0, method="percentile", bootstrap_result=result, **options
-            )
+            result = find(n_resamples=0, batch=batch, method=method, bootstrap_result=result)
     return float(result.confidence_interval.low), float(result.confidence_interval.high), method
 
 

@@ -12,16 +12,9 @@ import pandas as pd
 from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.statistics.comparisons import censored, coupling
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, auc_interval, bootstrap_interval
-from monai_ifim.statistics.tables import (
-    cells,
-    image_values,
-    interval_columns,
-    per_group,
-    per_image,
-    truth_and_scores,
-    used_images,
-)
+from monai_ifim.statistics.tables import cells, image_values, per_group, per_image, truth_and_scores, used_images
 
+_COUPLING_TRANSFER = ("coupling_transfer", "coupling_transfer_ci95_lower", "coupling_transfer_ci95_upper")
 _LOGGED = [point for point in ENDPOINTS.values() if point.logged]
 
 
@@ -66,9 +59,7 @@ def summarise(
     floor = used.set_index("image").noise_floor
     if {"high", "transfer"} <= set(directions):
         interval = bootstrap_interval(per_group(coupling(frame, floor, strength, "transfer"), used), "median")
-        summary["coupling_transfer"] = interval.value
-        summary["coupling_transfer_ci95_lower"] = interval.low
-        summary["coupling_transfer_ci95_upper"] = interval.high
+        summary |= dict(zip(_COUPLING_TRANSFER, (interval.value, interval.low, interval.high)))
     for point in (point for point in _LOGGED if point.column in frame):
         if point.unperturbed:  # where there are labels; these count images
             if point.column not in used or used[point.column].isna().all():
@@ -98,7 +89,7 @@ def summary_names(directions: Sequence[str]) -> set[str]:
     if {"high", "low_matched"} <= set(directions):
         names |= {"coupling", "coupling_censored"}
     if {"high", "transfer"} <= set(directions):
-        names |= {"coupling_transfer", "coupling_transfer_ci95_lower", "coupling_transfer_ci95_upper"}
+        names |= set(_COUPLING_TRANSFER)
     return names
 
 
@@ -106,11 +97,7 @@ def thresholds(images: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """Where half of the decisions flip, and where the quadratic prediction ends, for each direction.
 
     Between the tested strengths, and between them and the origin (no flips, a ratio of 1), the curves are taken as
-    straight.
-
-    Args:
-        images: one row an image: ``image, noise_floor`` and, where patients are known, ``group``.
-        curves: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`.
+    straight. ``images`` and ``curves`` are those of :func:`~monai_ifim.statistics.curve_table`.
 
     Returns:
         One row a direction: ``direction``; ``half_flip_strength``, where the share of the decisions that either sign of
@@ -139,24 +126,16 @@ def thresholds(images: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
             ratios.append(per_group(values.kl_ratio, images).dropna().median())
         known = np.flatnonzero(~np.isnan(ratios))
         tested, ratio = np.take(strengths, known), np.take(ratios, known)
-        row = {
-            "direction": direction,
-            "half_flip_strength": _first_reaches(np.array(strengths), np.array(flips), 0.5) if flips[1:] else np.nan,
-            "quadratic_strength": min(_first_reaches(tested, ratio, 1.1), _first_reaches(tested, -ratio, -0.9)),
-            "greatest_strength": strengths[-1],
-        }
-        if len(known) == 1:  # the origin
-            row["quadratic_strength"] = np.nan
-        rows.append(row)
+        half = _first_reaches(np.array(strengths), np.array(flips), 0.5) if flips[1:] else np.nan
+        end = min(_first_reaches(tested, ratio, 1.1), _first_reaches(tested, -ratio, -0.9))
+        rows.append([direction, half, end if len(known) > 1 else np.nan, strengths[-1]])  # known: the origin, too
     return pd.DataFrame(rows, columns=["direction", "half_flip_strength", "quadratic_strength", "greatest_strength"])
 
 
 def flip_strengths(curves: pd.DataFrame, direction: str = "high") -> pd.Series:
     """By image, the smallest tested strength at which any draw or sign flips the decision; infinite where none does.
 
-    Args:
-        curves: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`; without decisions the result is empty.
-        direction: name of the direction; images that it left out are absent.
+    Images that the direction left out are absent; from a long table without decisions the result is empty.
 
     Example:
         >>> rows = [(0, 0.1, 0.0), (0, 0.3, 1.0), (1, 0.1, 0.0), (1, 0.3, 0.0)]
@@ -217,15 +196,14 @@ def error_ranking(
     rows = []
     for name, score in scores.items():
         truth, values = truth_and_scores(wrong, score.to_frame(), images)
-        numbers = interval_columns(auc_interval(truth, values, resamples=resamples, seed=seed))
-        rows.append({"score": name, "auroc": numbers.pop("value"), "errors": int(truth.sum()), **numbers})
+        interval = auc_interval(truth, values, resamples=resamples, seed=seed)
+        rows.append({"score": name, "auroc": interval.value, "errors": int(truth.sum())} | vars(interval))
     return pd.DataFrame(rows, columns=columns)
 
 
 def _first_reaches(strengths: np.ndarray, values: np.ndarray, level: float) -> float:
     """Where a polygon that starts below the level first reaches it; infinite where it does not."""
-    above = np.flatnonzero(values >= level)
-    if len(above) == 0:
+    if not (values >= level).any():
         return np.inf
-    piece = slice(above[0] - 1, above[0] + 1)
-    return float(np.interp(level, values[piece], strengths[piece]))
+    above = np.argmax(values >= level)
+    return float(np.interp(level, values[above - 1 : above + 1], strengths[above - 1 : above + 1]))

@@ -11,27 +11,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from monai_ifim.perturbation import ENDPOINTS
-from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, Interval, auc_interval, bootstrap_interval
+from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, auc_interval, bootstrap_interval
 
-_INTERVAL = ["value", "low", "high", "count", "degenerate"]
+_CURVE_TABLE = ["direction", "strength", "endpoint", "statistic", "value", "low", "high", "count", "degenerate"]
 # Columns that the table of images has, too; without labels they hold NaN.
 _UNPERTURBED = [point.column for point in ENDPOINTS.values() if point.unperturbed]
 
 
 def per_image(frame: pd.DataFrame, direction: str, strength: float, endpoint: str = "kl") -> pd.Series:
-    """One value an image: the mean of an endpoint over draws and signs.
-
-    Args:
-        frame: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`.
-        direction: name of the direction.
-        strength: one of the strengths in the table.
-        endpoint: name of a column.
+    """One value an image: the mean of a column of the long table, ``endpoint``, over draws and signs.
 
     Example:
         >>> frame = pd.DataFrame({"image": [0, 0], "direction": "high", "strength": 0.1, "kl": [1.0, 3.0]})
@@ -43,12 +36,10 @@ def per_image(frame: pd.DataFrame, direction: str, strength: float, endpoint: st
 
 
 def per_group(values: pd.Series, images: pd.DataFrame) -> pd.Series:
-    """One value a patient: the mean of its images, so that many images of one patient count once.
+    """One value a patient: the mean of the values of its images, so that many images of one patient count once.
 
-    Args:
-        values: by image.
-        images: one row an image, with ``image`` and, where patients are known, ``group``. An image without a group is
-            its own. Without the column, the values are returned as they are.
+    The table of images has a row an image, with ``image`` and, where patients are known, ``group``. An image without a
+    group is its own. Without the column, the values are returned as they are.
 
     Example:
         >>> images = pd.DataFrame({"image": [0, 1, 2], "group": ["a", "a", "b"]})
@@ -98,17 +89,17 @@ def curve_table(
             if point.column in values:
                 of_groups = per_group(values[point.column], used)
                 interval = bootstrap_interval(of_groups, point.statistic, resamples=resamples, seed=seed)
-                rows.append(place | {"endpoint": point.name, "statistic": point.statistic} | interval_columns(interval))
+                rows.append(place | {"endpoint": point.name, "statistic": point.statistic} | vars(interval))
         if truth.notna().to_numpy().any() and len(scores.columns):
             interval = auc_interval(*truth_and_scores(truth, scores, used), resamples=resamples, seed=seed)
             statistic = {"endpoint": "auc", "statistic": ENDPOINTS["auc"].statistic}
-            rows.append(place | statistic | interval_columns(interval))
+            rows.append(place | statistic | vars(interval))
 
     unperturbed = used.filter(["image", *_UNPERTURBED])
     add("unperturbed", 0.0, image_values(unperturbed, used), _outputs(used, "probability"))
     for direction, strength, part in cells(curves):
         add(direction, strength, image_values(part, used), _repeated_scores(part))
-    return pd.DataFrame(rows, columns=["direction", "strength", "endpoint", "statistic", *_INTERVAL])
+    return pd.DataFrame(rows, columns=_CURVE_TABLE)
 
 
 def removal_table(
@@ -116,12 +107,9 @@ def removal_table(
 ) -> pd.DataFrame:
     """What it does to remove a share of a component of the image, with intervals. Not norm-matched: see ``size``.
 
-    Args:
-        images: as for :func:`curve_table`.
-        removals: one row an image, component and fraction: ``image, component, fraction, size`` (root mean square of
-            the change over the image's contrast) and the endpoints.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
+    Arguments are those of :func:`curve_table`, with ``removals`` for the curves: one row an image, component and
+    fraction, ``image, component, fraction, size`` (root mean square of the change over the image's contrast) and the
+    endpoints, as :func:`~monai_ifim.perturbation.removal_curves` gives them.
 
     Returns:
         One row a component, fraction and endpoint with the columns of :func:`curve_table`; the component
@@ -207,8 +195,3 @@ def truth_and_scores(truth: pd.DataFrame, scores: pd.DataFrame, images: pd.DataF
         table = table.groupby([_groups(table.index, images).to_numpy(), *labels], sort=False).mean()
     numbers = table.to_numpy(dtype=float)
     return numbers[:, :outputs], numbers[:, outputs:].reshape(-1, outputs, repeats).swapaxes(1, 2)
-
-
-def interval_columns(interval: Interval) -> dict[str, Any]:
-    """An interval as columns of a table."""
-    return {name: getattr(interval, name) for name in _INTERVAL}

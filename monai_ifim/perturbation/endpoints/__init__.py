@@ -14,17 +14,6 @@ from monai_ifim.perturbation.endpoints.base import COMMON, Endpoint, Measurement
 from monai_ifim.perturbation.endpoints.discrete import DiscreteMeasurement
 from monai_ifim.perturbation.endpoints.gaussian import GaussianMeasurement
 
-__all__ = [
-    "ENDPOINTS",
-    "MEASUREMENTS",
-    "DiscreteMeasurement",
-    "Endpoint",
-    "GaussianMeasurement",
-    "Measurement",
-    "endpoints_of",
-    "measurement",
-]
-
 MEASUREMENTS: dict[type, type[Measurement]] = {Discrete: DiscreteMeasurement, Gaussian: GaussianMeasurement}
 # All of them by name, in the order of display.
 ENDPOINTS: dict[str, Endpoint] = {

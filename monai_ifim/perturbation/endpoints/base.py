@@ -51,60 +51,31 @@ class Endpoint:
     value: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
 
-_SIZE = Endpoint(
-    name="size",
-    column="size",
-    unit="image contrast",
-    words="root mean square of the removed part over the contrast of the image",
-    title="Size of the removed part",
-    axis="RMS / image contrast",
+# fmt: off
+# Before those of the likelihoods, and behind them, in the order of display: name, column, unit, words, title, axis.
+COMMON = (
+    (
+        Endpoint("size", "size", "image contrast",
+                 "root mean square of the removed part over the contrast of the image",
+                 "Size of the removed part", "RMS / image contrast"),
+        Endpoint("kl", "kl", "nats", "KL divergence from the prediction to the one after the change",
+                 "Change of the prediction", "KL divergence (nats)", log_axis=True, logged=True, compared=True,
+                 value=lambda measured, rows, after: measured.likelihood.kl_divergence(measured.outputs[rows], after)),
+        Endpoint("kl_quadratic", "kl_quadratic", "nats",
+                 "half of delta^T F delta: the KL divergence that the Fisher information predicts"),
+        Endpoint("kl_ratio", "kl_ratio", "1",
+                 "KL divergence over its quadratic prediction; 1 where the local picture holds",
+                 "Does the local picture hold?", "KL / quadratic prediction", statistic="median", log_axis=True),
+    ),
+    (Endpoint("clipped", "clipped", "1", "share of the voxels that the intensity range limited", percent=True),),
 )
-_KL = Endpoint(
-    name="kl",
-    column="kl",
-    unit="nats",
-    words="KL divergence from the prediction to the one after the change",
-    title="Change of the prediction",
-    axis="KL divergence (nats)",
-    log_axis=True,
-    logged=True,
-    compared=True,
-    value=lambda measured, rows, after: measured.likelihood.kl_divergence(measured.outputs[rows], after),
-)
-_KL_QUADRATIC = Endpoint(
-    name="kl_quadratic",
-    column="kl_quadratic",
-    unit="nats",
-    words="half of delta^T F delta: the KL divergence that the Fisher information predicts",
-)
-_KL_RATIO = Endpoint(
-    name="kl_ratio",
-    column="kl_ratio",
-    unit="1",
-    words="KL divergence over its quadratic prediction; 1 where the local picture holds",
-    title="Does the local picture hold?",
-    axis="KL / quadratic prediction",
-    statistic="median",
-    log_axis=True,
-)
-_CLIPPED = Endpoint(
-    name="clipped",
-    column="clipped",
-    unit="1",
-    words="share of the voxels that the intensity range limited",
-    percent=True,
-)
-# Before and behind those of the likelihoods, in the order of display.
-COMMON = ((_SIZE, _KL, _KL_QUADRATIC, _KL_RATIO), (_CLIPPED,))
+# fmt: on
 
 
 class Measurement(ABC):
     """The predictions for unperturbed images, against which those after a change are measured.
 
-    Args:
-        likelihood: of the outputs.
-        outputs: (B, outputs), unperturbed.
-        targets: (B, variables), what the labels say; None without labels.
+    Arguments are those of :func:`~monai_ifim.perturbation.measurement`.
 
     Attributes:
         own: the endpoints that this kind of likelihood adds to those that all have.
@@ -116,12 +87,7 @@ class Measurement(ABC):
         self.likelihood, self.outputs, self.targets = likelihood, outputs, targets
 
     def after(self, rows: Tensor, outputs: Tensor) -> pd.DataFrame:
-        """A column for each endpoint, a row for each change.
-
-        Args:
-            rows: (n,) int64, which image was changed.
-            outputs: (n, outputs), after the change.
-        """
+        """A column an endpoint and a row a change: of the images ``rows`` (n,) to ``outputs`` (n, outputs)."""
         endpoints = (*COMMON[0], *self.own)
         return pd.DataFrame(
             {point.column: point.value(self, rows, outputs).cpu().numpy() for point in endpoints if point.value}
@@ -135,21 +101,17 @@ class Measurement(ABC):
             "label": self.labelled(),
             "noise_floor": self.likelihood.noise_floor(self.outputs).cpu().numpy(),
         }
-        everyone = torch.arange(len(self.outputs), device=self.outputs.device)
-        columns |= {
-            point.column: point.value(self, everyone, self.outputs).cpu().numpy()
-            for point in self.own
-            if point.unperturbed and point.value
-        }
-        return pd.concat([pd.DataFrame(columns), self.further()], axis=1)
+        unchanged = self.after(torch.arange(len(self.outputs), device=self.outputs.device), self.outputs)
+        shared = unchanged[[point.column for point in self.own if point.unperturbed]]
+        return pd.concat([pd.DataFrame(columns), shared, self.further()], axis=1)
+
+    def labelled(self) -> list[str] | None:
+        """What the label of each image says, as text; None without labels."""
+        return None if self.targets is None else texts(self.targets)
 
     @abstractmethod
     def predicted(self) -> list[str]:
         """What is predicted for each image, as text."""
-
-    @abstractmethod
-    def labelled(self) -> list[str] | None:
-        """What the label of each image says, as text; None without labels."""
 
     @abstractmethod
     def further(self) -> pd.DataFrame:
@@ -161,10 +123,5 @@ class Measurement(ABC):
 
 
 def texts(values: Tensor) -> list[str]:
-    """Rows (B, n) as text, the numbers separated by spaces.
-
-    Example:
-        >>> texts(torch.tensor([[0, 1], [1, 1]]))
-        ['0 1', '1 1']
-    """
+    """Rows (B, n) as text, the numbers separated by spaces."""
     return [" ".join(f"{value:.6g}" for value in row) for row in values.tolist()]

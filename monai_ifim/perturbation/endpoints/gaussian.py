@@ -17,9 +17,6 @@ class GaussianMeasurement(Measurement):
     def predicted(self) -> list[str]:  # noqa: D102
         return texts(self.outputs)
 
-    def labelled(self) -> list[str] | None:  # noqa: D102
-        return None if self.targets is None else texts(self.targets)
-
     def further(self) -> pd.DataFrame:  # noqa: D102
         tables = [self.predictions(self.outputs)]
         if self.targets is not None:
@@ -29,38 +26,20 @@ class GaussianMeasurement(Measurement):
     def predictions(self, outputs: Tensor) -> pd.DataFrame:  # noqa: D102
         return pd.DataFrame(outputs.double().cpu().numpy()).add_prefix("output_")
 
+    def _shift(self, rows: Tensor, after: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(after.double() - self.outputs[rows].double(), dim=1)
 
-def _shift(measured: GaussianMeasurement, rows: Tensor, after: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(after.double() - measured.outputs[rows].double(), dim=1)
+    def _error(self, rows: Tensor, after: Tensor) -> Tensor:
+        if self.targets is None:
+            return torch.full((len(after),), torch.nan, dtype=torch.float64)
+        return (after.double() - self.targets[rows]).square().mean(dim=1).sqrt()
 
-
-def _error(measured: GaussianMeasurement, rows: Tensor, after: Tensor) -> Tensor:
-    if measured.targets is None:
-        return torch.full((len(after),), torch.nan, dtype=torch.float64)
-    return (after.double() - measured.targets[rows]).square().mean(dim=1).sqrt()
-
-
-GaussianMeasurement.own = (
-    Endpoint(
-        name="shift",
-        column="shift",
-        unit="of the outputs",
-        words="Euclidean length of the change of the outputs",
-        title="Shift of the outputs",
-        axis="shift (units of the outputs)",
-        logged=True,
-        compared=True,
-        value=_shift,
-    ),
-    Endpoint(
-        name="error",
-        column="error",
-        unit="of the outputs",
-        words="root mean square difference from the label, over the outputs of an image",
-        title="Error",
-        axis="error (units of the outputs)",
-        logged=True,
-        unperturbed=True,
-        value=_error,
-    ),
-)
+    # fmt: off
+    own = (  # name, column, unit, words, title, axis
+        Endpoint("shift", "shift", "of the outputs", "Euclidean length of the change of the outputs",
+                 "Shift of the outputs", "shift (units of the outputs)", logged=True, compared=True, value=_shift),
+        Endpoint("error", "error", "of the outputs",
+                 "root mean square difference from the label, over the outputs of an image",
+                 "Error", "error (units of the outputs)", logged=True, unperturbed=True, value=_error),
+    )
+    # fmt: on
