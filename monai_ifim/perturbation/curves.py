@@ -42,7 +42,6 @@ from monai_ifim.perturbation.endpoints import measurement
 DEFAULT_DIRECTIONS = ("high", "low", "high_image", "low_image", "low_matched", "transfer")
 DEFAULT_STRENGTHS = (0.01, 0.03, 0.1)
 REFERENCE_STRENGTH = 0.03
-_SIGNS = (1, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +152,7 @@ def sensitivity_curves(
     inputs = DirectionInputs(images, fisher, donors, positions, seed, model, passes.targets, passes.batches.size)
     skipped: dict[str, dict[int, str]] = {direction.name: dict(fisher.skipped) for direction in chosen}
     kept_norm: dict[str, list[np.ndarray]] = {direction.name: [] for direction in chosen}
-    steps = torch.tensor([sign * strength for strength in strengths for sign in _SIGNS], dtype=torch.float64)
+    steps = torch.tensor([sign * strength for strength in strengths for sign in (1, -1)], dtype=torch.float64)
     # number of the pass of each step along the first eigenvector and image, which other directions share; -1: none yet
     shared = torch.full((len(steps), batch), -1)
     tables: dict[str, list[pd.DataFrame]] = {direction.name: [] for direction in chosen}

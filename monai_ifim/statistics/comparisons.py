@@ -63,15 +63,9 @@ def compare_directions(
 ) -> pd.DataFrame:
     """A direction against its controls at equal strength, paired by image, then by patient where patients are known.
 
-    Args:
-        images: one row an image: ``image, noise_floor`` and, where patients are known, ``group``.
-        curves: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`.
-        strength: one of the strengths in the table.
-        endpoint: name of one of :data:`~monai_ifim.perturbation.ENDPOINTS` whose column the table has.
-        direction: the direction that is compared.
-        controls: the directions to compare with, default all others.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
+    The tables of images and curves, and the options of the resampling, are those of
+    :func:`~monai_ifim.statistics.curve_table`; the strength is one of those tested, the endpoint one of
+    :data:`~monai_ifim.perturbation.ENDPOINTS` whose column the table has, and the controls are, by default, all others.
 
     Returns:
         One row a control: ``direction, control, strength, endpoint, count``; ``median_difference`` with

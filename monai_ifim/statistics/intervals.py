@@ -129,13 +129,9 @@ def auc_interval(
     A class is a distinct row of ``truth``; that of a single image stays as it is, so that with many labels, most of
     their combinations seen once, the interval is too narrow.
 
-    Args:
-        truth: (n, outputs), 0 or 1. Rows with NaN here or in the scores are dropped and not counted.
-        scores: (n, outputs), or (n, repeats, outputs) for several scores of the same images, over which the area is
-            averaged.
-        level: confidence level.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
+    The truth (n, outputs) is 0 or 1; the scores are (n, outputs), or (n, repeats, outputs) for several scores of the
+    same images, over which the area is averaged. Rows with NaN in either are dropped and not counted. The options are
+    those of :func:`bootstrap_interval`.
 
     Raises:
         ValueError: When an option is out of range, shapes differ, or ``truth`` holds anything but 0 and 1.
@@ -149,7 +145,7 @@ def auc_interval(
     truth, scores = _checked(truth, scores)
     scores = scores[:, None] if scores.ndim == 2 else scores
     count = len(truth)
-    order = np.lexsort([*truth.T, *np.sort(scores, axis=1).reshape(count, scores[0].size if count else 0).T])
+    order = np.lexsort([*truth.T, *np.sort(scores, axis=1).reshape(count, scores.shape[1] * scores.shape[2]).T])
     truth, scores = truth[order], scores[order]
     value = float(np.mean([one_vs_rest_auc(truth, scores[:, repeat]) for repeat in range(scores.shape[1])]))
     members = [np.flatnonzero((truth == row).all(axis=1)) for row in np.unique(truth, axis=0)]

@@ -83,8 +83,7 @@ def summary_names(directions: Sequence[str]) -> set[str]:
         False
     """
     names = {"images", "zero", "skipped", "lambda_max", "log10_lambda_max", "trace", "effective_rank"}
-    names |= {"reference_cosine", "mask_energy", "mask_share"}
-    names |= {point.name for point in _LOGGED if point.unperturbed}
+    names |= {"reference_cosine", "mask_energy", "mask_share", *(point.name for point in _LOGGED if point.unperturbed)}
     names |= {f"{point.name}_{direction}" for point in _LOGGED for direction in directions}
     if {"high", "low_matched"} <= set(directions):
         names |= {"coupling", "coupling_censored"}
@@ -161,13 +160,8 @@ def error_ranking(
     An image with several labels is wrong where any of them is. Of a patient's images that are all right, or all wrong,
     the scores are averaged (for the flip strength, its reciprocal).
 
-    Args:
-        images: one row an image: ``image, lambda_max, confidence, correct, skipped`` and, where patients are known,
-            ``group``.
-        curves: the long table of :meth:`~monai_ifim.SensitivityCurves.to_frame`.
-        direction: of the flip strength.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
+    The tables and the options of the resampling are those of :func:`~monai_ifim.statistics.curve_table`; of images also
+    ``lambda_max, confidence, correct`` are needed. ``direction`` is that of the flip strength.
 
     Returns:
         One row a score: ``score`` (``lambda_max``, the greater the more likely wrong; ``flip_strength`` and

@@ -18,10 +18,10 @@ class GaussianMeasurement(Measurement):
         return texts(self.outputs)
 
     def further(self) -> pd.DataFrame:  # noqa: D102
-        tables = [self.predictions(self.outputs)]
-        if self.targets is not None:
-            tables.append(pd.DataFrame(self.targets.cpu().numpy()).add_prefix("target_"))
-        return pd.concat(tables, axis=1)
+        predictions = self.predictions(self.outputs)
+        if self.targets is None:
+            return predictions
+        return predictions.join(pd.DataFrame(self.targets.cpu().numpy()).add_prefix("target_"))
 
     def predictions(self, outputs: Tensor) -> pd.DataFrame:  # noqa: D102
         return pd.DataFrame(outputs.double().cpu().numpy()).add_prefix("output_")
