@@ -3,8 +3,7 @@
 """Ignite metric and handlers for MONAI evaluators."""
 
 from monai_ifim.handlers.figures import IFIMFigureHandler
-from monai_ifim.handlers.handler import IFIMHandler
-from monai_ifim.handlers.metric import IFIMMetric
+from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.saver import IFIMSaver
 
 __all__ = ["IFIMFigureHandler", "IFIMHandler", "IFIMMetric", "IFIMSaver"]

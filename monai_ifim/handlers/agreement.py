@@ -46,40 +46,21 @@ class LostProcessError(RuntimeError):
 class Agreement:
     """Errors while measuring: kept where they must wait for the other processes, then raised or reported.
 
-    Args:
-        on_error: ``"raise"`` or ``"continue"``.
-
     Attributes:
         communicate: whether all processes come by, where there are several. Otherwise each stands alone.
-        failed: whether an error is kept.
-
-    Raises:
-        ValueError: When ``on_error`` is something else.
-
-    Example:
-        >>> Agreement("continue").gathered(lambda: "of the only process")
-        ['of the only process']
+        failure: the error that is kept.
     """
 
     def __init__(self, on_error: OnError = "raise") -> None:
-        check_on_error(on_error)
         self.on_error = on_error
         self.communicate = True
-        self._failure: _Failure | None = None
+        self.failure: _Failure | None = None
         self._said: set[str] = set()
-
-    @property
-    def failed(self) -> bool:  # noqa: D102
-        return self._failure is not None
 
     @property
     def together(self) -> bool:
         """Whether there are several processes, and all come by."""
         return self.communicate and process_count() > 1
-
-    def forget(self) -> None:
-        """Begin anew."""
-        self._failure = None
 
     @contextmanager
     def careful(self) -> Iterator[None]:
@@ -89,7 +70,7 @@ class Agreement:
         except Exception as error:
             if self.on_error == "raise" and not self.together:
                 raise
-            self._failure = _Failure.of(error)
+            self.failure = _Failure.of(error)
 
     def gathered(self, make: Callable[[], _T]) -> list[_T]:
         """What each process makes, in the order of ranks; of this process alone, where they do not communicate.
@@ -100,17 +81,17 @@ class Agreement:
             LostProcessError: When a process did not come by.
         """
         if not self.together:
-            if self._failure is not None:
-                raise WatchError(self._failure)
+            if self.failure is not None:
+                raise WatchError(self.failure)
             return [make()]
         mine: _T | None = None
-        if self._failure is None:
+        if self.failure is None:
             try:
                 mine = make()
             except Exception as error:
-                self._failure = _Failure.of(error)
+                self.failure = _Failure.of(error)
         try:
-            everyone = cast("list[tuple[_Failure | None, _T]]", idist.all_gather((self._failure, mine)))
+            everyone = cast("list[tuple[_Failure | None, _T]]", idist.all_gather((self.failure, mine)))
         except Exception as error:
             raise LostProcessError(
                 f"Rank {process_rank()} lost another process while iFIM gathered its numbers ({error}). That process "
@@ -122,44 +103,23 @@ class Agreement:
         return [value for _, value in everyone]
 
     def settle(self, log: Callable[[str], None], error: BaseException) -> None:
-        """Report an error (on rank 0 alone, where it is of all), once for each message, where the run may go on.
-
-        Args:
-            log: takes the message.
-            error: what stopped the measurement.
-
-        Raises:
-            BaseException: The error itself, where it may not.
-        """
+        """Report an error (on rank 0, where it is of all), once for each message; raise it where it ends the run."""
         if self.on_error == "raise" or isinstance(error, LostProcessError) or not isinstance(error, Exception):
             raise error
         if self.together and process_rank() != 0:
             return
         failure = error.failure if isinstance(error, WatchError) else _Failure.of(error)
-        self.once(log)(
+        self.once(
+            log,
             f"iFIM has no numbers of this evaluation; the run goes on, and this is said once. {failure.message}",
             f"\n{failure.trace}",
         )
 
-    def once(self, log: Callable[[str], None]) -> Callable[..., None]:
-        """Logs a message, with more lines behind it, unless it was said before."""
-
-        def say(message: str, more: str = "") -> None:
-            if message not in self._said:
-                self._said.add(message)
-                log(message + more)
-
-        return say
-
-
-def check_on_error(on_error: str) -> None:
-    """Refuse what is no way to treat an error.
-
-    Raises:
-        ValueError: When it is neither ``"raise"`` nor ``"continue"``.
-    """
-    if on_error not in ("raise", "continue"):
-        raise ValueError(f"on_error must be 'raise' or 'continue', got {on_error!r}.")
+    def once(self, log: Callable[[str], None], message: str, more: str = "") -> None:
+        """Log a message, with more lines behind it, unless it was said before."""
+        if message not in self._said:
+            self._said.add(message)
+            log(message + more)
 
 
 def _of_ranks(failures: dict[int, _Failure]) -> _Failure:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -43,27 +43,18 @@ class Batch:
 
     def select(self, rows: Sequence[int]) -> Batch:
         """The same of some of the images only."""
-        return Batch(
-            images=_rows(self.images, rows),
-            labels=None if self.labels is None else _rows(self.labels, rows),
-            masks=None if self.masks is None else _rows(self.masks, rows),
-            groups=None if self.groups is None else [self.groups[row] for row in rows],
-            names=None if self.names is None else [self.names[row] for row in rows],
-            affines=None if self.affines is None else [self.affines[row] for row in rows],
-            inputs=self.inputs.of_rows(torch.tensor(rows)),
-        )
+        index = torch.tensor(rows)
+        chosen: dict[str, Any] = {
+            name: values[index.to(values.device)] if isinstance(values, Tensor) else [values[row] for row in rows]
+            for name, values in vars(self).items()
+            if values is not None and name != "inputs"
+        }
+        return replace(self, inputs=self.inputs.of_rows(index), **chosen)
 
     def on_cpu(self) -> Batch:
         """The same with images, labels and masks on the CPU; further inputs stay where they are."""
-        return Batch(
-            images=self.images.cpu(),
-            labels=None if self.labels is None else self.labels.cpu(),
-            masks=None if self.masks is None else self.masks.cpu(),
-            groups=self.groups,
-            names=self.names,
-            affines=self.affines,
-            inputs=self.inputs,
-        )
+        moved: dict[str, Any] = {name: held.cpu() for name, held in vars(self).items() if isinstance(held, Tensor)}
+        return replace(self, **moved)
 
 
 @contextmanager
@@ -80,19 +71,11 @@ def naming_the_labels(label_key: str | None, likelihood: Likelihood | None = Non
         ) from error
 
 
-def _rows(values: Tensor, rows: Sequence[int]) -> Tensor:
-    return values[torch.tensor(rows, device=values.device)]
-
-
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The chosen images of one batch, waiting on the CPU for the end of the epoch.
+    """The chosen images of one batch with their spectra, waiting on the CPU for the end of the epoch.
 
-    Args:
-        table: one row an image, with its position in the data set as ``image``.
-        batch: the images and what belongs to them.
-        fisher: their spectrum.
-        device: that of the network.
+    ``table`` has one row an image, with its position in the data set as ``image``; ``device`` is that of the network.
     """
 
     table: pd.DataFrame

@@ -11,12 +11,9 @@ from typing import Any
 from monai.engines import Evaluator
 from torch.utils.tensorboard import SummaryWriter
 
-from monai_ifim.handlers.handler import IFIMHandler
 from monai_ifim.handlers.listening import listen
-from monai_ifim.handlers.metric import IFIMMetric
 from monai_ifim.handlers.options import FIGURE_OPTIONS, documented
-from monai_ifim.handlers.processes import process_rank
-from monai_ifim.handlers.writable import check_writable
+from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
 from monai_ifim.results import IFIMResult
 from monai_ifim.visualize import draw_pictures
 
@@ -75,10 +72,9 @@ class IFIMFigureHandler:
         Raises:
             OSError: When ``log_dir`` cannot be made or written.
         """
-        # the rank that draws; TensorBoard also writes to addresses (s3://)
-        if self._writer is None and process_rank() == 0 and "://" not in str(self.log_dir):
-            check_writable(self.log_dir, "log_dir of IFIMFigureHandler")
-        self._prefix = listen(self.ifim, engine, self.draw, "IFIMFigureHandler").prefix
+        # TensorBoard also writes to addresses (s3://)
+        folder = Path(self.log_dir) if self._writer is None and "://" not in str(self.log_dir) else None
+        self._prefix = listen(self.ifim, engine, self.draw, "IFIMFigureHandler", folder, "log_dir").prefix
 
     def draw(self, result: IFIMResult) -> None:
         """Write the figures and the scalars of one epoch."""

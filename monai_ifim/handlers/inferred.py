@@ -17,19 +17,7 @@ from monai_ifim.model import unwrap
 
 
 class Inferred(nn.Module):
-    """An inferer around a network, as the evaluator calls it; the network itself is not changed.
-
-    Args:
-        network: what the inferer calls.
-        inferer: a MONAI ``Inferer``, or any callable of images, network and further inputs.
-
-    Example:
-        >>> from monai.inferers import SlidingWindowInferer
-        >>> network = nn.Sequential(nn.Conv2d(1, 2, 8), nn.AdaptiveAvgPool2d(1))
-        >>> windows = Inferred(network, SlidingWindowInferer(roi_size=8))
-        >>> windows(Tensor(3, 1, 10, 10)).shape
-        torch.Size([3, 2, 1, 1])
-    """
+    """An inferer (any callable of images, network and further inputs) around a network, which is not changed."""
 
     def __init__(self, network: Callable, inferer: Callable) -> None:
         super().__init__()
@@ -45,13 +33,7 @@ class Inferred(nn.Module):
 
 
 def with_inferer(network: Callable, engine: Evaluator) -> Callable:
-    """The network inside the inferer of an evaluator; itself where the inferer only calls it.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> with_inferer(nn.Identity(), SimpleNamespace(inferer=SimpleInferer()))
-        Identity()
-    """
+    """The network inside the inferer of an evaluator; itself where the inferer only calls it."""
     inferer = getattr(engine, "inferer", None)
     return network if inferer is None or type(inferer) is SimpleInferer else Inferred(network, inferer)
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Further inputs that an evaluator gives its network, and which of them each image has for itself."""
+"""Further inputs that an evaluator's ``prepare_batch`` gives, and which of them each image has for itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from monai.engines import Evaluator, default_prepare_batch
 from torch import Tensor
 
 from monai_ifim.model import PerImage, inputs_of_rows, is_out_of_memory, plain_tensor
@@ -19,12 +20,7 @@ _SHAPES = (ValueError, RuntimeError, IndexError, TypeError)
 
 @dataclass(frozen=True, eq=False)
 class FurtherInputs:
-    """The further inputs of a network; what each image has for itself stands in a ``PerImage``, all else is shared.
-
-    Args:
-        arguments: positional ones.
-        keyword_arguments: those by name.
-    """
+    """The further inputs of a network; what each image has for itself stands in a ``PerImage``, all else is shared."""
 
     arguments: tuple = ()
     keyword_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -49,13 +45,6 @@ class FurtherInputs:
 
         Raises:
             ValueError: When something was declared that is not there, or has not one item an image.
-
-        Example:
-            >>> import torch
-            >>> inputs = FurtherInputs((torch.ones(2), ["a", "b"]))
-            >>> inputs = inputs.by_image({"text": ["a", "b"]}, batch_size=2)
-            >>> isinstance(inputs.arguments[0], PerImage), isinstance(inputs.arguments[1], PerImage)
-            (False, True)
         """
         held = batch if isinstance(batch, Mapping) else {}
         entries = {key: entry for key, entry in held.items() if _length(entry) == batch_size}
@@ -73,19 +62,52 @@ class FurtherInputs:
                 )
             named[name] = PerImage(named[name])
         found = {name: _by_image(value, name, entries, batch_size) for name, value in named.items()}
-        places = range(len(self.arguments))
-        return FurtherInputs(
-            tuple(found[place] for place in places), {name: found[name] for name in self.keyword_arguments}
-        )
+        arguments = tuple(found[place] for place in range(len(self.arguments)))
+        return FurtherInputs(arguments, {name: found[name] for name in self.keyword_arguments})
 
     def shared(self) -> list[str]:
         """Names and places of those that are passed whole and have a first axis."""
         return [repr(name) for name, value in self._named().items() if _length(value) is not None]
 
     def _named(self) -> dict[int | str, Any]:
-        named: dict[int | str, Any] = dict(enumerate(self.arguments))
-        named.update(self.keyword_arguments)
-        return named
+        return dict(enumerate(self.arguments)) | dict(self.keyword_arguments)
+
+
+class Prepared:
+    """A ``prepare_batch`` that keeps the further inputs of its last call.
+
+    The evaluator keeps image and label only, and a second call could draw other random numbers, or change the batch
+    once more. So this takes the place of the function for the time between the start of an iteration and the end of the
+    forward pass.
+    """
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+        self.inputs = FurtherInputs()
+
+    def __call__(self, *arguments: Any, **keyword_arguments: Any) -> Any:
+        """What the function gives."""
+        prepared = self.original(*arguments, **keyword_arguments)
+        self.inputs = FurtherInputs(tuple(prepared[2]), prepared[3]) if len(prepared) == 4 else FurtherInputs()
+        return prepared
+
+    @classmethod
+    def put_on(cls, engine: Evaluator) -> Prepared:
+        """Take the function's place; where another one has it already, that."""
+        function = getattr(engine, "prepare_batch", default_prepare_batch)
+        if isinstance(function, cls):
+            return function
+        prepared = cls(function)
+        if function is not default_prepare_batch:  # which gives no further inputs
+            engine.prepare_batch = prepared
+        return prepared
+
+    @staticmethod
+    def take_off(engine: Evaluator) -> None:
+        """Give the function its place back."""
+        prepared = getattr(engine, "prepare_batch", None)
+        if isinstance(prepared, Prepared):
+            engine.prepare_batch = prepared.original
 
 
 @contextmanager
@@ -132,12 +154,9 @@ def _same(value: Any, entry: Any) -> bool:
             return False
         here, there = (plain_tensor(tensor).detach().to("cpu", value.dtype) for tensor in (value, entry))
         return bool(((here == there) | ((here != here) & (there != there))).all())
-    listed = all(isinstance(items, (list, tuple)) and all(map(_is_plain, items)) for items in (value, entry))
-    return listed and list(value) == list(entry)
-
-
-def _is_plain(item: Any) -> bool:
-    return item is None or isinstance(item, (str, bytes, int, float))
+    listed = isinstance(value, (list, tuple)) and isinstance(entry, (list, tuple))
+    plain = (str, bytes, int, float, type(None))
+    return listed and all(isinstance(item, plain) for item in (*value, *entry)) and list(value) == list(entry)
 
 
 def _described(value: Any) -> str:

@@ -40,14 +40,8 @@ class BatchKeys:
     group: str | None = None
 
     def images(self, engine: Evaluator, network: Callable) -> Tensor:
-        """The images (B, C_in, *spatial), as the network reads them outside autocast.
-
-        Raises:
-            KeyError: When they are under another key.
-        """
-        found = _find(engine, self.image)
-        if found is None:
-            raise KeyError(_missing(engine, "image_key", self.image, "the key of the network's input"))
+        """The images (B, C_in, *spatial), as the network reads them outside autocast."""
+        found = _there(engine, _find(engine, self.image), "image_key", self.image, "the key of the network's input")
         images = _plain(found).to(engine.state.device)
         if images.dtype.is_floating_point:  # autocast would have cast them for the network
             images = images.to(parameter_dtype(network, images.dtype))
@@ -74,20 +68,17 @@ class BatchKeys:
         """The labels (B, ...), or None.
 
         Under the default key, a map of labels (B, 1, *spatial) says nothing of the whole image: one warning, and None.
-
-        Raises:
-            KeyError: When a key was given, and nothing is there.
-            ValueError: When they are no numbers.
         """
         if self.label is None:
             return None
         labels = _find(engine, self.label)
-        if labels is None and self.label != "label":
-            raise KeyError(_missing(engine, "label_key", self.label, "the labels' key, or null for none"))
-        if labels is None:
+        if labels is None and self.label == "label":
             return None
+        labels = _there(engine, labels, "label_key", self.label, "the labels' key, or null for none")
         with naming_the_labels(self.label):
-            labels = _stacked_columns(labels)
+            # a list of numbers an image arrives from the loader as a list of columns (B,)
+            in_columns = isinstance(labels, (list, tuple)) and labels and all(isinstance(c, Tensor) for c in labels)
+            labels = torch.stack([_plain(column) for column in labels], dim=1) if in_columns else _plain(labels)
         if self.label == "label" and strip_trailing_axes(labels).ndim > 2:
             warnings.warn(
                 f"What is under 'label' is a map of shape {tuple(labels.shape)}, not one label an image, so iFIM "
@@ -98,17 +89,10 @@ class BatchKeys:
         return labels
 
     def masks(self, engine: Evaluator, images: Tensor) -> Tensor | None:
-        """The masks, bool, (B, 1 or C_in, *spatial), on the device of the images; None without a key.
-
-        Raises:
-            KeyError: When nothing is under the key.
-            ValueError: When their shape does not fit the images, or they hold NaN.
-        """
+        """The masks, bool, (B, 1 or C_in, *spatial), on the device of the images; None without a key."""
         if self.mask is None:
             return None
-        found = _find(engine, self.mask)
-        if found is None:
-            raise KeyError(_missing(engine, "mask_key", self.mask, "the masks' key, or null for none"))
+        found = _there(engine, _find(engine, self.mask), "mask_key", self.mask, "the masks' key, or null for none")
         masks = _plain(found).to(images.device)
         wanted = [(len(images), channels, *images.shape[2:]) for channels in dict.fromkeys((1, images.shape[1]))]
         if tuple(masks.shape) not in wanted:
@@ -121,19 +105,12 @@ class BatchKeys:
         return masks != 0
 
     def groups(self, engine: Evaluator, batch_size: int) -> list[str] | None:
-        """What group (patient) each image belongs to, empty where that is unknown; None without a key.
-
-        Raises:
-            KeyError: When nothing is under the key.
-            ValueError: When there is not one value an image.
-        """
+        """What group (patient) each image belongs to, empty where that is unknown; None without a key."""
         if self.group is None:
             return None
         found = _find(engine, self.group)
-        if found is None:
-            found = self._meta(engine).get(self.group)
-        if found is None:
-            raise KeyError(_missing(engine, "group_key", self.group, "the key of the patients, or null for none"))
+        found = self._meta(engine).get(self.group) if found is None else found
+        found = _there(engine, found, "group_key", self.group, "the key of the patients, or null for none")
         values = found.flatten().tolist() if isinstance(found, (Tensor, np.ndarray)) else found
         if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or len(values) != batch_size:
             raise ValueError(
@@ -176,13 +153,6 @@ def _plain(values: Any) -> Tensor:
     return plain_tensor(torch.as_tensor(values))
 
 
-def _stacked_columns(labels: Any) -> Tensor:
-    """Labels as a tensor; a list of numbers an image arrives from the loader as a list of columns (B,)."""
-    if isinstance(labels, (list, tuple)) and labels and all(isinstance(column, Tensor) for column in labels):
-        return torch.stack([_plain(column) for column in labels], dim=1)
-    return _plain(labels)
-
-
 def _find(engine: Evaluator, key: str) -> Any:
     for held in (engine.state.output, engine.state.batch):
         if isinstance(held, Mapping) and held.get(key) is not None:
@@ -190,12 +160,15 @@ def _find(engine: Evaluator, key: str) -> Any:
     return None
 
 
-def _missing(engine: Evaluator, option: str, key: str, remedy: str) -> str:
-    return (
-        f"{option}='{key}' is neither in the evaluator's output ({_keys(engine.state.output)}) nor "
-        f"in its batch ({_keys(engine.state.batch)}). Set {option} to {remedy}."
+def _there(engine: Evaluator, found: Any, option: str, key: str, remedy: str) -> Any:
+    """What was found under a key; an error in words where that is nothing."""
+    if found is not None:
+        return found
+    held = [
+        ", ".join(map(str, held)) if isinstance(held, Mapping) else f"a {type(held).__name__}"
+        for held in (engine.state.output, engine.state.batch)
+    ]
+    raise KeyError(
+        f"{option}='{key}' is neither in the evaluator's output ({held[0]}) nor in its batch ({held[1]}). "
+        f"Set {option} to {remedy}."
     )
-
-
-def _keys(held: Any) -> str:
-    return ", ".join(map(str, held)) if isinstance(held, Mapping) else f"a {type(held).__name__}"

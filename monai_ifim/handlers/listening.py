@@ -4,27 +4,34 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
 from monai.engines import Evaluator
 
+from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.watcher import Watcher
 from monai_ifim.results import IFIMResult
 
 
-def listen(ifim: Any, engine: Evaluator, use: Callable[[IFIMResult], Any], who: str) -> Watcher:
+def listen(
+    ifim: Any, engine: Evaluator, use: Callable[[IFIMResult], Any], who: str, folder: Path | None, option: str
+) -> Watcher:
     """Hand what ``ifim`` measures at each evaluation epoch to ``use``, whichever of them is attached first.
 
-    What fails in ``use`` is reported once, and does not stop the run. A second call with the same does nothing.
-
-    Returns:
-        ``ifim``.
+    What fails in ``use`` is reported once, and does not stop the run. A second call with the same does nothing. Returns
+    ``ifim``.
 
     Raises:
+        OSError: When the folder that this option names cannot be made or written.
         TypeError: When ``ifim`` is neither an :class:`IFIMHandler` nor an :class:`IFIMMetric`.
     """
+    if folder is not None and process_rank() == 0:  # which alone writes
+        _check_writable(folder, f"{option} of {who}")
     if not isinstance(ifim, Watcher):
         raise TypeError(f"ifim of {who} must be an IFIMHandler or IFIMMetric, got {type(ifim).__name__}.")
     listener = _Listener(ifim, engine, use, who)
@@ -34,29 +41,24 @@ def listen(ifim: Any, engine: Evaluator, use: Callable[[IFIMResult], Any], who: 
     return ifim
 
 
+@dataclass
 class _Listener:
-    """Hands the results of one evaluator on."""
-
-    def __init__(self, ifim: Watcher, engine: Evaluator, use: Callable[[IFIMResult], Any], who: str) -> None:
-        self.ifim, self.engine, self.use, self.who = ifim, engine, use, who
-        self._reported = False
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Listener) and other.engine is self.engine and other.use == self.use
-
-    __hash__ = None  # type: ignore[assignment]
+    ifim: Watcher
+    engine: Evaluator
+    use: Callable[[IFIMResult], Any]
+    who: str
+    reported: bool = field(default=False, compare=False)
 
     def __call__(self, engine: Evaluator, result: IFIMResult) -> None:
-        if engine is not self.engine:
-            return
         try:
-            self.use(result)
+            if engine is self.engine:
+                self.use(result)
         except Exception:
-            if not self._reported:
+            if not self.reported:
                 engine.logger.exception(
                     f"{self.who} failed at epoch {result.epoch}; the run goes on, and this is said once."
                 )
-            self._reported = True
+            self.reported = True
 
     def check(self, engine: Evaluator) -> None:
         if not self.ifim.watches(engine):
@@ -64,3 +66,16 @@ class _Listener:
                 f"The ifim of {self.who} is not attached to this evaluator. Put the same object into its val_handlers "
                 "(IFIMHandler) or additional_metrics (IFIMMetric; MONAI ignores them where there is no key metric)."
             )
+
+
+def _check_writable(folder: Path, option: str) -> None:
+    """Refuse a folder that cannot be made or written, before an evaluation has run. Nothing is made."""
+    folder = folder.resolve()
+    try:
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{option} is {folder}, which cannot be made or written ({error}). Choose a folder that can."
+        ) from error

@@ -1,11 +1,12 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What changes do to the waiting images, as tables: of one process, and of all of them together."""
+"""Spectra and what changes do to the waiting images, as tables: of one process, and of all of them together."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from monai_ifim.fisher import InputFisher
 from monai_ifim.handlers.batch import Part, joined_by_shape
-from monai_ifim.handlers.inputs import FurtherInputs, naming_shared_inputs
+from monai_ifim.handlers.inputs import FurtherInputs
 from monai_ifim.handlers.options import Options
 from monai_ifim.likelihoods import Likelihood
-from monai_ifim.model import Model, preserve_state
+from monai_ifim.model import Model, plain_tensor, restricted, varied
 from monai_ifim.perturbation import removal_curves, sensitivity_curves
 from monai_ifim.perturbation.endpoints import endpoints_of
 from monai_ifim.statistics import per_image
@@ -65,27 +67,55 @@ class Measured:
         )
 
 
+def spectrum_table(fisher: InputFisher) -> pd.DataFrame:
+    """``lambda_max, trace, effective_rank, rank, numerical_rank, eigenvalues`` (an array) and ``skipped`` (a cause)."""
+    columns = ("trace", "effective_rank", "rank", "numerical_rank")
+    table = pd.DataFrame({name: getattr(fisher, name).cpu().numpy() for name in columns})
+    table.insert(0, "lambda_max", fisher.eigenvalues[:, 0].cpu().numpy())
+    table["eigenvalues"] = list(fisher.eigenvalues.cpu().numpy())
+    return table.assign(skipped=[fisher.skipped.get(row, "") for row in range(len(fisher))])
+
+
+def reference_cosine(fisher: InputFisher, reference: Tensor | np.ndarray) -> np.ndarray:
+    """Absolute cosine (B,) between the leading eigenvector and a reference; NaN where there is no eigenvector."""
+    fisher, reference = fisher.to("cpu"), plain_tensor(torch.as_tensor(reference)).double().cpu()
+    shape = fisher.eigenvectors.shape[2:]
+    if reference.shape not in (shape, shape[1:]):
+        raise ValueError(
+            f"reference must be a direction of the images' shape {tuple(shape)} or {tuple(shape[1:])}, got "
+            f"{tuple(reference.shape)}."
+        )
+    direction = restricted(reference.expand(1, *shape), fisher.channel_mask).flatten()
+    if not direction.any():
+        raise ValueError("reference is zero in all channels of channel_mask, so there is no cosine with it.")
+    cosine = fisher.eigenvectors[:, 0].flatten(1).double() @ direction / torch.linalg.vector_norm(direction)
+    return torch.where(fisher.rank > 0, cosine.abs(), torch.nan).numpy()
+
+
+def mask_table(fisher: InputFisher, masks: Tensor) -> pd.DataFrame:
+    """The share of the leading eigenvector's energy inside each mask, and the mask's own share of the image.
+
+    Both are NaN where there is no eigenvector or nothing inside, since their means are compared.
+    """
+    energy = fisher.energy_inside(masks).cpu().numpy()
+    counted = masks if masks.shape[1] == 1 else varied(masks, fisher.channel_mask)
+    share = counted.flatten(1).double().mean(dim=1).cpu().numpy()
+    return pd.DataFrame({"mask_energy": energy, "mask_share": np.where(np.isnan(energy), np.nan, share)})
+
+
 def measure(
     parts: Sequence[Part],
     options: Options,
     directions: Sequence[Any],
     donors: Mapping[int, Tensor],
-    model_of: Callable[[FurtherInputs], Model],
-    network: Callable,
+    model_of: Callable[[FurtherInputs], AbstractContextManager[Model]],
     likelihood: Likelihood,
     seen: int,
 ) -> Measured:
     """Change the waiting images of one process.
 
-    Args:
-        parts: the images.
-        options: of the experiment.
-        directions: :class:`~monai_ifim.perturbation.Direction` objects.
-        donors: for each position the leading eigenvector of another image, where there is one.
-        model_of: makes the model with further inputs.
-        network: whose state is preserved.
-        likelihood: of its outputs.
-        seen: how many images the network saw.
+    ``donors`` are the leading eigenvectors of other images, by position; ``model_of`` makes the model with further
+    inputs, and preserves the network's state; ``seen`` is how many images the network saw.
     """
     images: list[pd.DataFrame] = []
     curves: list[pd.DataFrame] = []
@@ -96,8 +126,7 @@ def measure(
         inputs, fisher = part.batch.images.to(part.device), part.fisher.to(part.device)
         theirs = [_donor(donors, position, image) for position, image in zip(part.positions, part.batch.images)]
         shared: dict[str, Any] = {"labels": part.batch.labels, "sigma": options.sigma, "clip": options.clip}
-        with preserve_state(network), naming_shared_inputs(part.batch.inputs):
-            model = model_of(part.batch.inputs)
+        with model_of(part.batch.inputs) as model:
             measured = sensitivity_curves(
                 model,
                 inputs,
@@ -134,13 +163,7 @@ def measure(
 
 
 def details(measured: Measured, directions: Sequence[str], strength: float) -> dict[str, np.ndarray]:
-    """Values of each image (images seen, 1), NaN for those not chosen, in the order that they were seen.
-
-    Args:
-        measured: of all processes.
-        directions: whose KL is among them, as ``kl_<direction>``.
-        strength: of the changes.
-    """
+    """Values of each image (images seen, 1), NaN for those not chosen, in the order that they were seen."""
     table = measured.images.set_index("image")
     table["log10_lambda_max"] = np.log10(table.lambda_max.where(table.lambda_max > 0))
     for name in directions:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from monai_ifim.fisher import check_rank_and_energy
-from monai_ifim.handlers.agreement import OnError, check_on_error
+from monai_ifim.handlers.agreement import OnError
 from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
 from monai_ifim.model import check_channel_mask
 from monai_ifim.perturbation import (
@@ -54,10 +54,6 @@ class Options:
     Raises:
         TypeError: When ``network`` cannot be called, or a direction is none.
         ValueError: When an option is out of range.
-
-    Example:
-        >>> Options(strengths=(0.03, 0.1)).strengths
-        [0.03, 0.1]
     """
 
     network: Callable | None = _option(None, "the network to look at; default the evaluator's.")
@@ -158,7 +154,8 @@ class Options:
             raise ValueError("prefix must not be empty: names such as 'accuracy' may be the evaluator's own.")
         if self.network is not None and not callable(self.network):
             raise TypeError(f"network must be a callable from images to outputs, got {type(self.network).__name__}.")
-        check_on_error(self.on_error)
+        if self.on_error not in ("raise", "continue"):
+            raise ValueError(f"on_error must be 'raise' or 'continue', got {self.on_error!r}.")
         check_rank_and_energy(self.rank, self.energy)
         resolve_likelihood(self.likelihood, self.temperature)
         unlabelled = [d.name for d in resolve_directions(self.directions) if isinstance(d, LossGradient)]
@@ -176,7 +173,10 @@ class Options:
         image_contrast(torch.zeros(1, 1), self.sigma)
         check_clip(self.clip)
         self.clip = None if self.clip is None else [float(end) for end in self.clip]
-        self.removals = _checked_removals(self.removals)
+        try:
+            self.removals = [] if self.removals is None or len(self.removals) == 0 else check_fractions(self.removals)
+        except ValueError as error:
+            raise ValueError(f"removals cannot be used: {error}") from error
         if self.reference is not None and not 0 < float(torch.as_tensor(self.reference).double().norm()) < float("inf"):
             raise ValueError("reference must be a finite direction that is not zero everywhere.")
 
@@ -234,12 +234,3 @@ def documented(options: Mapping[str, str]) -> Callable[[type[_T]], type[_T]]:
         return kind
 
     return with_options
-
-
-def _checked_removals(fractions: Sequence[float] | None) -> list[float]:
-    if fractions is None or len(fractions) == 0:
-        return []
-    try:
-        return check_fractions(fractions)
-    except ValueError as error:
-        raise ValueError(f"removals cannot be used: {error}") from error

@@ -12,12 +12,7 @@ import torch.distributed
 
 
 def process_count() -> int:
-    """How many processes there are; 1 without torch.distributed.
-
-    Example:
-        >>> process_count()
-        1
-    """
+    """How many processes there are; 1 without torch.distributed."""
     return torch.distributed.get_world_size() if _initialised() else 1
 
 

@@ -5,25 +5,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 
 class Profile:
-    """Wall time of an epoch, in seconds, by part.
-
-    Args:
-        wanted: whether to measure at all; on a GPU each part then waits for what it started.
-
-    Example:
-        >>> profile = Profile(wanted=True)
-        >>> with profile.part("spectrum"):
-        ...     pass
-        >>> list(profile.seconds)
-        ['spectrum']
-    """
+    """Wall time of an epoch, in seconds, by part, if wanted; on a GPU each part then waits for what it started."""
 
     def __init__(self, wanted: bool) -> None:
         self.wanted = wanted
@@ -52,18 +41,14 @@ class Profile:
 
     def table(self) -> str:
         """The parts as lines of text, with their shares of the evaluation itself."""
-        return _table(self.seconds)
+        whole = self.seconds.get("evaluation", 0.0)
+        lines = [f"{'part':<14}{'seconds':>9}{'of the evaluation':>19}"]
+        for name, value in self.seconds.items():
+            share = f"{value / whole:.2f}" if whole > 0 else ""
+            lines.append(f"{name:<14}{value:>9.3f}{share:>19}")
+        return "\n".join(lines)
 
     def _now(self) -> float:
         if self.wanted and torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return time.perf_counter() if self.wanted else 0.0
-
-
-def _table(seconds: Mapping[str, float]) -> str:
-    whole = seconds.get("evaluation", 0.0)
-    lines = [f"{'part':<14}{'seconds':>9}{'of the evaluation':>19}"]
-    for name, value in seconds.items():
-        share = f"{value / whole:.2f}" if whole > 0 else ""
-        lines.append(f"{name:<14}{value:>9.3f}{share:>19}")
-    return "\n".join(lines)

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from monai_ifim.fisher import input_fisher
@@ -17,32 +16,16 @@ from monai_ifim.handlers.agreement import Agreement
 from monai_ifim.handlers.batch import Batch, Part, naming_the_labels
 from monai_ifim.handlers.inferred import Inferred, naming_the_inferer
 from monai_ifim.handlers.inputs import FurtherInputs, naming_shared_inputs
-from monai_ifim.handlers.measured import Measured, details, measure
+from monai_ifim.handlers.measured import Measured, details, mask_table, measure, reference_cosine, spectrum_table
 from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.selection import ImageSelection
-from monai_ifim.handlers.shown import Lenders, cases_of, donors_among, reasons_to_show
-from monai_ifim.handlers.spectra import mask_table, reference_cosine, spectrum_table
+from monai_ifim.handlers.shown import cases_of, donors_among, lenders, reasons_to_show
 from monai_ifim.likelihoods import resolve_likelihood
-from monai_ifim.model import Model, plain_tensor, preserve_state, unwrap
+from monai_ifim.model import Model, preserve_state, unwrap
 from monai_ifim.perturbation import resolve_directions
 from monai_ifim.results import IFIMResult
 from monai_ifim.statistics import summarise
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Which images of a batch are chosen.
-
-    Attributes:
-        rows: their places in the batch.
-        positions: their places in the data set.
-        first: how many images were seen before this batch.
-    """
-
-    rows: Sequence[int]
-    positions: Sequence[int]
-    first: int
 
 
 class Recorder:
@@ -59,6 +42,7 @@ class Recorder:
         details: values of each image of the last epoch, (images seen, 1), NaN for images that were not chosen.
 
     Example:
+        >>> import torch
         >>> from torch.utils.data import DataLoader
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
         >>> loader = DataLoader([torch.randn(1, 4, 4) for _ in range(5)], batch_size=2)
@@ -82,8 +66,6 @@ class Recorder:
         self.network: Callable = _no_network
         self.details: dict[str, np.ndarray] = {}
         self.parts: list[Part] = []
-        reference = self.options.reference
-        self._reference = None if reference is None else plain_tensor(torch.as_tensor(reference)).double().cpu()
 
     @property
     def direction_names(self) -> list[str]:
@@ -94,42 +76,32 @@ class Recorder:
         """Drop the images of the last epoch, and its details."""
         self.parts = []
         self.details = {}
-        self.agreement.forget()
+        self.agreement.failure = None
 
     def start(self, network: Callable, loader: Any, epoch_length: int | None = None) -> None:
-        """Begin an epoch, and choose its images.
-
-        Args:
-            network: from images to outputs.
-            loader: whose batches are to come.
-            epoch_length: how many of them; default all.
-        """
+        """Begin an epoch of ``epoch_length`` batches of a loader (default all), and choose its images."""
         self.forget()
         self.network = network
         self.selection.start(loader, epoch_length)
 
-    def choose(self, batch_size: int) -> Chosen:
-        """Which images of the next batch are chosen, for an :meth:`observe` that is told so."""
-        first = self.selection.seen
-        return Chosen(*self.selection.choose(batch_size), first)
-
-    def observe(self, batch: Batch, chosen: Chosen | None = None) -> None:
+    def observe(self, batch: Batch, chosen: tuple[Sequence[int], Sequence[int]] | None = None) -> None:
         """Compute the spectra of the chosen images of a batch, and keep these images for the end of the epoch.
 
         Args:
             batch: the next one.
-            chosen: from :meth:`choose`, where that was asked already.
+            chosen: rows and positions from ``selection.choose``, where that was asked already.
 
         Raises:
             ValueError: When images, labels, masks, outputs or options do not fit together.
         """
-        chosen = self.choose(len(batch.images)) if chosen is None else chosen
-        if not chosen.rows:
+        rows, positions = self.selection.choose(len(batch.images)) if chosen is None else chosen
+        first = self.selection.seen - len(batch.images)
+        if not rows:
             return
-        part = batch.select(chosen.rows)
-        with preserve_state(self.network), naming_the_inferer(self.network), naming_shared_inputs(part.inputs):
+        part = batch.select(rows)
+        with naming_the_inferer(self.network), self._model(part.inputs) as model:
             fisher = input_fisher(
-                self._model(part.inputs),
+                model,
                 part.images,
                 rank=self.options.rank,
                 energy=self.options.energy,
@@ -139,13 +111,12 @@ class Recorder:
         if batch.labels is not None:
             with naming_the_labels(self.options.label_key, self.likelihood):
                 self.likelihood.targets(batch.labels, fisher.outputs.shape[1])
-        names = part.names or [f"image_{position:06d}" for position in chosen.positions]
         table = spectrum_table(fisher)
-        table.insert(0, "image", chosen.positions)
-        table.insert(1, "seen", [chosen.first + row for row in chosen.rows])
-        table.insert(2, "name", list(names))
-        if self._reference is not None:
-            table["reference_cosine"] = reference_cosine(fisher, self._reference)
+        table.insert(0, "image", positions)
+        table.insert(1, "seen", [first + row for row in rows])
+        table.insert(2, "name", list(part.names or [f"image_{position:06d}" for position in positions]))
+        if self.options.reference is not None:
+            table["reference_cosine"] = reference_cosine(fisher, self.options.reference)
         if part.groups is not None:
             table["group"] = list(part.groups)
         if part.masks is not None:
@@ -159,19 +130,22 @@ class Recorder:
             The tables; ``epoch`` and ``profile`` are for the caller to set.
 
         Raises:
-            ValueError: When something does not fit together.
-            WatchError: Instead, on all processes that communicate, when one of them failed.
+            WatchError: On all processes that communicate, when one of them failed.
         """
-        lenders = self.agreement.gathered(lambda: Lenders.of(self.parts))
-        self._leave_to_lower_ranks([set(theirs.patients) for theirs in lenders])
-        donors = donors_among(lenders)
-        measured = Measured.joined(self.agreement.gathered(lambda: self._measure(donors)))
-        why = reasons_to_show(measured.images, self.options.shown)
+        lending = self.agreement.gathered(lambda: lenders(self.parts))
+        self._leave_to_lower_ranks([set(theirs) for theirs in lending])
+        donors, seen, options = donors_among(lending), self.selection.seen, self.options
+        measured = Measured.joined(
+            self.agreement.gathered(
+                lambda: measure(self.parts, options, self.directions, donors, self._model, self.likelihood, seen)
+            )
+        )
+        why = reasons_to_show(measured.images, options.shown)
         everyone = self.agreement.gathered(lambda: cases_of(self.parts, why))
         # behind this, no process waits for another
         cases = {case.position: case for theirs in everyone for case in theirs}
         self.parts = []
-        images, strength = measured.images, self.options.strength
+        images, strength = measured.images, options.strength
         self.details = details(measured, self.direction_names, strength)
         return IFIMResult(
             images=images.drop(columns=["seen", "eigenvalues"]),
@@ -182,37 +156,27 @@ class Recorder:
             left_out=measured.left_out,
             kept_norm={name: float(np.median(norms)) for name, norms in measured.kept_norm.items() if norms},
             cases=[cases[position] for position in why],
-            options=self.options.values(),
+            options=options.values(),
             network=_description(self.network),
             likelihood=self.likelihood,
             data_set_size=self.selection.data_set_size,
             epoch=0,
             strength=strength,
-            seed=self.options.seed,
+            seed=options.seed,
             exact=measured.exact,
         )
 
-    def _measure(self, donors: dict[int, Tensor]) -> Measured:
-        return measure(
-            self.parts,
-            self.options,
-            self.directions,
-            donors,
-            model_of=self._model,
-            network=self.network,
-            likelihood=self.likelihood,
-            seen=self.selection.seen,
-        )
-
-    def _model(self, inputs: FurtherInputs) -> Model:
-        return Model(
-            self.network,
-            self.likelihood,
-            output_key=self.options.output_key,
-            arguments=inputs.arguments,
-            keyword_arguments=inputs.keyword_arguments,
-            batch_size=self.options.batch_size,
-        )
+    @contextmanager
+    def _model(self, inputs: FurtherInputs) -> Iterator[Model]:
+        with preserve_state(self.network), naming_shared_inputs(inputs):
+            yield Model(
+                self.network,
+                self.likelihood,
+                output_key=self.options.output_key,
+                arguments=inputs.arguments,
+                keyword_arguments=inputs.keyword_arguments,
+                batch_size=self.options.batch_size,
+            )
 
     def _leave_to_lower_ranks(self, positions: Sequence[set[int]]) -> None:
         """Forget the images that another process has, too: each is counted once where every one saw the whole set."""
@@ -233,9 +197,5 @@ def _description(network: Callable) -> str:
 
 
 def _no_network(images: Tensor) -> Tensor:
-    """Stands for the network until an epoch starts.
-
-    Raises:
-        RuntimeError: Always.
-    """
+    """Stands for the network until an epoch starts."""
     raise RuntimeError("No evaluation was started (the metric may not be attached), so there is no network to look at.")

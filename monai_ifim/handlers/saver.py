@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import torch
 from matplotlib.image import imsave
+from monai.data import MetaTensor, NibabelWriter
 from monai.engines import Evaluator
+from monai.transforms import SaveImage
 
-from monai_ifim.handlers.components import write_components
-from monai_ifim.handlers.handler import IFIMHandler
 from monai_ifim.handlers.listening import listen
-from monai_ifim.handlers.metric import IFIMMetric
 from monai_ifim.handlers.options import SAVER_OPTIONS, documented
-from monai_ifim.handlers.processes import process_rank
-from monai_ifim.handlers.writable import check_writable
-from monai_ifim.results import IFIMResult, holds_results, write_tables
+from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
+from monai_ifim.results import Case, IFIMResult, holds_results, write_tables
 from monai_ifim.visualize import draw_pictures
 
 # Letters that a file system allows, less what a folder's name gets while it is written.
@@ -80,9 +80,7 @@ class IFIMSaver:
         Raises:
             OSError: When ``output_dir`` cannot be made or written.
         """
-        if process_rank() == 0:  # which alone writes
-            check_writable(self.folder.parent, "output_dir of IFIMSaver")
-        listen(self.ifim, engine, self.write, "IFIMSaver")
+        listen(self.ifim, engine, self.write, "IFIMSaver", self.folder.parent, "output_dir")
 
     def write(self, result: IFIMResult) -> Path:
         """Write the folder of one epoch.
@@ -122,27 +120,21 @@ class IFIMSaver:
         return self.folder
 
     def _fill(self, folder: Path, result: IFIMResult) -> dict[str, Exception]:
-        """Write all files; what a picture or component cannot show does not take the others with it.
-
-        Returns:
-            What could not be written, with the error.
-        """
+        """What could not be written; a picture or component that fails does not take the others with it."""
         write_tables(result, folder)
         lost: dict[str, Exception] = {}
         (folder / "figures").mkdir()
         with _kept(lost, "figures"):
             pictures, stems = draw_pictures(result), {case.position: case.stem for case in result.cases}
-            named = pictures.figures | {
-                f"case_{stems[position]}": picture for position, picture in pictures.cases.items()
-            }
-            for name, picture in named.items():
+            cases = {f"case_{stems[position]}": picture for position, picture in pictures.cases.items()}
+            for name, picture in (pictures.figures | cases).items():
                 with _kept(lost, f"figures/{name}.png"):
                     imsave(folder / "figures" / f"{name}.png", picture)
         if self.components:
             (folder / "components").mkdir()
             for case in result.cases:
                 with _kept(lost, f"components/{case.stem}"):
-                    write_components(case, folder / "components")
+                    _write_components(case, folder / "components")
         return lost
 
 
@@ -164,3 +156,30 @@ def _check_ours(folder: Path) -> None:
         f"{folder} is there and was not written by IFIMSaver, which would replace it. Choose another output_dir or "
         "folder, or move it away."
     )
+
+
+def _write_components(case: Case, folder: Path) -> None:
+    """Write image, high and low component and leading eigenvector of an image, on its grid, with its affine matrix.
+
+    Nothing is written where it has neither two nor three spatial axes.
+    """
+    axes = case.image.ndim - 1
+    if axes not in (2, 3):
+        return
+    high, low = (part[0] for part in case.fisher.split(case.image.unsqueeze(0)))
+    parts = {"image": case.image, "high": high, "low": low, "eigenvector": case.fisher.eigenvectors[0, 0]}
+    affine = torch.eye(4, dtype=torch.float64) if case.affine is None else case.affine
+    # MONAI 1.6.1 writes 2D NIfTI with resample=True only; with the grid it already has, nothing is resampled. The
+    # writer is named, as none is found where a bundle has registered one of its own before.
+    save = SaveImage(resample=axes == 2, print_log=False, output_dtype=np.float32, writer=NibabelWriter)
+    try:
+        for name, values in parts.items():
+            image = MetaTensor(values.detach().clone(), affine=affine, meta={"spatial_shape": tuple(values.shape[1:])})
+            file = folder / f"{case.stem}_{name}"
+            save(image, filename=file)
+            if not file.with_name(f"{file.name}.nii.gz").is_file():
+                raise RuntimeError(f"SaveImage did not write {file.name}.nii.gz")
+    except Exception:
+        for file in folder.glob(f"{case.stem}_*"):  # all parts or none
+            file.unlink()
+        raise

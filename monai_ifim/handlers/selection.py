@@ -15,26 +15,13 @@ from monai_ifim.handlers.processes import process_count, process_rank
 
 
 class ImageSelection:
-    """A fixed, seeded choice of at most ``max_images`` positions of the data set behind a loader.
+    """A fixed, seeded choice of at most ``max_images`` positions of the data set behind a loader, over all processes.
 
     Behind a sequential or an unshuffled distributed sampler the choice is ``randperm(N, seed)[:max_images]``, and the
     padding copies of a distributed sampler are dropped. An item of the data set may give several images (a list of
     patches that the collate function flattens), each item as many: N then counts images, and image ``i`` of item ``n``
     has the position ``n * images per item + i``. Any other loader gives the first ``max_images`` that are seen, with
     one warning.
-
-    Args:
-        max_images: how many images at most, over all processes together; 1 or more.
-        seed: of the choice.
-
-    Raises:
-        ValueError: When ``max_images`` is below 1.
-
-    Example:
-        >>> selection = ImageSelection(max_images=2, seed=0)
-        >>> selection.start(DataLoader(list(range(5)), batch_size=3))
-        >>> selection.choose(3), selection.choose(2)
-        (([0], [0]), ([1], [4]))
     """
 
     def __init__(self, max_images: int, seed: int) -> None:
@@ -54,7 +41,10 @@ class ImageSelection:
         self.seen = self._found = 0
         if self._uneven:
             return
-        self.data_set_size = _length(getattr(loader, "dataset", None))
+        try:
+            self.data_set_size = len(getattr(loader, "dataset", None))  # type: ignore[arg-type]
+        except TypeError:  # it has no length
+            self.data_set_size = None
         self._items = _Items.of(loader, epoch_length)
         if self._items is None:
             self._warn(
@@ -63,11 +53,6 @@ class ImageSelection:
             )
         else:
             self._choose_among(self._items.count)  # until the first batch shows how many images an item gives
-
-    @property
-    def count(self) -> int:
-        """How many images are chosen in this epoch, over all processes together; fewer if the loader ends before."""
-        return self.max_images if self._items is None else len(self._chosen)
 
     def choose(self, batch_size: int) -> tuple[list[int], list[int]]:
         """Rows of the next batch that are chosen, and the positions of these in the data set."""
@@ -128,12 +113,19 @@ class _Items:
 
     @classmethod
     def of(cls, loader: Any, epoch_length: int | None) -> _Items | None:
-        """Those of a loader; None where its order is not known."""
-        sampler = _ordered_sampler(loader)
-        if sampler is None:
+        """Those of a loader; None where the n-th image seen is not known to be a certain one of the data set."""
+        # MONAI's ThreadDataLoader can give each batch several times
+        if not isinstance(loader, DataLoader) or getattr(loader, "repeats", 1) != 1:
             return None
-        offset, stride = (sampler.rank, sampler.num_replicas) if isinstance(sampler, DistributedSampler) else (0, 1)
-        in_data_set, batches, batch_size = len(loader.dataset), loader.batch_sampler, loader.batch_sampler.batch_size
+        batches: Any = loader.batch_sampler
+        if type(batches) is not BatchSampler:
+            return None
+        sampler: Any = batches.sampler  # loader.sampler is not used where the user gives a batch sampler
+        distributed = isinstance(sampler, DistributedSampler) and not sampler.shuffle
+        if not distributed and not isinstance(sampler, SequentialSampler):
+            return None
+        offset, stride = (sampler.rank, sampler.num_replicas) if distributed else (0, 1)
+        in_data_set, batch_size = len(loader.dataset), batches.batch_size  # type: ignore[arg-type]
         return cls(
             in_data_set=in_data_set,
             count=in_data_set if epoch_length is None else min(in_data_set, epoch_length * batch_size * stride),
@@ -154,23 +146,3 @@ class _Items:
             return None
         places = [self.offset + item * self.stride for item in items]
         return [place * self.images_per_item + index for place in places for index in range(self.images_per_item)]
-
-
-def _ordered_sampler(loader: Any) -> SequentialSampler | DistributedSampler | None:
-    """The sampler, where the n-th image seen is known to be a certain one of the data set."""
-    if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
-        return None
-    if getattr(loader, "repeats", 1) != 1:  # MONAI's ThreadDataLoader can give each batch several times
-        return None
-    sampler = loader.batch_sampler.sampler  # loader.sampler is not used where the user gives a batch sampler
-    if isinstance(sampler, SequentialSampler) or (isinstance(sampler, DistributedSampler) and not sampler.shuffle):
-        return sampler
-    return None
-
-
-def _length(data: Any) -> int | None:
-    """Of a data set; None where it has none."""
-    try:
-        return len(data)
-    except TypeError:
-        return None

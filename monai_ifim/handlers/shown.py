@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 from torch import Tensor
@@ -13,57 +12,40 @@ from torch import Tensor
 from monai_ifim.handlers.batch import Part
 from monai_ifim.results import Case
 
+Lender = tuple[str | int, Tensor | None]  # patient, and leading eigenvector where there is one
 
-@dataclass(frozen=True)
-class Lenders:
-    """Of the images of one process, by position.
 
-    Attributes:
-        patients: the patient of each; its own position where that is unknown.
-        vectors: the leading eigenvector of each that has one.
-    """
-
-    patients: dict[int, str | int]
-    vectors: dict[int, Tensor]
-
-    @staticmethod
-    def of(parts: Sequence[Part]) -> Lenders:
-        """Those among the waiting images."""
-        places = [(part, row, position) for part in parts for row, position in enumerate(part.positions)]
-        return Lenders(
-            {position: ("group" in part.table and part.table.group[row]) or position for part, row, position in places},
-            {
-                position: part.fisher.eigenvectors[row, 0].clone()  # of a view, the whole batch would be sent
-                for part, row, position in places
-                if part.fisher.rank[row] > 0
-            },
+def lenders(parts: Sequence[Part]) -> dict[int, Lender]:
+    """By position of each waiting image, its patient (the position where unknown) and leading eigenvector."""
+    return {
+        position: (
+            ("group" in part.table and part.table.group[row]) or position,
+            # of a view, the whole batch would be sent
+            part.fisher.eigenvectors[row, 0].clone() if part.fisher.rank[row] > 0 else None,
         )
+        for part in parts
+        for row, position in enumerate(part.positions)
+    }
 
 
-def donors_among(lenders: Sequence[Lenders]) -> dict[int, Tensor]:
+def donors_among(everyone: Sequence[Mapping[int, Lender]]) -> dict[int, Tensor]:
     """For each position the leading eigenvector of the next one, cyclically, over all processes.
 
     Where patients are known, of the next image of another patient: two images of one are not independent.
     """
-    patients = {position: patient for theirs in lenders for position, patient in theirs.patients.items()}
-    vectors = {position: vector for theirs in lenders for position, vector in theirs.vectors.items()}
-    ring = sorted(patients)
+    known = {position: lender for theirs in everyone for position, lender in theirs.items()}
+    ring = sorted(known)
     donors = {}
     for place, position in enumerate(ring):
-        others = (other for other in ring[place + 1 :] + ring[:place] if patients[other] != patients[position])
-        donor = next(others, None)
-        if donor in vectors:
-            donors[position] = vectors[donor]
+        others = (known[other] for other in ring[place + 1 :] + ring[:place])
+        vector = next((vector for patient, vector in others if patient != known[position][0]), None)
+        if vector is not None:
+            donors[position] = vector
     return donors
 
 
 def reasons_to_show(images: pd.DataFrame, shown: int) -> dict[int, str]:
-    """The positions of the images to show, each with the reason: sensitive, insensitive, or a fixed few.
-
-    Args:
-        images: one row an image, in the order of positions.
-        shown: how many for each reason.
-    """
+    """The positions of the images to show, ``shown`` for each of three reasons, with the reason."""
     ranked = images[images.lambda_max > 0].sort_values("lambda_max", ascending=False).image.tolist()
     reasons = {
         "most sensitive": ranked,

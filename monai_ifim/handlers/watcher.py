@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,9 +16,9 @@ from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents, Trainer
 
 from monai_ifim.handlers.agreement import Agreement
 from monai_ifim.handlers.inferred import with_inferer
+from monai_ifim.handlers.inputs import Prepared
 from monai_ifim.handlers.keys import BatchKeys
 from monai_ifim.handlers.options import Options
-from monai_ifim.handlers.prepared import Prepared
 from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.profile import Profile
 from monai_ifim.handlers.recorder import Recorder
@@ -27,6 +28,7 @@ from monai_ifim.results import IFIMResult
 from monai_ifim.statistics import summary_names
 from monai_ifim.visualize import draw_pictures
 
+Functions = list[tuple[Any, Callable[[Evaluator], None]]]
 _NAMED = 10  # of images that were left out for one cause
 
 
@@ -66,12 +68,7 @@ class Watcher(Options):
         self.metric_details = {}
 
     def watch(self, engine: Evaluator) -> None:
-        """Look at the images of an evaluator; the numbers are taken by :meth:`finish`.
-
-        Raises:
-            ValueError: When the engine is a trainer; has several networks, and none was given; or another IFIMMetric or
-                IFIMHandler with the same prefix watches it.
-        """
+        """Look at the images of an evaluator, where it can be looked at; a second time does nothing."""
         if isinstance(engine, Trainer):
             raise ValueError(
                 f"{type(engine).__name__} is a trainer, and iFIM looks at evaluations. Put it into the val_handlers or "
@@ -83,7 +80,9 @@ class Watcher(Options):
             )
         if self.watches(engine):
             return
-        if self.prefix in {other.prefix for other in _watchers(engine)}:
+        handlers = engine._event_handlers.get(IterationEvents.FORWARD_COMPLETED, ())
+        owners = [getattr(handler, "__self__", None) for handler, _, _ in handlers]
+        if self.prefix in {owner.prefix for owner in owners if isinstance(owner, Watcher)}:
             raise ValueError(
                 f"Another IFIMMetric or IFIMHandler with prefix='{self.prefix}' is attached to this evaluator, and "
                 "their numbers would have the same names. Give one of them another prefix, or list one object by its "
@@ -91,20 +90,15 @@ class Watcher(Options):
             )
         if not hasattr(engine.state, "metric_details"):
             engine.state.metric_details = {}
-        for event, function in self._functions():
+        for event, function in self.functions():
             engine.add_event_handler(event, function)
 
     def watches(self, engine: Evaluator) -> bool:
         """Whether it looks at the images of this evaluator."""
         return engine.has_event_handler(self.observe, IterationEvents.FORWARD_COMPLETED)
 
-    def unwatch(self, engine: Evaluator) -> None:
-        """Look at its images no more."""
-        for event, function in self._functions():
-            if engine.has_event_handler(function, event):
-                engine.remove_event_handler(function, event)
-
-    def _functions(self) -> list[tuple[Any, Callable[[Evaluator], None]]]:
+    def functions(self) -> Functions:
+        """What is done at which event of an evaluator."""
         return [
             (Events.EPOCH_STARTED, self.begin),
             (Events.ITERATION_STARTED, self.prepare),
@@ -112,11 +106,7 @@ class Watcher(Options):
         ]
 
     def begin(self, engine: Evaluator) -> None:
-        """Begin an evaluation epoch: drop what the last one left, and choose the images.
-
-        Raises:
-            ValueError: When the engine has no network, and none was given.
-        """
+        """Begin an evaluation epoch: drop what the last one left, and choose the images."""
         self.reset()
         Prepared.take_off(engine)  # of an evaluation that an error ended
         self._times.start()
@@ -139,23 +129,19 @@ class Watcher(Options):
 
     def prepare(self, engine: Evaluator) -> None:
         """Have the further inputs kept that ``prepare_batch`` is about to give."""
-        if self._active and not self.agreement.failed:
+        if self._active and self.agreement.failure is None:
             self._prepared = Prepared.put_on(engine)
 
     def observe(self, engine: Evaluator) -> None:
-        """Compute the spectra of the chosen images of the batch that just passed the network.
-
-        Raises:
-            KeyError: When the images are under another key.
-        """
+        """Compute the spectra of the chosen images of the batch that just passed the network."""
         Prepared.take_off(engine)
-        if not self._active or self.agreement.failed:
+        if not self._active or self.agreement.failure:
             return
-        with self._times.part("spectrum"), self.agreement.careful(), notices_to(self._noticed(engine)):
+        with self._times.part("spectrum"), self.agreement.careful(), self._noticing(engine):
             try:
                 images = self.keys.images(engine, self.recorder.network)
-                chosen = self.recorder.choose(len(images))
-                if chosen.rows:
+                chosen = self.recorder.selection.choose(len(images))
+                if chosen[0]:
                     inputs = self._prepared.inputs.by_image(engine.state.batch, len(images), self.per_image)
                     self.recorder.observe(self.keys.batch(engine, images, inputs), chosen)
             except BaseException:
@@ -164,20 +150,20 @@ class Watcher(Options):
             finally:
                 self._prepared = Prepared(None)
 
-    def _noticed(self, engine: Evaluator) -> Callable[[str, type[Warning]], None]:
+    def _noticing(self, engine: Evaluator) -> AbstractContextManager[None]:
         """Logs a shortage of memory, once for each message; the images that are left out are logged at the end."""
-        say = self.agreement.once(engine.logger.warning)
-        return lambda message, category: say(message) if issubclass(category, MemoryWarning) else None
+
+        def say(message: str, category: type[Warning]) -> None:
+            if issubclass(category, MemoryWarning):
+                self.agreement.once(engine.logger.warning, message)
+
+        return notices_to(say)
 
     def compute(self) -> dict[str, float]:
         """Perturb the chosen images, and take the numbers over all of them (of all processes, on the metric route).
 
         Returns:
             The metrics by name; empty between the evaluations that ``interval`` chooses.
-
-        Raises:
-            ValueError: When labels are out of range, or the reference direction has another shape than the images.
-            RuntimeError: Instead, on all of several processes that communicate, when one of them failed.
         """
         if not self._active:
             return {}
@@ -188,13 +174,13 @@ class Watcher(Options):
     def finish(self, engine: Evaluator) -> None:
         """Write the numbers of the epoch into ``engine.state``, and hand the result to the listeners."""
         Prepared.take_off(engine)
-        if self._active and not self.agreement.failed and self.recorder.selection.seen == 0:
+        if self._active and self.agreement.failure is None and self.recorder.selection.seen == 0:
             engine.logger.warning(
                 "iFIM saw no images in this evaluation: nothing fired IterationEvents.FORWARD_COMPLETED (an evaluator "
                 "with its own iteration_update must fire it), or the loader is empty on this process."
             )
         try:
-            with self._times.part("perturbation"), notices_to(self._noticed(engine)):
+            with self._times.part("perturbation"), self._noticing(engine):
                 metrics = self.compute()
         except BaseException as error:
             self.reset()
@@ -236,10 +222,3 @@ def _left_out(result: IFIMResult) -> list[str]:
             "Jacobian-vector products, or memory was short."
         )
     return lines
-
-
-def _watchers(engine: Evaluator) -> list[Watcher]:
-    """Those that watch an evaluator."""
-    handlers = engine._event_handlers.get(IterationEvents.FORWARD_COMPLETED, ())
-    owners = [getattr(handler, "__self__", None) for handler, _, _ in handlers]
-    return [owner for owner in owners if isinstance(owner, Watcher)]

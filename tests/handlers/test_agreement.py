@@ -220,10 +220,10 @@ def test_one_process_gathers_its_own_and_an_error_that_was_kept_is_raised_then()
     assert agreement.gathered(lambda: 1) == [1]
     with agreement.careful():
         raise ArithmeticError("kept")
-    assert agreement.failed
+    assert agreement.failure is not None
     with pytest.raises(WatchError, match="ArithmeticError: kept"):
         agreement.gathered(lambda: 1)
-    agreement.forget()
+    agreement.failure = None
     with pytest.raises(KeyError), Agreement("raise").careful():
         raise KeyError
 

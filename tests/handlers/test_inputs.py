@@ -14,8 +14,7 @@ from monai.engines import PrepareBatchExtraInput, default_prepare_batch
 from torch import nn
 
 from monai_ifim.handlers import IFIMHandler
-from monai_ifim.handlers.inputs import FurtherInputs, naming_shared_inputs
-from monai_ifim.handlers.prepared import Prepared
+from monai_ifim.handlers.inputs import FurtherInputs, Prepared, naming_shared_inputs
 from monai_ifim.model import PerImage
 from tests import truths
 from tests.handlers import CNN, assert_identical, chosen, evaluator, items, logged, per_image, pictures, run

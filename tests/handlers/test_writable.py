@@ -21,8 +21,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_run_by_the_rank_that
     with pytest.raises(OSError, match=f"{option} is .*file.*cannot be made or written"):
         attached(ifim, CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "file" / below))
     assert (tmp_path / "file").read_text() == "in the way"
-    for module in ("saver", "figures"):
-        monkeypatch.setattr(f"monai_ifim.handlers.{module}.process_rank", lambda: 1)
+    monkeypatch.setattr("monai_ifim.handlers.listening.process_rank", lambda: 1)
     attached(IFIMHandler(), CNN(), items(pictures()), FOLLOWING[option](ifim, tmp_path / "file" / below))
 
 

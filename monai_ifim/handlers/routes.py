@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The iFIM as an ignite metric, which communicates between processes."""
+"""The two ways into an evaluator: as an ignite metric, which communicates between processes, and as a handler."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from ignite.engine import Events
@@ -12,7 +13,7 @@ from monai.engines import Evaluator
 
 from monai_ifim.handlers.options import OPTIONS, documented
 from monai_ifim.handlers.processes import process_count, process_rank
-from monai_ifim.handlers.watcher import Watcher
+from monai_ifim.handlers.watcher import Functions, Watcher
 
 
 @documented(OPTIONS)
@@ -67,17 +68,88 @@ class IFIMMetric(Watcher, Metric):
                 "ranks would wait for it. Give each rank one batch at least (DistributedSampler pads), or use "
                 "IFIMHandler, which does not communicate."
             )
-        if engine.has_event_handler(self.completed, Events.EPOCH_COMPLETED):
-            return  # the same overlay was listed twice
         self.watch(engine)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.completed, name)
 
     def detach(self, engine: Evaluator) -> None:  # type: ignore[override]
         """Detach from the evaluator."""
-        self.unwatch(engine)
-        if engine.has_event_handler(self.completed, Events.EPOCH_COMPLETED):
-            engine.remove_event_handler(self.completed, Events.EPOCH_COMPLETED)
+        for event, function in self.functions():
+            if engine.has_event_handler(function, event):
+                engine.remove_event_handler(function, event)
 
-    def completed(self, engine: Evaluator, name: str) -> None:  # type: ignore[override]
+    def functions(self) -> Functions:  # noqa: D102
+        return [*super().functions(), (Events.EPOCH_COMPLETED, self.completed)]
+
+    def completed(self, engine: Evaluator, name: str = "") -> None:  # type: ignore[override]
         """Write the numbers of the epoch into ``engine.state``; ``name`` is not used, the metrics have their own."""
         self.finish(engine)
+
+
+@documented(OPTIONS)
+class IFIMHandler(Watcher):
+    """What :class:`IFIMMetric` does, from a list of handlers, wherever it stands in it, with or without a key metric.
+
+    The numbers are taken at the last iteration of the epoch, so that every handler of ``EPOCH_COMPLETED``
+    (StatsHandler, TensorBoardStatsHandler, CheckpointSaver, ...) finds those of the same epoch. Where the length of the
+    loader is not known, that is at ``EPOCH_COMPLETED``, and only handlers further down in the list find them. With
+    several processes this route never communicates: each logs the numbers of its own images. Use :class:`IFIMMetric`
+    there. The tables of the last evaluation are in ``result``.
+
+    {options}
+
+    Raises:
+        TypeError: When ``network`` cannot be called.
+        ValueError: When an option is out of range.
+
+    Example::
+
+        val_handlers:
+        - _target_: monai_ifim.handlers.IFIMHandler
+          likelihood: softmax
+          max_images: 64
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.agreement.communicate = False
+        self._finished = False
+
+    @property
+    def metric(self) -> Watcher:
+        """What measures: the handler itself."""
+        return self
+
+    def attach(self, engine: Evaluator) -> None:
+        """Attach to a MONAI evaluator. A second time does nothing.
+
+        Args:
+            engine: a MONAI ``Evaluator``.
+
+        Raises:
+            ValueError: When the engine has several networks, and none was given; or another iFIM has the same prefix
+                there.
+        """
+        if process_count() > 1 and not self.watches(engine):
+            warnings.warn(
+                "IFIMHandler does not communicate: each process logs the iFIM of its own images. Use IFIMMetric in "
+                "key_val_metric or additional_metrics for the numbers of all processes.",
+                stacklevel=2,
+            )
+        self.watch(engine)
+
+    def functions(self) -> Functions:  # noqa: D102
+        last = (Events.ITERATION_COMPLETED, self._finish_at_last_iteration), (Events.EPOCH_COMPLETED, self.finish)
+        return [*super().functions(), *last]
+
+    def begin(self, engine: Evaluator) -> None:  # noqa: D102
+        self._finished = False
+        super().begin(engine)
+
+    def _finish_at_last_iteration(self, engine: Evaluator) -> None:
+        length = engine.state.epoch_length
+        if length is not None and engine.state.iteration % length == 0:
+            self.finish(engine)
+
+    def finish(self, engine: Evaluator) -> None:  # noqa: D102
+        if not self._finished:
+            self._finished = True
+            super().finish(engine)
