@@ -198,8 +198,7 @@ def sensitivity_curves(
     frame = pd.concat([table for parts in tables.values() for table in parts], ignore_index=True)
     frame = frame.astype({"image": "int64", "sign": "int64"})
     number = frame.pop("pass").to_numpy()
-    trouble = trouble[number]
-    for name, index, cause in zip(frame.direction, frame.image, trouble):
+    for name, index, cause in zip(frame.direction, frame.image, trouble[number]):
         if cause:
             skipped[name].setdefault(index, cause)
     # an image that a direction left out at one draw or sign is left out of that direction whole
@@ -257,17 +256,15 @@ def removal_curves(
     images, model = _checked(network, images, fisher)
     check_clip(clip)
     fractions = check_fractions(fractions)
-    mask = fisher.channel_mask
-    contrast = image_contrast(images, sigma, mask)
+    contrast = image_contrast(images, sigma, fisher.channel_mask)
     passes = _Passes(model, images, fisher, labels)
-    components = dict(zip(("high", "low"), fisher.split(images, reference=reference)))
     kept = torch.tensor([row for row in range(len(images)) if row not in fisher.skipped]).long()
     steps = -torch.tensor(fractions, dtype=torch.float64)
     tables: list[pd.DataFrame] = []
 
     def perturbed() -> Iterator[_Piece]:
-        for name, component in components.items():
-            size = varied(component, mask).double().flatten(1).square().mean(dim=1).sqrt() / contrast
+        for name, component in zip(("high", "low"), fisher.split(images, reference=reference)):
+            size = varied(component, fisher.channel_mask).double().flatten(1).square().mean(dim=1).sqrt() / contrast
             jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
             step, row = steps[jobs[:, 0]], jobs[:, 1]
             table = {"image": row, "component": name, "fraction": step.abs(), "size": step.abs() * size.cpu()[row]}

@@ -51,11 +51,9 @@ def summarise(
         "trace": float(used.trace.median()),
         "effective_rank": float(used.effective_rank.median()),
     }
-    if "reference_cosine" in used:
-        summary["reference_cosine"] = float(nonzero.reference_cosine.mean())
-    for name in ("mask_energy", "mask_share"):
-        if name in used:
-            summary[name] = float(used[name].mean())
+    for name, counted in (("reference_cosine", nonzero), ("mask_energy", used), ("mask_share", used)):
+        if name in counted:
+            summary[name] = float(counted[name].mean())
     floor = used.set_index("image").noise_floor
     if {"high", "transfer"} <= set(directions):
         interval = bootstrap_interval(per_group(coupling(frame, floor, strength, "transfer"), used), "median")
