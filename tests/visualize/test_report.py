@@ -181,7 +181,7 @@ SHOWN: list[tuple[Callable[[], dict], str]] = [
     ),
     (
         lambda: {"curves": high("flip_rate", (0.0833, 0.0417, 0.125)), "thresholds": FLIPS},
-        "8.33 % (4.17 to 12.5 %) flipped decisions along high | above 0.1, the greatest tested strength at which half "
+        "8.33 % (4.17 to 12.5 %) share of decisions along high | above 0.1, the greatest tested strength at which half "
         "of the decisions are flipped by either sign | 0.0765 strength up to which the eigenvalues predict the effect",
     ),
     (
