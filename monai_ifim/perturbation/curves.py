@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -297,7 +296,7 @@ def _checked(network: Callable | Model, images: Tensor, fisher: InputFisher) -> 
     return images, model
 
 
-# A perturbed image (1, C_in, *spatial), its row (1,) and the share (1,) of its voxels that were clipped.
+# Some perturbed images (n, C_in, *spatial), their rows (n,) and the share (n,) of their voxels that were clipped.
 _Piece = tuple[Tensor, Tensor, Tensor]
 
 
@@ -310,7 +309,7 @@ class _Passes:
         everyone = torch.arange(len(images), device=images.device)
         nothing = torch.zeros(len(images), dtype=torch.float64, device=images.device)
         self._outputs, self.unknown_curvature = fisher.outputs, ""  # why some curvature cannot be computed
-        outputs, _, _, fits = self._forward(zip(images.split(1), everyone.split(1), nothing.split(1)))
+        outputs, _, _, fits = self._forward(iter([(images, everyone, nothing)]))
         if not fits.all():  # where memory is too short for a forward pass, those of the spectrum stay
             outputs = torch.where(fits.unsqueeze(1), outputs, fisher.outputs)
         model.likelihood.check(outputs)
@@ -322,14 +321,14 @@ class _Passes:
         self.measured = measurement(model.likelihood, outputs, self.targets)
 
     def pieces(self, change: Tensor, rows: Tensor, steps: Tensor, clip: Sequence[float] | None) -> Iterator[_Piece]:
-        """The images ``images[rows] + steps * change[rows]``, computed a batch at a time."""
+        """The images ``images[rows] + steps * change[rows]``, at most a batch at a time."""
         rows = rows.to(self.images.device)
         for piece in torch.arange(len(rows)).split(self.batches.size):
             row = rows[piece.to(rows.device)]
             images = self.images[row]
             step = per_image_factor(steps[piece].to(images.device), images)
             moved, clipped = perturb(images, change[row] * step, clip, self.channel_mask)
-            yield from zip(moved.split(1), row.split(1), clipped.split(1))
+            yield moved, row, clipped
 
     def measure(self, pieces: Iterator[_Piece]) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
         """Endpoints and predictions of perturbed images, one row each, and why a row cannot be used, or ``""``."""
@@ -347,8 +346,7 @@ class _Passes:
         """
         done: list[tuple[Tensor, ...]] = []
         lost = torch.full_like(self._outputs[:1], torch.nan)
-        while waiting := list(islice(pieces, self.batches.size)):
-            images, rows, clipped = (torch.cat(values) for values in zip(*waiting))
+        for images, rows, clipped in _full_batches(pieces, self.batches.size):
 
             def outputs(some: Tensor, images: Tensor = images, rows: Tensor = rows) -> Tensor:
                 return self.model.rows(rows[some]).outputs(images if len(some) == len(rows) else images[some])
@@ -397,6 +395,20 @@ class _Passes:
             if is_out_of_memory(error):
                 raise
             self.unknown_curvature = (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _full_batches(pieces: Iterator[_Piece], size: int) -> Iterator[_Piece]:
+    """The same images, ``size`` at a time, so that small pieces do not pass the network one by one."""
+    waiting: list[_Piece] = []
+    for piece in pieces:
+        waiting.append(piece)
+        while sum(len(rows) for _, rows, _ in waiting) >= size:
+            images, rows, clipped = (torch.cat(values) if len(waiting) > 1 else values[0] for values in zip(*waiting))
+            yield images[:size], rows[:size], clipped[:size]
+            waiting = [(images[size:], rows[size:], clipped[size:])]
+    if sum(len(rows) for _, rows, _ in waiting):
+        images, rows, clipped = (torch.cat(values) for values in zip(*waiting))
+        yield images, rows, clipped
 
 
 def _sign_along(change: Tensor, vectors: Tensor) -> Tensor:
