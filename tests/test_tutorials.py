@@ -29,6 +29,13 @@ MOST_BYTES = 600_000
 every_tutorial = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
+@pytest.fixture(autouse=True)
+def figures_as_before():
+    """The notebooks' first cells set how large figures are drawn."""
+    with plt.rc_context():
+        yield
+
+
 def notebook_of(*sources: str) -> NotebookNode:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
 
