@@ -38,6 +38,7 @@ class Replacements:
         self._channels_last = bool(weights)
         self._weights: list[_Exchange] | None = None
         self._layers: list[tuple[nn.Module, _ScaleAndShift]] | None = None
+        self._exchanged = False  # inside plain_normalisation
 
     def suit_channels_last(self, images: Tensor) -> bool:
         """Whether :meth:`channels_last_weights` are faster for images (B, C_in, H, W); not for few, nor in 3D."""
@@ -69,18 +70,20 @@ class Replacements:
 
         torch's own backward pass is slower, and keeps its input. A second such ``with`` inside does nothing.
         """
-        if device.type != "cpu":
+        if device.type != "cpu" or self._exchanged:
             yield
             return
         if self._layers is None or not all(forward.norm.is_as_it_was() for _, forward in self._layers):
             self._layers = list(_plain_normalisations(self._modules))
         # a layer that has a forward method of its own keeps it
         exchanged = [(norm, forward) for norm, forward in self._layers if "forward" not in norm.__dict__]
+        self._exchanged = True
         try:
             for norm, forward in exchanged:
                 norm.__dict__["forward"] = forward
             yield
         finally:
+            self._exchanged = False
             for norm, _ in exchanged:
                 norm.__dict__.pop("forward", None)
 
