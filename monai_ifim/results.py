@@ -356,6 +356,12 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def _numbers(text: pd.Series) -> pd.Series:
+    """The numbers that were written, to the last bit, which pandas before version 3 misses."""
+    numbers = pd.to_numeric(text)
+    return text.replace("", "nan").astype(float) if pd.api.types.is_float_dtype(numbers) else numbers
+
+
 def _read(folder: Path, name: str) -> pd.DataFrame:
     file = existing_file(folder, name)
     try:
@@ -363,7 +369,7 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
         if missing := [column for column in _COLUMNS[name] if column not in table]:
             raise ValueError(f"it lacks {', '.join(missing)}")
         for column in set(table) - _TEXT:
-            table[column] = pd.to_numeric(table[column])
+            table[column] = _numbers(table[column])
         return table
     except ValueError as error:
         raise ValueError(f"{file} is not a table of IFIMSaver: {error}. Let it write the folder again.") from error

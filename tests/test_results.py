@@ -99,7 +99,7 @@ def test_the_images_stand_by_sensitivity_with_their_names_as_text(kept):
 
 def test_the_long_table_has_each_perturbation_with_the_name_of_its_image_and_no_outputs(kept):
     likelihood, result, folder = kept
-    found = pd.read_csv(folder / "perturbations.csv", keep_default_na=False)
+    found = pd.read_csv(folder / "perturbations.csv", keep_default_na=False, float_precision="round_trip")
     assert found.pop("name").tolist() == [result.images.name[image] for image in result.curves.image]
     common = {"image", "direction", "strength", "draw", "sign", "kl", "kl_quadratic"}
     assert set(found) == common | BY_LIKELIHOOD[likelihood][1]

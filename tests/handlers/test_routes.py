@@ -26,7 +26,6 @@ from monai.handlers import (
     TensorBoardStatsHandler,
     ValidationHandler,
 )
-from monai.utils import path_to_sqlite_uri
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -107,7 +106,7 @@ def log_lines():
 @pytest.fixture(scope="module")
 def tracking_uri(tmp_path_factory):
     """A local store of MLflow; MONAI refuses its file store, which MLflow gave up."""
-    return path_to_sqlite_uri(str(tmp_path_factory.mktemp("mlflow") / "mlruns.db"))
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlruns.db"
 
 
 @pytest.mark.parametrize(

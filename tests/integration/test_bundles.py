@@ -15,7 +15,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.utils import path_to_sqlite_uri
 
 from monai_ifim.__main__ import main
 from monai_ifim.data import SignalDetectionDataset, SignalDetectionTask
@@ -233,7 +232,7 @@ def test_medmnist_bundle_reads_classes_channels_and_axes_from_the_file(kind: str
 
 def test_mlflow_tracks_the_ifim_metrics_beside_the_others(runs: Runs):
     (metrics,) = runs.metrics("grey")
-    store = mlflow.MlflowClient(path_to_sqlite_uri(str(runs.eval("grey") / "mlruns.db")))
+    store = mlflow.MlflowClient(f"sqlite:///{runs.eval('grey')}/mlruns.db")
     (run,) = store.search_runs(store.get_experiment_by_name("monai_experiment").experiment_id)
     assert set(metrics) <= set(run.data.metrics)
     for name, value in metrics.items():
