@@ -12,8 +12,10 @@ from monai.engines import Evaluator
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_ifim.handlers.listening import listen
+from monai_ifim.handlers.optional import InRun, LeftOut, kept_apart
 from monai_ifim.handlers.options import FIGURE_OPTIONS, documented
 from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
+from monai_ifim.handlers.steps import step_of
 from monai_ifim.results import IFIMResult
 from monai_ifim.visualize import draw_pictures
 
@@ -62,6 +64,8 @@ class IFIMFigureHandler:
         self.global_epoch_transform = global_epoch_transform
         self._writer = summary_writer
         self._prefix = "ifim_"
+        self._last: int | None = None
+        self._warned = False
 
     def attach(self, engine: Evaluator) -> None:
         """Draw at the end of each evaluation epoch of this evaluator. A second time does nothing.
@@ -74,22 +78,44 @@ class IFIMFigureHandler:
         """
         # TensorBoard also writes to addresses (s3://)
         folder = Path(self.log_dir) if self._writer is None and "://" not in str(self.log_dir) else None
-        self._prefix = listen(self.ifim, engine, self.draw, "IFIMFigureHandler", folder, "log_dir").prefix
+        use = InRun(self._draw, engine, "IFIMFigureHandler")
+        self._prefix = listen(self.ifim, engine, use, use.who, folder, "log_dir").prefix
 
     def draw(self, result: IFIMResult) -> None:
-        """Write the figures and the scalars of one epoch."""
+        """Write the scalars and the figures of one epoch.
+
+        Raises:
+            LeftOut: When all was written but some figures, which say why.
+        """
+        if causes := self._draw(result):
+            raise LeftOut(causes)
+
+    def _draw(self, result: IFIMResult, engine: Evaluator | None = None) -> dict[str, Exception]:
+        """The figures that had to be left out, with the errors."""
         if self._writer is None:  # not before, so that processes that draw nothing write no file
             self._writer = SummaryWriter(log_dir=str(self.log_dir))
-        step = result.epoch if self.global_epoch_transform is None else self.global_epoch_transform(result.epoch)
-        group = self._prefix.rstrip("_/")
-        pictures = draw_pictures(result)
-        panels = {f"components_{number}": panel for number, panel in enumerate(pictures.panels, start=1)}
-        if panels:
-            panels = {"components": panels.pop("components_1")} | panels
-        for name, picture in {**pictures.figures, **panels}.items():
-            self._writer.add_image(f"{group}/{name}", picture, step, dataformats="HWC")
+        if self.global_epoch_transform is not None:
+            step = self.global_epoch_transform(result.epoch)
+        else:
+            step = result.epoch if engine is None else step_of(engine, result.epoch)
+        if step == self._last and engine is not None and not self._warned:
+            self._warned = True
+            engine.logger.warning(
+                f"IFIMFigureHandler writes at step {step} once more, over what stands there: the evaluator's epoch does "
+                "not count up. Give global_epoch_transform, as in 'lambda _: trainer.state.epoch'. This is said once."
+            )
+        self._last = step
         table = result.curve_table
         table = table[(table.direction != "unperturbed") & table.value.notna()]
         for endpoint, name, strength, value in zip(table.endpoint, table.direction, table.strength, table.value):
             self._writer.add_scalar(f"{self._prefix}curve_{endpoint}/{name}_{strength:g}", value, step)
+        pictures = draw_pictures(result)
+        panels = {f"components_{number}": panel for number, panel in enumerate(pictures.panels, start=1)}
+        if panels:
+            panels = {"components": panels.pop("components_1")} | panels
+        causes = dict(pictures.failed)
+        for name, picture in {**pictures.figures, **panels}.items():
+            with kept_apart(causes, name):
+                self._writer.add_image(f"{self._prefix.rstrip('_/')}/{name}", picture, step, dataformats="HWC")
         self._writer.flush()
+        return causes

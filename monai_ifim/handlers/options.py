@@ -211,8 +211,9 @@ FIGURE_OPTIONS: dict[str, str] = {
     "ifim": "the handler or metric that measures; it must be attached to the same evaluator.",
     "summary_writer": "a TensorBoard writer; default a new one.",
     "log_dir": "where a new one writes.",
-    "global_epoch_transform": "a function from the evaluator's epoch to the step; default the epoch. As for "
-    "TensorBoardStatsHandler, where the evaluator is run by hand and its epoch is always 1.",
+    "global_epoch_transform": "a function from the evaluator's epoch to the step; default that of the evaluator's "
+    "TensorBoardStatsHandler (or StatsHandler), without one the epoch. Where the evaluator is run by hand, its epoch "
+    "is always 1.",
 }
 SAVER_OPTIONS: dict[str, str] = {
     "ifim": FIGURE_OPTIONS["ifim"],

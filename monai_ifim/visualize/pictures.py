@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -33,54 +33,76 @@ class Pictures:
         figures: those over all images, by name.
         panels: components of the shown images, below each other; one array for each shape of the images, or several.
         cases: the same of each shown image alone, by its position in the data set.
+        failed: the errors of those that could not be drawn, by name.
     """
 
     figures: dict[str, np.ndarray]
     panels: list[np.ndarray]
     cases: dict[int, np.ndarray]
+    failed: dict[str, Exception] = field(default_factory=dict)
 
 
 _DRAWN: MutableMapping[IFIMResult, Pictures] = WeakKeyDictionary()
 
 
 def draw_pictures(result: IFIMResult) -> Pictures:
-    """All that there is to see of an epoch; drawn at the first call, the same arrays at every further one."""
+    """All that there is to see of an epoch; drawn at the first call, the same arrays at every further one.
+
+    One that cannot be drawn does not take the others with it.
+    """
     if result not in _DRAWN:
-        figures = {name: as_array(figure) for name, figure in result_figures(result).items()}
-        panels, cases = [], {}
-        for shown, figure in case_panels(result.cases):
-            panel = as_array(figure)
-            panels.append(panel)
-            for case, part in zip(shown, figure.subfigs):
-                # a figure may be a part of a pixel higher than its picture
-                top, bottom = (max(0, round(len(panel) - edge)) for edge in (part.bbox.y1, part.bbox.y0))
-                cases[case.position] = panel[top:bottom]
-        _DRAWN[result] = Pictures(figures, panels, cases)
+        drawn = Pictures({}, [], {}, {})
+        for name, draw in result_figures(result).items():
+            try:
+                drawn.figures[name] = as_array(draw())
+            except Exception as error:
+                drawn.failed[name] = error
+        for piece in pieces(result.cases):
+            _draw_cases(piece, drawn)
+        _DRAWN[result] = drawn
     return _DRAWN[result]
 
 
-def result_figures(result: IFIMResult) -> dict[str, Figure]:
-    """The figures over all images, by name."""
-    figures = {}
+def result_figures(result: IFIMResult) -> dict[str, Callable[[], Figure]]:
+    """What draws the figures over all images, by name."""
+    figures: dict[str, Callable[[], Figure]] = {}
     if len(result.curves):  # not where every image was left out
-        figures["curves"] = plot_curves(result.curve_table)
+        figures["curves"] = lambda: plot_curves(result.curve_table)
     if len(result.images):
-        figures["spectrum"] = plot_spectrum(result.eigenvalues)
-        figures["histogram"] = plot_lambda_histogram(result.images)
+        figures["spectrum"] = lambda: plot_spectrum(result.eigenvalues)
+        figures["histogram"] = lambda: plot_lambda_histogram(result.images)
     if len(result.removals):
-        figures["removals"] = plot_removals(result.removal_table)
+        figures["removals"] = lambda: plot_removals(result.removal_table)
     return figures
 
 
-def case_panels(cases: Sequence[Case]) -> list[tuple[list[Case], Figure]]:
-    """Figures of the components of shown images of one shape each; none of images without two or three axes."""
-    groups: dict[torch.Size, list[Case]] = {}
+def pieces(cases: Sequence[Case]) -> list[list[Case]]:
+    """The shown images that share a panel: of one shape, and not too many; none without two or three axes."""
+    groups: dict[tuple[torch.Size, bool], list[Case]] = {}
     for case in cases:
         if case.image.ndim in (3, 4):
-            groups.setdefault(case.image.shape, []).append(case)
+            groups.setdefault((case.image.shape, case.mask is None), []).append(case)
     starts = [(group, start) for group in groups.values() for start in range(0, len(group), CASES_IN_A_PANEL)]
-    pieces = [group[start : start + CASES_IN_A_PANEL] for group, start in starts]
-    return [(piece, _components(piece)) for piece in pieces]
+    return [group[start : start + CASES_IN_A_PANEL] for group, start in starts]
+
+
+def _draw_cases(cases: list[Case], drawn: Pictures) -> None:
+    """Add a panel of these cases to what was drawn; where it cannot be, one of each case."""
+    try:
+        figure = components_figure(cases)
+        panel = as_array(figure)
+    except Exception as error:
+        if len(cases) == 1:
+            drawn.failed[f"case_{cases[0].stem}"] = error
+        else:
+            for case in cases:
+                _draw_cases([case], drawn)
+        return
+    drawn.panels.append(panel)
+    for case, part in zip(cases, figure.subfigs):
+        # a figure may be a part of a pixel higher than its picture
+        top, bottom = (max(0, round(len(panel) - edge)) for edge in (part.bbox.y1, part.bbox.y0))
+        drawn.cases[case.position] = panel[top:bottom]
 
 
 def as_array(figure: Figure) -> np.ndarray:
@@ -91,7 +113,8 @@ def as_array(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _components(cases: list[Case]) -> Figure:
+def components_figure(cases: Sequence[Case]) -> Figure:
+    """The panel of shown images of one shape."""
     masks = None if cases[0].mask is None else torch.stack([case.mask for case in cases if case.mask is not None])
     return plot_components(
         torch.stack([case.image for case in cases]),

@@ -9,7 +9,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import MetaTensor
+from monai.handlers import StatsHandler, TensorBoardStatsHandler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -120,6 +122,48 @@ def test_evaluations_that_interval_leaves_out_draw_nothing_and_steps_can_be_the_
     assert len(drawn) == 2 * len(FIGURES)  # once for both handlers
 
 
+def global_steps(engine, ifim, *neighbours, **options):
+    """The steps that the figures and curves of three evaluations by hand, of epoch 1 each, are written at."""
+    writer = Tags()
+    for handler in (*neighbours[:1], IFIMFigureHandler(ifim, summary_writer=writer, **options), *neighbours[1:]):
+        handler.attach(engine)
+    for _ in range(3):
+        engine.run()
+    assert {step for _, step in writer.figures} == {step for _, step in writer.scalars}
+    return [step for tag, step in writer.figures if tag == "ifim/spectrum"]
+
+
+@pytest.mark.usefixtures("drawn")
+@both_routes
+@pytest.mark.parametrize("kind", ["TensorBoard", "filtered event", "StatsHandler", "both", "own", "none"])
+def test_evaluations_by_hand_are_drawn_at_the_steps_of_their_neighbours(kind, route, caplog):
+    ifim, trainer = on_route(route, **LIGHT), iter(range(100, 200))
+    engine = attached(ifim, CNN(), items(pictures(4)))
+    epoch = [0]
+    engine.add_event_handler(Events.STARTED, lambda: epoch.append(next(trainer)))
+    shared = {"output_transform": lambda _: None, "iteration_log": False}
+    to_trainer = shared | {"global_epoch_transform": lambda _: epoch[-1]}
+    in_tensorboard = TensorBoardStatsHandler(
+        SimpleNamespace(add_scalar=lambda *_: None, flush=lambda: None),
+        epoch_log=(lambda engine, event: True) if kind == "filtered event" else True,
+        **to_trainer,
+    )
+    misled = StatsHandler(name="other", **shared | {"global_epoch_transform": lambda _: 7})
+    neighbours = {
+        "TensorBoard": [in_tensorboard],
+        "filtered event": [StatsHandler(**shared), in_tensorboard],  # attached behind the figures
+        "StatsHandler": [StatsHandler(**to_trainer)],
+        "both": [misled, in_tensorboard],
+        "own": [misled],
+        "none": [],
+    }[kind]
+    options = {"global_epoch_transform": lambda _: epoch[-1]} if kind == "own" else {}
+    found = global_steps(engine, ifim, *neighbours, **options)
+    assert found == ([1, 1, 1] if kind == "none" else [100, 101, 102])
+    told = [record for record in caplog.records if "over what stands there" in record.getMessage()]
+    assert len(told) == (kind == "none")
+
+
 def flat_network(shape, outputs=2):
     """A small network of images of any shape."""
     torch.manual_seed(0)
@@ -222,9 +266,12 @@ def test_a_writer_that_fails_is_reported_once_and_the_run_goes_on_with_its_metri
         engine.run(epoch)
         same(logged(engine), truth)
         assert "other_kl_high" in engine.state.metrics
-    (report,) = [record for record in caplog.records if "IFIMFigureHandler failed" in record.getMessage()]
-    assert report.getMessage() == "IFIMFigureHandler failed at epoch 1; the run goes on, and this is said once."
-    assert "No space left on device" in str(report.exc_info[1])
+    (report,) = [record.getMessage() for record in caplog.records if "IFIMFigureHandler" in record.getMessage()]
+    assert report == (
+        "IFIMFigureHandler left out at epoch 1: curves and 3 more (OSError: No space left on device). All else was "
+        "written; this is said once."
+    )
+    assert events_in(tmp_path).Tags()["scalars"]
     assert [step for tag, step in behind.figures if tag == "ifim/curves"] == [1, 2, 3]  # it got its turn
 
 

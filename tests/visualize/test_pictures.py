@@ -10,6 +10,8 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from monai_ifim import input_fisher
 from monai_ifim.results import Case, IFIMResult
@@ -52,9 +54,9 @@ def test_each_case_is_its_own_part_of_the_panel(shape: tuple[int, ...]):
 def test_many_cases_are_spread_over_several_panels_and_shapes_stand_apart(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pictures, "CASES_IN_A_PANEL", 3)
     cases = with_cases(1, 5, 5, count=4).cases + with_cases(1, 6, 5).cases
-    panels = pictures.case_panels(cases)
-    assert [len(shown) for shown, _ in panels] == [len(figure.subfigs) for _, figure in panels] == [3, 1, 2]
-    assert [case for shown, _ in panels for case in shown] == cases
+    found = pictures.pieces(cases)
+    assert [len(piece) for piece in found] == [3, 1, 2]
+    assert [case for piece in found for case in piece] == cases
 
 
 def test_panels_have_the_true_proportions_masks_and_short_names():
@@ -63,11 +65,49 @@ def test_panels_have_the_true_proportions_masks_and_short_names():
     mask[:, 2:4, 2:4] = True
     cases = with_cases(1, 8, 9, count=1, affine=affine[[0, 1, 3]][:, [0, 1, 3]], mask=mask).cases
     cases = [dataclasses.replace(cases[0], name="/data/" + "x" * 60 + ".png", why="least sensitive")]
-    ((_, figure),) = pictures.case_panels(cases)
+    figure = pictures.components_figure(cases)
     axis = figure.axes[0]
     assert axis.get_aspect() == pytest.approx(2 / 3)
     assert len(axis.collections) == 1
     assert figure.subfigs[0].get_suptitle().startswith(f"least sensitive · {'x' * 24}…{'x' * 20}.png")
+
+
+@settings(derandomize=True, deadline=None, max_examples=5)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=3),
+    count=st.integers(1, 3),
+    channels=st.sampled_from([1, 3]),
+    name=st.text(st.characters(), max_size=60),
+)
+@example(sizes=[1, 300], count=2, channels=1, name="a\x00\ud800$x$\n")
+@example(sizes=[20, 1], count=14, channels=3, name="\\$_{")
+def test_each_case_of_any_shape_number_and_name_has_a_picture(sizes: list[int], count: int, channels: int, name: str):
+    cases = [dataclasses.replace(case, name=name) for case in with_cases(channels, *sizes, count=count).cases]
+    found = draw_pictures(dataclasses.replace(with_cases(1, 30), cases=cases))
+    assert found.failed == {}
+    assert set(found.cases) == {case.position for case in cases}
+    for picture in found.cases.values():
+        assert picture.shape[0] > 50
+        assert picture.shape[1:] == (900, 3)
+        assert (picture[:40].min(axis=2) < 100).any()  # the title
+        assert (picture[40:].min(axis=2) < 250).any()  # and something below
+    heights = [sum(len(found.cases[case.position]) for case in piece) for piece in pictures.pieces(cases)]
+    assert heights == pytest.approx([len(panel) for panel in found.panels], abs=1)
+
+
+@pytest.mark.parametrize("broken", ["spectrum", "a case"])
+def test_what_cannot_be_drawn_does_not_take_the_other_pictures_with_it(broken: str, monkeypatch: pytest.MonkeyPatch):
+    result = dataclasses.replace(measured(), cases=with_cases(1, 8, 9, count=3).cases)
+    if broken == "a case":
+        case = result.cases[1]
+        result.cases[1] = dataclasses.replace(case, fisher=None)
+    else:
+        monkeypatch.setattr(pictures, "plot_spectrum", lambda eigenvalues: 1 / 0)
+    found = draw_pictures(result)
+    lost = f"case_{result.cases[1].stem}" if broken == "a case" else "spectrum"
+    assert list(found.failed) == [lost]
+    assert set(found.figures) | {lost} == {"curves", "spectrum", "histogram", "removals"} | {lost}
+    assert set(found.cases) == ({0, 14} if broken == "a case" else {0, 7, 14})
 
 
 def test_pictures_have_one_size_whatever_resolution_the_user_has_set(monkeypatch: pytest.MonkeyPatch):
