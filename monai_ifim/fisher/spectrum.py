@@ -55,6 +55,11 @@ class InputFisher:
     _residuals: Tensor | None = field(default=None, repr=False)
 
     @property
+    def logits(self) -> Tensor:
+        """(B, outputs), the outputs by the name that they have where the likelihood is one over classes."""
+        return self.outputs
+
+    @property
     def trace(self) -> Tensor:
         """(B,) float64, the sum of the eigenvalues: the squared Frobenius norm of G."""
         return self.eigenvalues.sum(dim=1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -20,13 +20,19 @@ from monai_ifim.model.inputs import check_inputs, input_values, inputs_of_rows, 
 from monai_ifim.model.replacements import Replacements
 from monai_ifim.model.state import (
     check_modules,
+    coarsest_dtype,
     coupling_layers,
     frozen_parameters,
     modules_of,
     one_at_a_time,
     plain_arithmetic,
+    restored,
     unwrap,
 )
+from monai_ifim.model.trial import Verdict, try_alone, try_replacement, try_state, verdict_of
+
+# Names of replacements.
+_NORMALISATION, _CHANNELS_LAST = "plain_normalisation", "channels_last_weights"
 
 _NO_GRADIENT = (
     "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
@@ -160,7 +166,7 @@ class Model:
             TypeError: When the network returns something else than a tensor (see ``output_key``).
             ValueError: When the outputs are not (B, outputs).
         """
-        with plain_arithmetic(images.device, differentiable=False):
+        with plain_arithmetic(images.device, differentiable=False), self._tried(images):
             return self._outputs(images)
 
     @contextmanager
@@ -178,7 +184,7 @@ class Model:
             ValueError: When the outputs are not (B, outputs) or do not depend differentiably on the images.
         """
         with plain_arithmetic(images.device, differentiable=True), frozen_parameters(self._modules):
-            with self._replacements.plain_normalisation(images.device):  # around the backward passes, too
+            with self._tried(images), self._normalised(images):  # around the backward passes, too
                 inputs = images.clone().requires_grad_()
                 point = Linearisation(inputs, self._outputs(inputs), self.chunk_size)
                 del inputs
@@ -206,12 +212,13 @@ class Model:
         """
         with plain_arithmetic(images.device, differentiable=True), frozen_parameters(self._modules):
             # fused attention supports neither way
-            with self._replacements.plain_normalisation(images.device), sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH):
                 ways = (self._jvp_backward, self._jvp_forward)
                 causes: list[Exception] = []
                 for way in ways:
                     try:
-                        return way(images.clone(), directions.to(images).clone())
+                        with self._tried(images), self._normalised(images):
+                            return way(images.clone(), directions.to(images).clone())
                     except (RuntimeError, MemoryError, Warning) as error:  # a warning that the caller made an error
                         if "use_reentrant" in str(error):
                             raise ValueError(_REENTRANT) from error
@@ -246,28 +253,85 @@ class Model:
             raise RuntimeError("the outputs have no tangent")
         return tangent
 
+    @contextmanager
+    def _tried(self, images: Tensor) -> Iterator[None]:
+        """The state of the network is restored at the end; before its first pass, some are tried out."""
+        verdict, replacements = self._verdict(images), self._replacements
+        suitable = {
+            _NORMALISATION: replacements.suit_normalisation(images.device),
+            _CHANNELS_LAST: replacements.suit_channels_last(images),
+        }
+        untried = [name for name, suits in suitable.items() if suits and name not in verdict.sound]
+        if verdict.changing is None or not verdict.alone or untried:
+            self._check(images)
+            with frozen_parameters(self._modules):
+                self._try_out(images, verdict, untried)
+        with restored(self.network, verdict.changing or ()):
+            yield
+
+    def _verdict(self, images: Tensor) -> Verdict:
+        return verdict_of(self.network, (images.ndim, images.dtype, images.device.type))
+
+    def _try_out(self, images: Tensor, verdict: Verdict, replacements: Sequence[str]) -> None:
+        def outputs_of(some: Tensor, rows: Sequence[int], channels_last: bool = False) -> Tensor:
+            model = self.rows(torch.tensor(rows))
+            with restored(self.network, verdict.changing or ()):
+                return self._arranged((model._channels_last if channels_last else model._plain)(some), some)
+
+        precision = coarsest_dtype(self._modules, images.dtype)
+        few = list(range(min(2, len(images))))
+        with torch.no_grad():
+            try_state(verdict, self.network, lambda: outputs_of(images[few], few))
+            try_alone(verdict, images, outputs_of, precision)
+        for name in replacements:
+            with torch.enable_grad():
+                try_replacement(
+                    verdict,
+                    name,
+                    images[few],
+                    lambda some: outputs_of(some, few),
+                    lambda some, name=name: outputs_of(some, few, name == _CHANNELS_LAST),  # type: ignore[misc]
+                    self._replacements.plain_normalisation(images.device) if name == _NORMALISATION else nullcontext(),
+                    precision,
+                )
+
+    def _normalised(self, images: Tensor) -> AbstractContextManager[None]:
+        sound = self._verdict(images).sound.get(_NORMALISATION, False)
+        return self._replacements.plain_normalisation(images.device) if sound else nullcontext()
+
     def _outputs(self, images: Tensor) -> Tensor:
+        self._check(images)
+        with one_at_a_time, self._normalised(images):
+            return self._arranged(self._called(images), images)
+
+    def _check(self, images: Tensor) -> None:
         if any(module.training for module in self._coupling):
             check_modules(cast(nn.Module, self.network), self._modules)
         self.check_inputs(len(images))
-        with one_at_a_time, self._replacements.plain_normalisation(images.device):
-            outputs = self._selected(self._called(images))
+
+    def _arranged(self, outputs: Any, images: Tensor) -> Tensor:
         # a sliding window may have moved them to another device
-        return self.likelihood.arrange(plain_tensor(outputs), images.shape[0]).to(images.device)
+        return self.likelihood.arrange(plain_tensor(self._selected(outputs)), images.shape[0]).to(images.device)
 
     def _called(self, images: Tensor) -> Any:
-        arguments, keyword_arguments = input_values(self.arguments), input_values(self.keyword_arguments)
-        # copies of the images, as the first layer may work in place
-        if self._replacements.suit_channels_last(images):
-            faster = images.clone(memory_format=torch.channels_last)
+        sound = self._verdict(images).sound
+        if sound.get(_CHANNELS_LAST, False) and self._replacements.suit_channels_last(images):
             try:
-                with self._replacements.channels_last_weights():
-                    return self.network(faster, *arguments, **keyword_arguments)
-            except RuntimeError as error:  # a flattening with .view() takes contiguous features only
-                if "view size is not compatible" not in str(error):
+                return self._channels_last(images)
+            except Exception as error:  # it depends on the shape whether a network can do with it
+                if is_out_of_memory(error):
                     raise
-                self._replacements.refuse_channels_last()
-        return self.network(images.clone(), *arguments, **keyword_arguments)
+                sound[_CHANNELS_LAST] = False
+        return self._plain(images)
+
+    def _channels_last(self, images: Tensor) -> Any:
+        with self._replacements.channels_last_weights():
+            return self._plain(images, torch.channels_last)
+
+    def _plain(self, images: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Any:
+        arguments, keyword_arguments = input_values(self.arguments), input_values(self.keyword_arguments)
+        # a copy of the images, as the first layer may work in place
+        return self.network(images.clone(memory_format=memory_format), *arguments, **keyword_arguments)
 
     def _selected(self, outputs: Any) -> Tensor:
         if self.output_key is not None and isinstance(outputs, Tensor):

@@ -46,9 +46,9 @@ class Replacements:
             return False
         return images.numel() >= self._reordered * _CHANNELS_LAST_SHARE
 
-    def refuse_channels_last(self) -> None:
-        """Never use it again: the network fails with it."""
-        self._channels_last = False
+    def suit_normalisation(self, device: torch.device) -> bool:
+        """Whether there is a layer for :meth:`plain_normalisation`."""
+        return device.type == "cpu" and any(type(module) in _NORMS for module in self._modules)
 
     @contextmanager
     def channels_last_weights(self) -> Iterator[None]:
@@ -70,7 +70,7 @@ class Replacements:
 
         torch's own backward pass is slower, and keeps its input. A second such ``with`` inside does nothing.
         """
-        if device.type != "cpu" or self._exchanged:
+        if self._exchanged or not self.suit_normalisation(device):
             yield
             return
         if self._layers is None or not all(forward.norm.is_as_it_was() for _, forward in self._layers):

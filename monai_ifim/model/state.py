@@ -7,12 +7,14 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from monai_ifim.model.snapshot import Snapshot
 
 # Modes, gradient flags and replacements change a module in place, so two threads must not do it at once.
 one_at_a_time = threading.RLock()
@@ -44,14 +46,14 @@ def unwrap(network: Callable) -> Callable:
 
 @contextmanager
 def preserve_state(network: Callable) -> Iterator[None]:
-    """The network in evaluation mode inside; its modes and buffers and all random states are restored at the end.
+    """The network in evaluation mode inside; its modes, its state and all random states are restored at the end.
 
-    One thread at a time. Training flags are saved module by module, buffers one by one (a network may count in one even
-    in evaluation mode); the random states of python, numpy and torch (CPU, and CUDA where it is in use) are saved
-    whole. Parameters and gradients are not changed by what this package does inside.
+    One thread at a time. The state is what a :class:`~monai_ifim.model.snapshot.Snapshot` keeps: layers, parameters,
+    buffers, attributes, generators. The random states of python, numpy and torch (CPU, and CUDA where it is in use) are
+    saved whole.
 
     Args:
-        network: any callable; only an ``nn.Module`` has modes.
+        network: any callable; only an ``nn.Module`` has modes and a state.
 
     Example:
         >>> network = nn.Dropout()
@@ -69,18 +71,20 @@ def _preserved(network: Callable) -> Iterator[None]:
     # A frozen TorchScript module has no modes.
     modules = [m for m in network.modules() if hasattr(m, "training")] if isinstance(network, nn.Module) else []
     modes = [module.training for module in modules]
-    buffers = _copied_buffers(network)
     python_state, torch_state = random.getstate(), torch.get_rng_state()
     numpy_state = np.random.get_state()  # noqa: NPY002
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    snapshot = None
     try:
         for module in modules:
             module.training = False
+        snapshot = Snapshot(network)
         yield
     finally:
+        if snapshot is not None:
+            snapshot.restore()
         for module, mode in zip(modules, modes):
             module.training = mode
-        _restore_buffers(buffers)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)
@@ -88,23 +92,23 @@ def _preserved(network: Callable) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
-def _copied_buffers(network: Callable) -> list[tuple[nn.Module, str, Tensor, int, Tensor]]:
-    """For each buffer: its module and name, itself with its version, and a copy."""
-    return [
-        (module, name, buffer, buffer._version, buffer.detach().clone())
-        for module in (network.modules() if isinstance(network, nn.Module) else ())
-        for name, buffer in module.named_buffers(recurse=False)
-        if not buffer.is_inference()  # has no version, and is refused later
-    ]
+@contextmanager
+def restored(network: Callable, changing: Collection[str]) -> Iterator[None]:
+    """Give back at the end what a forward pass of this network is known to change; nothing is done where that is none.
 
-
-def _restore_buffers(buffers: list[tuple[nn.Module, str, Tensor, int, Tensor]]) -> None:
-    for module, name, buffer, version, copy in buffers:
-        if buffer._version != version:
-            with torch.no_grad():
-                buffer.copy_(copy)
-        if getattr(module, name, None) is not buffer and not isinstance(module, torch.jit.ScriptModule):
-            setattr(module, name, buffer)
+    Args:
+        network: any callable.
+        changing: paths, from :meth:`~monai_ifim.model.snapshot.Snapshot.restore`.
+    """
+    if not changing:
+        yield
+        return
+    with one_at_a_time:
+        snapshot = Snapshot(network, changing)
+        try:
+            yield
+        finally:
+            snapshot.restore()
 
 
 @contextmanager
@@ -138,14 +142,17 @@ def frozen_parameters(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def parameter_dtype(network: Callable, default: torch.dtype) -> torch.dtype:
-    """The dtype of the network's first floating parameter: what it reads outside autocast.
+    """The floating dtype of most of the network's parameter elements: what it reads outside autocast.
 
     Example:
         >>> parameter_dtype(nn.Linear(2, 2).double(), torch.float16)
         torch.float64
     """
-    parameters = network.parameters() if isinstance(network, nn.Module) else ()
-    return next((parameter.dtype for parameter in parameters if parameter.dtype.is_floating_point), default)
+    elements: dict[torch.dtype, int] = {}
+    for parameter in network.parameters() if isinstance(network, nn.Module) else ():
+        if parameter.dtype.is_floating_point:
+            elements[parameter.dtype] = elements.get(parameter.dtype, 0) + parameter.numel()
+    return max(elements, key=elements.__getitem__, default=default)
 
 
 def modules_of(network: Callable) -> list[nn.Module]:
@@ -171,6 +178,12 @@ def _tensors(modules: Sequence[nn.Module], buffers: bool = False) -> list[Tensor
         else:
             tensors.extend((module._buffers if buffers else module._parameters).values())
     return [tensor for tensor in tensors if tensor is not None]
+
+
+def coarsest_dtype(modules: Sequence[nn.Module], beside: torch.dtype) -> torch.dtype:
+    """The floating dtype with the coarsest rounding of the modules' parameters and one dtype beside them."""
+    dtypes = {tensor.dtype for tensor in _tensors(modules) if tensor.dtype.is_floating_point} | {beside}
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def coupling_layers(modules: Sequence[nn.Module]) -> list[nn.Module]:

@@ -638,6 +638,7 @@ def test_the_spectrum_is_that_without_a_shortage_and_one_warning_says_so(place, 
     assert caught[0].filename == __file__
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("place", ["forward", "backward"])
 def test_finished_images_are_not_computed_again_and_the_size_stays_small(place):
     scarce = []
@@ -648,6 +649,7 @@ def test_finished_images_are_not_computed_again_and_the_size_stays_small(place):
     assert sum(network.passed) == 12
 
 
+@pytest.mark.usefixtures("tried_already")
 def test_no_shortage_draws_no_warning_and_tries_nothing_twice():
     network = Short()
     with warnings.catch_warnings():

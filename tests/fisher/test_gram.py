@@ -102,6 +102,7 @@ def test_blocks_keep_the_tiny_spectrum_of_a_sure_classifier(margin):
     torch.testing.assert_close(blocks.eigenvectors[:, 0], whole.eigenvectors[:, 0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize(("columns", "rank"), [(2, 1), (3, 2), (7, 3)])
 def test_blocks_cost_the_backward_passes_that_the_documentation_says(columns, rank, passes):
     input_fisher(network(), pictures(1), rank=rank, most_elements=columns * EACH)
@@ -111,6 +112,7 @@ def test_blocks_cost_the_backward_passes_that_the_documentation_says(columns, ra
     assert again <= COLUMNS * (len(starts) - 1) / 2 + COLUMNS / 2
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 8, 50])
 def test_the_whole_factor_costs_one_backward_pass_a_chunk_of_columns_and_the_same_comes_out(chunk_size, passes):
     truth = input_fisher(network(), pictures())
@@ -137,6 +139,7 @@ def test_no_more_elements_of_g_are_in_memory_than_asked_for(most, monkeypatch):
     assert max(held) + min(held) <= most
 
 
+@pytest.mark.usefixtures("tried_already")
 def test_fewer_images_pass_at_a_time_where_the_factor_of_all_does_not_fit():
     sizes: list[int] = []
     inner = network()

@@ -214,6 +214,7 @@ def test_products_of_a_sure_classifier_do_not_underflow(margin, dtype):
     assert operator.quadratic(d).item() == pytest.approx(truth.sum().item(), rel=10 * tolerance)
 
 
+@pytest.mark.usefixtures("tried_already")
 def test_known_outputs_save_a_pass_and_further_inputs_are_those_of_the_images():
     network, images, d = truths.mlp(), truths.flat_images(3, 12), truths.flat_images(3, 12, seed=5)
     own, calls = truths.flat_images(3, 12, seed=2), []

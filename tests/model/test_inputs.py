@@ -31,6 +31,7 @@ SHARED = {
 }
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("value", SHARED.values(), ids=SHARED)
 def test_what_is_not_per_image_is_passed_whole_and_as_the_same_object(value):
     received = []

@@ -110,7 +110,7 @@ BAD_OUTPUTS = {
     "key of a tensor": (torch.zeros(3, 2), 0, TypeError, "returns one tensor. Leave output_key out"),
     "dense": (torch.zeros(3, 2, 5, 5), None, ValueError, r"got \(3, 2, 5, 5\).*segmentation.*unsqueeze"),
     "squeezed": (torch.zeros(3), None, ValueError, r"got \(3,\).*unsqueeze"),
-    "another batch size": (torch.zeros(4, 2), None, ValueError, r"batch of B = 3 images, got \(4, 2\)"),
+    "another batch size": (torch.zeros(4, 2), None, ValueError, r"batch of B = 2 images, got \(4, 2\)"),
     "scalar": (torch.zeros(()), None, ValueError, r"got \(\)"),
 }
 
@@ -213,7 +213,7 @@ class Detached(nn.Module):
     ("network", "message"),
     [
         (lambda x: NETWORK(x).detach(), "does not depend differentiably on its input"),
-        (lambda x: x.argmax(1, keepdim=True).double() + x.new_ones(3, 2), "argmax"),
+        (lambda x: x.argmax(1, keepdim=True).double() + x.new_ones(len(x), 2), "argmax"),
         (Detached().eval(), "does not depend differentiably"),
         (Detached().forward, "does not depend differentiably"),
         (lambda x: checkpoint(NETWORK, x, use_reentrant=True), "re-entrant.*use_reentrant=False"),

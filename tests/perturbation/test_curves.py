@@ -74,6 +74,7 @@ def test_the_table_has_exactly_its_columns_and_a_row_for_every_image_direction_s
         assert (curves.to_frame(predictions).kl > 0).all()
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_every_column_is_that_of_the_outputs_for_the_changed_images(case):
     likelihood, outputs, labels, discrete = case
@@ -96,6 +97,7 @@ def test_every_column_is_that_of_the_outputs_for_the_changed_images(case):
 # ---------------------------------------------------------------- the change
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_every_direction_changes_the_image_by_strength_times_its_contrast_in_root_mean_square_with_both_signs(
@@ -117,6 +119,7 @@ def test_every_direction_changes_the_image_by_strength_times_its_contrast_in_roo
         torch.testing.assert_close(plus, weak * strength / 0.02, rtol=0, atol=1e-12)
 
 
+@pytest.mark.usefixtures("tried_already")
 def test_a_given_sigma_is_the_unit_of_the_strengths_for_all_images_even_constant_ones():
     images = IMAGES.clone()
     images[1] = 0.25
@@ -141,6 +144,7 @@ def test_the_kept_norm_of_the_low_directions_is_what_the_projection_left_of_a_un
     assert (kept["low_matched"] > 0.5).all()
 
 
+@pytest.mark.usefixtures("tried_already")
 def test_transfer_takes_the_leading_eigenvector_of_the_next_image_cyclically_or_the_donor_given():
     frame, change, rows, _ = recorded(NETWORK, IMAGES, FISHER, "transfer")
     plus = column(frame, "sign") == 1
@@ -171,6 +175,7 @@ def two_class_kl(first, second):
         return float(truths.mp_kl(truths.mp_sigmoid(first), truths.mp_sigmoid(second)))
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("direction", EVERY, ids=name_of)
 def test_on_the_ideal_observer_every_endpoint_of_every_direction_has_its_closed_form(direction):
     observer, images, labels, fisher = ideal_setting()
@@ -215,6 +220,7 @@ def test_on_the_ideal_observer_every_endpoint_of_every_direction_has_its_closed_
         assert frame.kl.max() > 1e-3
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("direction", ["high", "random", LossGradient()], ids=name_of)
 @pytest.mark.parametrize("name", ["gaussian", "gaussians"])
 def test_in_linear_regression_kl_is_its_quadratic_prediction_and_shift_and_error_are_known(name, direction):
@@ -261,6 +267,7 @@ def test_the_quadratic_prediction_outside_a_rank_one_eigenspace_is_zero_and_not_
 # ---------------------------------------------------------------- the quadratic prediction, with and without the factor
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("direction", ["high", "transfer", "random", "low", "low_matched"])
 @pytest.mark.parametrize("name", ["softmax", "sigmoids at a temperature", "gaussians"])
 def test_the_quadratic_prediction_is_half_d_f_d_of_the_dense_matrix(name, direction):
@@ -346,6 +353,7 @@ def alone(network, images, fisher, directions, **options):
 SHARING = ("high_image", "low", "high", LossGradient(), "transfer", "random")
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("clip", [None, (-1.0, 1.5)], ids=str)
 @pytest.mark.parametrize("order", [1, -1], ids=["high later", "high earlier"])
 @pytest.mark.parametrize("name", ["two classes", "sigmoid", "gaussian", "softmax"])
@@ -362,6 +370,7 @@ def test_each_direction_has_the_rows_of_a_run_with_it_alone_whatever_it_shares(n
     assert sum(recorder.passes()) == 4 + len(found) - shared
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize(("outputs", "share"), [(2, 5 / 6), (3, 1.0)])
 def test_by_default_two_classes_need_one_sixth_fewer_passes(outputs, share):
     network, images, fisher = setting(outputs)
@@ -371,6 +380,7 @@ def test_by_default_two_classes_need_one_sixth_fewer_passes(outputs, share):
     assert sum(recorder.passes()) - 4 == share * len(frame)
 
 
+@pytest.mark.usefixtures("tried_already")
 def test_directions_share_passes_image_by_image_in_both_signs_and_without_high():
     network, images, fisher = setting(3)
     vectors = fisher.eigenvectors[:, 0]
@@ -390,6 +400,7 @@ def test_directions_share_passes_image_by_image_in_both_signs_and_without_high()
     assert sum(recorder.passes()) == 4 + 4 * 16 - 4 * 3 - 4
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_near_directions_of_low_precision_are_shared_up_to_rounding_only(dtype):
     network, images, fisher = setting(2, dtype=dtype)
@@ -487,6 +498,7 @@ def test_a_float32_network_gives_the_same_up_to_ten_roundings_of_its_greatest_lo
     np.testing.assert_allclose(found.kl_quadratic, truth.kl_quadratic, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize(("batch", "draws"), [(1, 5), (6, 2)])
 def test_every_forward_pass_but_the_last_is_a_full_batch_whatever_the_images_directions_and_draws(batch, draws):
     network, images = truths.cnn(outputs=4), truths.images(batch)
@@ -620,6 +632,7 @@ def test_the_likelihood_comes_from_the_spectrum_and_a_model_with_another_one_is_
 # ---------------------------------------------------------------- intensity range
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("direction", ["high", "random"])
 def test_clipped_images_and_shares_are_those_of_numpy_for_images_inside_the_range(direction):
     network, images = truths.cnn(outputs=4), torch.rand(4, 2, 8, 8, generator=torch.Generator().manual_seed(0)).double()
@@ -651,6 +664,7 @@ def test_a_range_that_nothing_leaves_changes_no_number(clip):
 # ---------------------------------------------------------------- a channel mask
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("clip", [None, (-1.0, 1.5)], ids=str)
 def test_with_a_channel_mask_every_direction_leaves_the_other_channels_bit_for_bit(clip, dimensions):
@@ -880,6 +894,7 @@ def test_short_of_memory_the_numbers_stay_and_each_function_says_so_once(kind):
         assert f"so {name} went on with 3" in str(warning.message)
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.filterwarnings("ignore::monai_ifim.model.MemoryWarning")
 def test_short_of_memory_no_image_passes_twice():
     network, free = truths.Short(truths.more_than(5)), truths.Short()
@@ -914,6 +929,7 @@ def test_an_image_that_does_not_fit_alone_is_left_out_with_the_cause_and_changes
 # ---------------------------------------------------------------- directions of one's own
 
 
+@pytest.mark.usefixtures("tried_already")
 def test_directions_along_a_template_by_a_rule_and_along_the_loss_are_measured_like_the_others():
     stripe, labels = torch.zeros(8, 8), torch.tensor([0, 1, 3, 2])
     stripe[:, 3] = 1
@@ -943,6 +959,7 @@ def test_directions_along_a_template_by_a_rule_and_along_the_loss_are_measured_l
     assert ((after < probability[table.image, truth]) == (table.sign == 1)).all()
 
 
+@pytest.mark.usefixtures("tried_already")
 def test_the_loss_gradient_without_labels_is_refused_before_anything_is_perturbed():
     recorder = Recorder(NETWORK)
     with pytest.raises(ValueError, match="The direction 'loss_gradient' needs labels: without them there is no loss"):

@@ -55,6 +55,7 @@ def test_on_a_linear_two_class_model_removing_high_takes_what_the_logit_read_and
     assert sizes.loc["low", 1.0] > 3 * sizes.loc["high", 1.0]  # not matched
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("clip", [None, (0.25, 1.0)], ids=str)
 def test_the_images_are_those_without_the_component_limited_to_the_range(clip):
     network = truths.cnn(outputs=4)

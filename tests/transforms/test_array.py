@@ -250,6 +250,7 @@ class Recorder:
         return self.network(images)
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("options", [{}, {"clip": (-1.0, 1.5)}, {"sigma": 0.7}, {"temperature": 2.0}], ids=str)
 @pytest.mark.parametrize("direction", SINGLE, ids=lambda one: getattr(one, "name", one))
