@@ -99,9 +99,11 @@ def test_public_names_are_at_the_top_level():
 def test_installed_package_declares_what_setup_cfg_declares():
     declared = configparser.ConfigParser()
     declared.read(ROOT / "setup.cfg")
-    wanted = {name.lower() for name in declared["options"]["install_requires"].split()}
+    bounds = dict(line.split(">=") for line in declared["options"]["install_requires"].split())
+    wanted = {name.lower() for name in bounds}
     installed = metadata.requires("monai-ifim") or []
     names = {re.split(r"[^\w.-]", line)[0].lower() for line in installed if "extra ==" not in line}
     assert names == wanted
-    assert not any(re.search("[<>=]", name) for name in wanted)
+    tested = re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints-lowest.txt").read_text(), re.MULTILINE)
+    assert bounds == {name: version for name, version in tested if name.lower() in wanted}
     assert metadata.version("monai-ifim") == monai_ifim.__version__

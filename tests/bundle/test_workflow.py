@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigWorkflow, PythonicWorkflow
 from monai.engines import SupervisedEvaluator
 from monai.handlers import StatsHandler
 from monai.networks.nets import DenseNet
@@ -341,10 +340,7 @@ def test_a_trainer_that_shares_the_metrics_is_not_attached_to(by_overlay: bool, 
 
 
 def test_a_workflow_that_is_not_initialized_or_has_no_configs_is_refused(tmp_path: Path):
-    if not hasattr(monai.bundle, "PythonicWorkflow"):
-        pytest.skip("MONAI 1.4 has no workflows without configs")
-
-    class Own(monai.bundle.PythonicWorkflow):
+    class Own(PythonicWorkflow):
         def run(self) -> None: ...
 
         def finalize(self) -> None: ...

@@ -232,7 +232,8 @@ def test_medmnist_bundle_reads_classes_channels_and_axes_from_the_file(kind: str
 
 def test_mlflow_tracks_the_ifim_metrics_beside_the_others(runs: Runs):
     (metrics,) = runs.metrics("grey")
-    store = mlflow.MlflowClient(f"sqlite:///{runs.eval('grey')}/mlruns.db")
+    files, base = runs.eval("grey") / "mlruns", runs.eval("grey") / "mlruns.db"  # before MONAI 1.6, and since
+    store = mlflow.MlflowClient(f"sqlite:///{base}" if base.exists() else files.as_uri())
     (run,) = store.search_runs(store.get_experiment_by_name("monai_experiment").experiment_id)
     assert set(metrics) <= set(run.data.metrics)
     for name, value in metrics.items():
