@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from monai_ifim.likelihoods import LIKELIHOODS
 
@@ -22,20 +25,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 where the input cannot be used, with the cause on the standard error output.
     """
-    parser = argparse.ArgumentParser(prog="python -m monai_ifim", description=__doc__)
+    parser = _Parser(prog="python -m monai_ifim", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     attach = commands.add_parser(
         "attach",
+        usage="%(prog)s BUNDLE_ROOT [options] [--ID=VALUE ...]",
+        allow_abbrev=False,
         help="write the overlay that adds iFIM to a MONAI bundle",
         description="Look at a bundle's configs, print what was found, and write the overlay that adds iFIM to its "
-        "runs. Nothing of the bundle is run or changed.",
+        "runs. Nothing of the bundle is run or changed. BUNDLE_ROOT is the bundle's folder, with configs/ in it; other "
+        "options, --ID=VALUE, --ID VALUE or ID=VALUE, are those of `monai.bundle run`, whose commands get them, too.",
     )
-    attach.add_argument("bundle_root", metavar="BUNDLE_ROOT", help="the bundle's folder, with configs/ in it")
     attach.add_argument("--output", metavar="FILE", help="the overlay; default BUNDLE_ROOT/configs/ifim.yaml")
     attach.add_argument("--dry_run", action="store_true", help="only print")
-    attach.add_argument("--force", action="store_true", help="overwrite an overlay that is there")
+    attach.add_argument(
+        "--force", action="store_true", help="overwrite an overlay that is there; a link is replaced, not followed"
+    )
     attach.add_argument("--evaluator", metavar="ID", help="which evaluator, where there are several")
+    attach.add_argument(
+        "--config_file",
+        metavar="FILES",
+        help="what to run, as `monai.bundle run` takes it: one file, several with commas between, or a list; default "
+        "every workflow of the bundle",
+    )
+    attach.add_argument("--run_id", metavar="ID", help="the section to run, where there are several")
     attach.add_argument(
         "--likelihood",
         choices=tuple(LIKELIHOODS),
@@ -52,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="attach although the configs speak against one row of outputs an image",
     )
-    attach.set_defaults(command=_attach)
+    attach.set_defaults(command=_attach, further=True)
 
     report = commands.add_parser(
         "report",
@@ -61,19 +75,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     report.add_argument("folder", metavar="FOLDER", help="the folder that IFIMSaver wrote")
     report.add_argument("--output", metavar="FILE", help="the page; default FOLDER/report.html")
-    report.set_defaults(command=_report)
+    report.set_defaults(command=_report, further=False)
 
-    chosen = parser.parse_args(arguments)
+    chosen, further = parser.parse_known_args(arguments)
     try:
+        if chosen.further:
+            chosen.bundle_root, chosen.overrides = _split(further, attach)
+        elif further:
+            parser.error(f"unrecognized arguments: {' '.join(further)}")
         chosen.command(chosen)
     except (OSError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(_visible(f"{parser.prog}: {error}"), file=sys.stderr)
         return 2
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that shows control characters in what it was given."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(_visible(message))
+
+
+def _visible(message: str) -> str:
+    """A message of several lines with its control characters escaped."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in message)
+
+
+def _split(words: Sequence[str], parser: argparse.ArgumentParser) -> tuple[str, dict[str, str]]:
+    """The bundle's folder, and the overrides as ``monai.bundle run`` reads them, with their texts."""
+    root: str | None = None
+    overrides: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, is_set, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name:
+            if not is_set:
+                value = rest.pop(0) if rest and not re.match("--|-[a-zA-Z]", rest[0]) else "True"
+            overrides[name] = value
+        elif word.startswith("-"):
+            parser.error(f"unrecognized arguments: {word}")
+        elif is_set and re.match(r"[\w+]", name) and "/" not in name and not os.path.isdir(word):
+            overrides[name] = value
+        elif root is None:
+            root = word
+        else:
+            parser.error(f"unrecognized arguments: {word}")
+    if root is None:
+        parser.error("the following arguments are required: BUNDLE_ROOT")
+    return root, overrides
+
+
 def _attach(chosen: argparse.Namespace) -> None:
     from monai_ifim.bundle import attach_to_bundle
+    from monai_ifim.bundle.words import parsed
 
     key = chosen.output_key
     attach_to_bundle(
@@ -83,8 +139,11 @@ def _attach(chosen: argparse.Namespace) -> None:
         force=chosen.force,
         evaluator=chosen.evaluator,
         likelihood=chosen.likelihood,
-        output_key=int(key) if key is not None and key.lstrip("-").isdigit() else key,
+        output_key=int(key) if key is not None and re.fullmatch("-?[0-9]+", key) else key,
         assume_classifier=chosen.assume_classifier,
+        config_file=chosen.config_file,
+        run_id=chosen.run_id,
+        overrides={name: parsed(value) for name, value in chosen.overrides.items()},
     )
 
 

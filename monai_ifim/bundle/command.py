@@ -4,15 +4,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from monai_ifim.bundle.configs import read_metadata, read_workflows
-from monai_ifim.bundle.findings import Findings, find
-from monai_ifim.bundle.overlay import Overlay, overlays, run_command
+from monai_ifim.bundle.findings import OWN_IDS, Findings, find
+from monai_ifim.bundle.overlay import Overlay, additions, overlays, run_command
 from monai_ifim.bundle.refusal import refusal_without_evaluator
+from monai_ifim.bundle.requirement import check_monai
+from monai_ifim.bundle.stacks import Request, Workflow, read_metadata, read_workflows
+from monai_ifim.bundle.words import argument, parsed, say, shown
+from monai_ifim.bundle.writing import write_all
+
+# Arguments of ``monai.bundle run`` that are no ids of the config.
+_OF_THE_RUN = ("init_id", "final_id", "meta_file", "logging_file", "tracking", "workflow_type", "properties_path")
 
 
 def attach_to_bundle(
@@ -24,6 +30,9 @@ def attach_to_bundle(
     likelihood: str | None = None,
     output_key: int | str | None = None,
     assume_classifier: bool = False,
+    config_file: str | Sequence[str] | None = None,
+    run_id: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """The overlay files that add iFIM to a bundle, written; what was found and the commands to run are printed.
 
@@ -34,42 +43,51 @@ def attach_to_bundle(
         output: the overlay; default ``configs/ifim.yaml`` of the bundle. Where workflows need different ones, further
             files get the workflow's name behind.
         dry_run: only print.
-        force: overwrite what is there.
+        force: overwrite what is there; a link is replaced, and what it points to stays.
         evaluator: id of the evaluator, where there are several.
         likelihood: a name in ``monai_ifim.likelihoods.LIKELIHOODS``, where the configs are wrong or silent.
         output_key: which output of a network that returns a tuple or dictionary holds the logits or means.
         assume_classifier: attach although the configs speak against it.
+        config_file: one file, several, or several with commas between, as ``monai.bundle run`` takes them; default
+            every workflow of the bundle. They are looked for in the bundle's folder, then in the current one.
+        run_id: the section to run; default one of the last file that does what the file's name asks for.
+        overrides: id -> value, and other options of ``monai.bundle run``; the printed commands have them, too.
 
     Returns:
         The files that were written.
 
     Raises:
-        ValueError: When the folder is no bundle, an option is wrong, or no workflow can be attached to.
+        ValueError: When the folder is no bundle, an option is wrong, MONAI is too old, or no workflow can be attached
+            to.
         FileExistsError: When an overlay is there, without ``force``.
         OSError: When it cannot be written; what was there before stays.
     """
+    check_monai()
     root = Path(bundle_root)
-    workflows, without_evaluator = read_workflows(root)
+    options = {name.replace("-", "_").lstrip("+"): value for name, value in (overrides or {}).items()}
+    options = {name: value for name, value in options.items() if value is not None}  # as MONAI reads them
+    request = _request(root, config_file, run_id, options)
+    workflows, without_evaluator = read_workflows(root, request)
     left_out = {
         part.name: (refusal_without_evaluator(part.config) if part.config else None) or part.reason
         for part in without_evaluator
     }
     try:
-        metadata = read_metadata(root)
+        read_metadata(root, request.meta_files)
     except ValueError as error:
-        metadata, left_out["metadata.json"] = {}, str(error)
+        left_out["metadata.json"] = str(error)
     wanted = None if evaluator is None else evaluator.replace("::", "#")
     # those with the evaluator that the user names; where none has it, looking at the first says so
     having = [one for one in workflows if wanted in [engine.id for engine in one.config.components("Evaluator")]]
     found = [
-        find(
+        _look(
             workflow,
             workflows,
-            metadata,
             wanted if workflow in (having or workflows) else None,
             likelihood,
             output_key,
             assume_classifier,
+            options,
         )
         for workflow in workflows
     ]
@@ -78,32 +96,120 @@ def attach_to_bundle(
     if not usable:
         may_mislead = any(findings.no_classifier for findings in found)
         raise ValueError(_refusal_text(root, {**refused, **left_out}, may_mislead))
-    made = overlays(usable, "configs/ifim.yaml" if output is None else _seen_from(root, Path(output)))
+    first_kind = None
+    if request.config_files:
+        every, _ = read_workflows(root)
+        first_kind = every[0].kind if every else None
+    made = overlays(usable, _seen_from(root, output), options, first_kind)
     targets = [root / overlay.file for overlay in made]
-    present = [target for target in targets if target.exists()]
+    present = [target for target in targets if os.path.lexists(target)]
     if present and not force and not dry_run:
         raise FileExistsError(
-            f"{', '.join(map(str, present))} is there already, and nothing was written. Use --force to overwrite, "
+            f"{', '.join(map(shown, present))} is there already, and nothing was written. Use --force to overwrite, "
             "--output to write elsewhere, or --dry_run to see what would be written."
         )
     if not dry_run:
-        _write({target: overlay.text() for target, overlay in zip(targets, made)})
+        write_all({target: overlay.text() for target, overlay in zip(targets, made)})
     _print(made, refused, left_out)
     for target, overlay in zip(targets, made):
-        print(f"\n--- {target} (not written)\n{overlay.text()}" if dry_run else f"Written: {target}")
+        say(f"\n--- {shown(target)} (not written)\n{overlay.text()}" if dry_run else f"Written: {shown(target)}")
     return [] if dry_run else targets
 
 
-def _seen_from(root: Path, output: Path) -> str:
-    """A file as the bundle's commands name it: relative inside the bundle, else absolute.
+def _request(
+    root: Path, config_file: str | Sequence[str] | None, run_id: str | None, options: Mapping[str, Any]
+) -> Request:
+    """What is to be run.
 
     Raises:
-        ValueError: When it is no YAML file.
+        ValueError: When an option cannot be served.
     """
+    if "args_file" in options:
+        raise ValueError("args_file is not read: give what stands in it as options.")
+    for name, value in options.items():
+        if not name.isprintable() or not name or "=" in name:
+            raise ValueError(f"{shown(name)} is no id of a config.")
+        argument(value)
+    listed = options.get("meta_file", ())
+    meta_files = (listed,) if isinstance(listed, str) else tuple(map(str, listed))
+    replaced = {name: value for name, value in options.items() if not _is_of_the_run(name)}
+    return Request(_config_files(root, config_file), replaced, run_id, meta_files)
+
+
+def _config_files(root: Path, value: str | Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(value, str):
+        read = value if (root / value).exists() or Path(value).exists() else parsed(value)
+        value = read if not isinstance(read, str) or (root / read).exists() else read.split(",")
+    if value is None:
+        return ()
+    files = [value] if isinstance(value, str) else list(value)
+    if not files or not all(isinstance(file, str) and file for file in files):
+        raise ValueError(f"--config_file must name one file or a list of files, got {value!r}.")
+    return tuple(files)
+
+
+def _is_of_the_run(name: str) -> bool:
+    """Whether an option sets nothing of the bundle's own configs."""
+    return name in _OF_THE_RUN or name.replace("::", "#").partition("#")[0] in OWN_IDS
+
+
+def _look(
+    workflow: Workflow,
+    workflows: Sequence[Workflow],
+    evaluator: str | None,
+    likelihood: str | None,
+    output_key: int | str | None,
+    assume_classifier: bool,
+    options: Mapping[str, Any],
+) -> Findings:
+    """What one workflow's configs say; a refusal where they are written in a way that nobody has thought of.
+
+    Raises:
+        ValueError: When the user names an evaluator that is not there.
+    """
+    try:
+        findings = find(workflow, workflows, None, evaluator, likelihood, output_key, assume_classifier)
+    except ValueError:
+        raise
+    except Exception as error:  # configs may hold anything anywhere
+        reason = f"its configs cannot be understood ({type(error).__name__}: {error})"
+        return Findings(workflow, refusal=reason)
+    for name in options if findings.refusal is None else ():
+        id = name.replace("::", "#")
+        lost = next(
+            (key for key in map(_bare, (*additions(findings), *OWN_IDS)) if f"{key}#".startswith(f"{id}#")), None
+        )
+        if (lost is not None and not _is_of_the_run(name)) or id in OWN_IDS:
+            findings.refusal = (
+                f"the option {name} replaces what the overlay adds to ({lost}); put it into a config file, and list "
+                "that with --config_file"
+            )
+    return findings
+
+
+def _bare(key: str) -> str:
+    return key.removeprefix("+")
+
+
+def _seen_from(root: Path, output: str | Path | None) -> str:
+    """A file as the bundle's commands name it: relative inside the bundle, else absolute; a link is not followed.
+
+    Raises:
+        ValueError: When it is no YAML file, or the bundle's own folder lies elsewhere.
+    """
+    inside = root.resolve()
+    if output is None:
+        if (inside / "configs").resolve() != inside / "configs":
+            raise ValueError(
+                f"{root / 'configs'} is a link to {(inside / 'configs').resolve()}, outside of the bundle. Name the "
+                "overlay with --output."
+            )
+        return "configs/ifim.yaml"
+    output = Path(output)
     if output.suffix.lower() not in (".yaml", ".yml"):
         raise ValueError(f"--output must end in .yaml, got {output}.")
-    absolute = output.resolve()
-    return os.path.relpath(absolute, root.resolve()) if absolute.is_relative_to(root.resolve()) else str(absolute)
+    absolute = output.parent.resolve() / output.name
+    return os.path.relpath(absolute, inside) if absolute.is_relative_to(inside) else str(absolute)
 
 
 def _refusal_text(root: Path, reasons: Mapping[str, str], may_mislead: bool) -> str:
@@ -111,44 +217,23 @@ def _refusal_text(root: Path, reasons: Mapping[str, str], may_mislead: bool) -> 
     lines += [f"  {name}: {reason}." for name, reason in reasons.items()]
     if may_mislead:
         lines.append("If the configs mislead and the outputs are (B, outputs), one row an image: --assume_classifier.")
-    return "\n".join(lines)
+    return "\n".join(map(shown, lines))
 
 
 def _print(made: Sequence[Overlay], refused: dict[str, str], left_out: dict[str, str]) -> None:
     for overlay in made:
         for findings in overlay.findings:
             _print_findings(findings)
-            print(f"  tables and figures go to {overlay.folder} there; run it from the bundle's folder:")
-            print(f"    {run_command(findings, overlay.file)}\n")
+            say(f"  tables and figures go to {overlay.folder} there; run it from the bundle's folder:")
+            say(f"    {run_command(findings, overlay.file, overlay.options)}\n")
     for name, reason in {**refused, **left_out}.items():
-        print(f"{name}: left out, {reason}.")
+        say(shown(f"{name}: left out, {reason}."))
 
 
 def _print_findings(findings: Findings) -> None:
-    print(f"{findings.workflow.name} ({' + '.join(findings.workflow.files)})")
+    say(shown(f"{findings.workflow.name} ({' + '.join(findings.workflow.files)})"))
     width = max(len(item.name) for item in findings.items)
     for item in findings.items:
-        print(f"  {item.name:<{width}}  {item.value}" + (f"  <- {item.source}" if item.source else ""))
+        say(shown(f"  {item.name:<{width}}  {item.value}" + (f"  <- {item.source}" if item.source else "")))
         if item.guess:
-            print(f"  {'':<{width}}  ! {item.guess}")
-
-
-def _write(files: dict[Path, str]) -> None:
-    """Write all files, each whole or not at all.
-
-    Raises:
-        OSError: When one cannot be written.
-    """
-    new = {target.with_name(f".{target.name}.{os.getpid()}.new"): target for target in files}
-    try:
-        for temporary, target in new.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(files[target])
-        for temporary, target in new.items():
-            os.replace(temporary, target)
-    except OSError as error:
-        raise OSError(f"The overlay could not be written ({error}). Use --output to write elsewhere.") from error
-    finally:
-        for temporary in new:
-            with contextlib.suppress(OSError):  # where its folder could not be made, too
-                temporary.unlink()
+            say(shown(f"  {'':<{width}}  ! {item.guess}"))

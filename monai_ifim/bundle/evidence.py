@@ -11,7 +11,8 @@ from typing import Any
 
 from monai.utils import CommonKeys
 
-from monai_ifim.bundle.configs import Component, Config, Workflow, is_disabled
+from monai_ifim.bundle.configs import Component, Config, is_disabled
+from monai_ifim.bundle.stacks import Workflow
 
 REGRESSION_FORMATS = ("regression", "points")  # of an output, in the metadata
 
@@ -110,7 +111,7 @@ def metrics(config: Config, engine: Component) -> Iterator[Component]:
 def postprocessing(config: Config, engine: Component) -> Iterator[Component]:
     """The transforms behind the evaluator, in their order."""
     at, value = config.follow(engine.content.get("postprocessing"), f"{engine.id}#postprocessing")
-    yield from _transforms(config, value, at)
+    yield from _transforms(config, value, at, set())
 
 
 def for_prediction(config: Config, transform: Component, option: str) -> Any:
@@ -122,20 +123,22 @@ def for_prediction(config: Config, transform: Component, option: str) -> Any:
     return value[keys.index(CommonKeys.PRED)] if isinstance(value, list) and len(value) == len(keys) else value
 
 
-def _transforms(config: Config, value: Any, at: str) -> Iterator[Component]:
+def _transforms(config: Config, value: Any, at: str, seen: set[str]) -> Iterator[Component]:
+    """See ``postprocessing``; what is named several times, or in a circle, counts once."""
     at, value = config.follow(value, at)
-    if is_disabled(value):
+    if at in seen or is_disabled(value):
         return
+    seen.add(at)
     if isinstance(value, Mapping) and "transforms" in value:
-        yield from _transforms(config, value["transforms"], f"{at}#transforms")
+        yield from _transforms(config, value["transforms"], f"{at}#transforms", seen)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _transforms(config, item, f"{at}#{index}")
+            yield from _transforms(config, item, f"{at}#{index}", seen)
     elif isinstance(value, Mapping) and "_target_" in value:
         yield Component(at, value)
     elif isinstance(value, str) and value.startswith("$"):
         for id in config.references(value):  # an expression that joins lists
-            yield from _transforms(config, f"@{id}", id)
+            yield from _transforms(config, f"@{id}", id, seen)
 
 
 def _first(table: Mapping[str, str], name: str) -> str | None:

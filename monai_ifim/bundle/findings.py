@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from monai_ifim.bundle.configs import Component, Config, Workflow, described
+from monai_ifim.bundle.configs import Component, Config
 from monai_ifim.bundle.evidence import Evidence, evidence, for_prediction, postprocessing
 from monai_ifim.bundle.refusal import is_no_classifier, output_shape, refusal
+from monai_ifim.bundle.sections import engines, sections
+from monai_ifim.bundle.stacks import Workflow, described
 from monai_ifim.likelihoods import LIKELIHOODS, Likelihood, LikelihoodLike
 
 # What the overlay can say of a regression in place of its likelihood's name.
@@ -106,7 +108,7 @@ def find(
     Args:
         workflow: to look at.
         others: workflows of the same bundle, whose loss counts where this one has none.
-        metadata: of the bundle.
+        metadata: of the bundle; default the workflow's.
         evaluator: id of the evaluator, where there are several.
         likelihood: what the user says, a name or an object.
         output_key: what the user says.
@@ -120,7 +122,8 @@ def find(
         >>> find(Workflow("inference", ("configs/inference.json",), Config(content))).no_classifier
         True
     """
-    config, metadata = workflow.config, metadata or {}
+    config = workflow.config
+    metadata = workflow.metadata if metadata is None else metadata
     findings = Findings(workflow)
     engine = _find_evaluator(findings, evaluator)
     if engine is None:
@@ -128,6 +131,11 @@ def find(
         return findings
     network_id, network_value = config.follow(engine.content.get("network"), f"{engine.id}#network")
     network = config.component(network_value, network_id)
+    others_to_run = [
+        section for section in sections(config) if section != workflow.section and engines(config, section)
+    ]
+    if others_to_run:
+        findings.add("section", workflow.section, "", f"there are {', '.join(others_to_run)}; choose with --run_id")
     findings.add("network", network.target if network else network_value, workflow.source(network_id))
     loss, loss_source = _find_loss(workflow, others)
     described_outputs = described(metadata, "outputs")
@@ -136,6 +144,8 @@ def find(
     findings.refusal = None if assume_classifier else refusal(config, engine, network, loss, described_outputs)
     if engine.name == "EnsembleEvaluator":
         findings.refusal = "an EnsembleEvaluator has several networks; use IFIMMetric(network=...) in Python for one"
+    if config.get(engine.id) is not engine.content:
+        findings.refusal = f"its evaluator stands at an id that no other config can name ({engine.id})"
     taken = next((id for id in OWN_IDS if id in config), None)
     if taken is not None:
         findings.refusal = f"it defines an id {taken} itself, which the overlay would replace; rename that one"
@@ -153,31 +163,34 @@ def find(
 
 def _find_evaluator(findings: Findings, wanted: str | None) -> Component | None:
     config = findings.workflow.config
-    engines = {engine.id: engine for engine in config.components("Evaluator")}
+    known = {engine.id: engine for engine in config.components("Evaluator")}
     if wanted is not None:
-        if wanted.replace("::", "#") not in engines:
+        if wanted.replace("::", "#") not in known:
             raise ValueError(
-                f"{wanted} is no evaluator of {findings.workflow.name}, which has {', '.join(engines) or 'none'}. "
+                f"{wanted} is no evaluator of {findings.workflow.name}, which has {', '.join(known) or 'none'}. "
                 "Name one of these."
             )
         chosen = wanted.replace("::", "#")
     else:
+        run = engines(config, findings.workflow.section)
         validators = [
             config.follow(handler.content.get("validator"))[0] for handler in config.components("ValidationHandler")
         ]
-        known = [id for id in ("validate#evaluator", "evaluator", *validators, *engines) if id in engines]
-        if not known:
+        # those that the section runs, else those that run while it trains, else any
+        nearest = next((ids for ids in (run, validators) if any(id in known for id in ids)), known)
+        listed = [id for id in ("validate#evaluator", "evaluator", *nearest) if id in known and id in nearest]
+        if not listed:
             return None
-        chosen = known[0]
+        chosen = listed[0]
     findings.evaluator = chosen
-    several = len(engines) > 1 and wanted is None
+    several = len(known) > 1 and wanted is None
     findings.add(
         "evaluator",
-        engines[chosen].target,
+        known[chosen].target,
         findings.workflow.source(chosen),
-        f"there are {', '.join(engines)}; choose with --evaluator" if several else "",
+        f"there are {', '.join(known)}; choose with --evaluator" if several else "",
     )
-    return engines[chosen]
+    return known[chosen]
 
 
 def _find_loss(workflow: Workflow, others: Sequence[Workflow]) -> tuple[Component | None, str]:
@@ -360,21 +373,22 @@ def _find_route(findings: Findings, engine: Component) -> None:
     findings.several_processes = any(_OF_SEVERAL_PROCESSES.search(text) for text in config.texts())
     if findings.several_processes and not findings.by_metric:
         findings.add("processes", "several", "", "without a key metric each process logs its own images")
-    _find_output_dir(findings, handlers if isinstance(handlers, list) else [])
+    _find_output_dir(findings, at, handlers if isinstance(handlers, list) else [])
 
 
-def _find_output_dir(findings: Findings, handlers: Sequence[Any]) -> None:
+def _find_output_dir(findings: Findings, at: str, handlers: Sequence[Any]) -> None:
     """Where results go: the bundle's ``output_dir``, else where a handler writes, else ``eval``."""
     config, source = findings.workflow.config, findings.workflow.source
     if "output_dir" in config:
         findings.output_dir = "@output_dir"
         findings.add("results", "@output_dir", source("output_dir"))
         return
-    for handler in handlers:
-        found = config.component(handler)
+    for index, handler in enumerate(handlers):
+        found = config.component(handler, f"{at}#{index}")
         for name in ("log_dir", "save_dir", "output_dir"):
-            if found is not None and isinstance(found.content.get(name), str):
-                findings.output_dir = found.content[name]
+            written = config.written(f"{found.id}#{name}") if found is not None and name in found.content else None
+            if found is not None and isinstance(written, str):
+                findings.output_dir = written
                 where = f"no output_dir is defined, and {found.target} writes there"
                 findings.add("results", findings.output_dir, where, "change output_dir and log_dir in the overlay")
                 return
@@ -392,7 +406,7 @@ def _find_metrics_savers(findings: Findings, at: str, handlers: Sequence[Any]) -
             continue
         for name in ("metrics", "metric_details"):
             listed = config.literal(saver.content.get(name))
-            if listed is not None and "*" not in listed:
+            if isinstance(listed, (str, list)) and "*" not in listed:
                 findings.overrides[f"{saver.id}#{name}"] = "*"
                 findings.add(
                     f"MetricsSaver's {name}",

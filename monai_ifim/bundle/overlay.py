@@ -8,13 +8,14 @@ import inspect
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from monai_ifim.bundle.findings import GAUSSIAN, OWN_IDS, Finding, Findings
+from monai_ifim.bundle.words import argument, command_line, literal, shown
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from monai_ifim.handlers.options import FIGURE_OPTIONS, OPTIONS, SAVER_OPTIONS
 
@@ -34,11 +35,13 @@ class Overlay:
         file: relative to the bundle's folder, or absolute.
         findings: of the workflows that it fits, one at least.
         place: what keeps its results apart from those of other workflows; empty for the first one's.
+        options: further ones of the commands, as ``monai.bundle run`` takes them.
     """
 
     file: str
     findings: Sequence[Findings]
     place: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """The file's content."""
@@ -49,9 +52,14 @@ class Overlay:
             "# the bundle changes, and its training gives the same weights. Written by `python -m monai_ifim attach`.",
             "# Options behind # have that value by default; delete the # to set them.",
             "# From the bundle's folder:",
-            *(f"#   {run_command(found, self.file)}" for found in self.findings),
+            *(f"#   {run_command(found, self.file, self.options)}" for found in self.findings),
             "ifim:",
-            *_options(ifim, OPTIONS, first.options, {item.name: item for item in first.items}),
+            *_options(
+                ifim,
+                OPTIONS,
+                {name: _as_data(value) for name, value in first.options.items()},
+                {item.name: item for item in first.items},
+            ),
             "# figures and curves, in TensorBoard beside the other metrics",
             "ifim_figures:",
             *_options(IFIMFigureHandler, FIGURE_OPTIONS, {"ifim": "@ifim", "log_dir": self._log_dir}),
@@ -76,20 +84,30 @@ class Overlay:
         value = self.findings[0].output_dir
         if not self.place:
             return value
+        if value.startswith("%"):
+            value = "@ifim_saver#output_dir"
         if value.startswith(("@", "$")):
-            return f"$str({value.removeprefix('$')}) + '/{self.place}'"
+            return f"$str({value.removeprefix('$')}) + {literal(f'/{self.place}')}"
         return f"{value}/{self.place}"
 
 
-def overlays(found: Sequence[Findings], output: str = "configs/ifim.yaml") -> list[Overlay]:
+def overlays(
+    found: Sequence[Findings],
+    output: str = "configs/ifim.yaml",
+    options: Mapping[str, Any] | None = None,
+    first_kind: str | None = None,
+) -> list[Overlay]:
     """The least number of overlay files for workflows that can be attached to, their results kept apart.
 
     Args:
         found: of each workflow; the first one's overlay gets the name ``output``, further ones its name and theirs.
         output: relative to the bundle's folder, or absolute.
+        options: further ones of the commands.
+        first_kind: the kind of workflow whose results need no name of their own; default the first one's.
 
     Example:
-        >>> from monai_ifim.bundle.configs import Config, Workflow
+        >>> from monai_ifim.bundle.configs import Config
+        >>> from monai_ifim.bundle.stacks import Workflow
         >>> found = [Findings(Workflow(name, (), Config({})), evaluator="e") for name in ("train", "inference")]
         >>> [(overlay.file, overlay.folder) for overlay in overlays(found)]
         [('configs/ifim.yaml', 'ifim'), ('configs/ifim_inference.yaml', 'ifim_inference')]
@@ -99,30 +117,53 @@ def overlays(found: Sequence[Findings], output: str = "configs/ifim.yaml") -> li
         content = (findings.options, additions(findings), findings.output_dir, findings.workflow.kind)
         groups.setdefault(str(content), []).append(findings)
     path = Path(output)
+    kinds: dict[str, str] = {first_kind or found[0].workflow.kind: ""}
+    names: dict[str, str] = {}
     made: list[Overlay] = []
     for group in groups.values():
         workflow = group[0].workflow
-        file = path.with_name(f"{path.stem}_{workflow.name}{path.suffix}") if made else path
-        made.append(Overlay(str(file), group, "" if workflow.kind == found[0].workflow.kind else workflow.kind))
+        name = _file_name(workflow.name, names)
+        file = path.with_name(f"{path.stem}_{name}{path.suffix}") if made else path
+        place = kinds[workflow.kind] if workflow.kind in kinds else _file_name(workflow.kind, kinds)
+        made.append(Overlay(str(file), group, place, options or {}))
     return made
 
 
-def run_command(findings: Findings, overlay: str) -> str:
+def run_command(findings: Findings, overlay: str, options: Mapping[str, Any] | None = None) -> str:
     """The command, from the bundle's folder, that runs a workflow with an overlay.
 
+    A shell takes it as it stands, whatever the files and sections are called.
+
+    Args:
+        findings: of the workflow.
+        overlay: the file, relative to the bundle's folder, or absolute.
+        options: further ones of ``monai.bundle run``, overrides among them.
+
     Example:
-        >>> from monai_ifim.bundle.configs import Config, Workflow
+        >>> from monai_ifim.bundle.configs import Config
+        >>> from monai_ifim.bundle.stacks import Workflow
         >>> workflow = Workflow("train", ("configs/train.json",), Config({"run": ["$@trainer.run()"]}))
         >>> print(run_command(Findings(workflow), "configs/ifim.yaml"))
         python -m monai.bundle run --config_file "['configs/train.json', 'configs/ifim.yaml']"
     """
-    files = ", ".join(f"'{file}'" for file in (*findings.workflow.files, overlay))
-    program = "python -m"
+    program = ["python", "-m"]
     if findings.several_processes:
-        program = "torchrun --standalone --nnodes=1 --nproc_per_node=2 -m"
-    run_id = findings.workflow.config.run_id()
-    section = "" if run_id == "run" else f" {run_id}"
-    return f'{program} monai.bundle run{section} --config_file "[{files}]"'
+        program = ["torchrun", "--standalone", "--nnodes=1", "--nproc_per_node=2", "-m"]
+    section = findings.workflow.section
+    words = [*program, "monai.bundle", "run", *([] if section == "run" else [argument(section)])]
+    words += ["--config_file", argument([*findings.workflow.files, overlay])]
+    words += [f"--{name}={argument(value)}" for name, value in (options or {}).items()]
+    return command_line(words)
+
+
+def _file_name(name: str, taken: dict[str, str]) -> str:
+    """A name as a part of those of files and folders, and of values that MONAI does not read; noted in ``taken``."""
+    plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:80]
+    made, number = plain, 2
+    while made in taken.values():
+        made, number = f"{plain}_{number}", number + 1
+    taken[name] = made
+    return made
 
 
 def additions(findings: Findings, ours: Sequence[str] = OWN_IDS) -> dict[str, Any]:
@@ -161,12 +202,17 @@ def _options(
         source = (found or {}).get(name.replace("_", " ")) if name in chosen else None
         if source is not None:
             text += f" Found: {source.source}." + (f" A guess: {source.guess}." if source.guess else "")
-        lines += textwrap.wrap(text, _WIDTH - 4, initial_indent="  # ", subsequent_indent="  # ")
+        lines += textwrap.wrap(shown(text), _WIDTH - 4, initial_indent="  # ", subsequent_indent="  # ")
         if source is not None and source.value == "gaussian":
             lines += [f"  # {line}" for line in _NOISE]
         mark = "" if name in visible else "#"
         lines.append(f"  {mark}{name}: {_flow(chosen.get(name, parameter.default))}")
     return lines
+
+
+def _as_data(value: Any) -> Any:
+    """A value of which MONAI takes a text as it is: no expression, reference or macro, and with its ``#``."""
+    return f"${literal(value)}" if isinstance(value, str) and (value[:1] in ("$", "@", "%") or "#" in value) else value
 
 
 def _in_yaml(description: str) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 
-from monai_ifim.bundle.configs import Config, Workflow
+from monai_ifim.bundle.configs import Config
 from monai_ifim.bundle.findings import Findings, find
 from monai_ifim.bundle.overlay import additions
+from monai_ifim.bundle.requirement import check_monai
+from monai_ifim.bundle.stacks import Workflow
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 
 
@@ -45,7 +47,7 @@ def attach(
     Raises:
         TypeError: When it is no ConfigWorkflow.
         RuntimeError: When the workflow is not initialized.
-        ValueError: When iFIM cannot be attached, or is attached already.
+        ValueError: When iFIM cannot be attached, or is attached already, or MONAI is too old.
 
     Example::
 
@@ -55,6 +57,7 @@ def attach(
         workflow.run()
         ifim.result.images
     """
+    check_monai()
     if not isinstance(workflow, ConfigWorkflow):
         raise TypeError(
             f"The workflow must be a monai.bundle.ConfigWorkflow, got {type(workflow).__name__}. Others take an "
@@ -65,12 +68,11 @@ def attach(
             "The workflow is not initialized. Call workflow.initialize() first, then attach, then run()."
         )
     parser = workflow.parser
-    content = {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
-    config = Config(content)
+    config = Config(parser.get())
     if any(map(_is_ifim, config.values())):
         raise ValueError("iFIM is attached to this workflow already, by an overlay or an earlier attach.")
     findings = find(
-        Workflow("the workflow", (), config),
+        Workflow("the workflow", (), config, section=workflow.run_id),
         metadata=parser.get(ConfigParser.meta_key),
         evaluator=evaluator,
         likelihood=options.get("likelihood"),

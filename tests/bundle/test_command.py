@@ -10,7 +10,7 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
-import monai_ifim.bundle.command as command
+import monai_ifim.bundle.writing as writing
 from monai_ifim.__main__ import main
 from monai_ifim.bundle import attach_to_bundle
 from monai_ifim.likelihoods import Gaussian
@@ -156,27 +156,26 @@ def test_an_output_that_is_not_yaml_or_in_no_folder_is_refused(output: str, tmp_
 def test_a_failing_write_leaves_the_old_files(tmp_path: Path, capsys: Captured, monkeypatch):
     root = write(tmp_path, {**in_sections(), "ifim.yaml": "mine: 1\n", "ifim_inference.yaml": "mine: 2\n"})
     before = files(root)
-    written = []
+    made: list[Any] = []
 
-    def full(path: Path, text: str) -> int:
-        if written:
-            path.open("w").close()
+    def full(**options: Any) -> Any:
+        if made:
             raise OSError("No space left on device")
-        written.append(path)
-        return original(path, text)
+        made.append(original(**options))
+        return made[0]
 
-    original = Path.write_text
-    monkeypatch.setattr(Path, "write_text", full)
+    original = writing.tempfile.mkstemp
+    monkeypatch.setattr(writing.tempfile, "mkstemp", full)
     said = refused([root, "--force"], capsys)
     monkeypatch.undo()
     assert "The overlay could not be written (No space left on device). Use --output to write elsewhere." in said
-    assert len(written) == 1
+    assert len(made) == 1
     assert files(root) == before
 
     def fail(*_: Any) -> None:
         raise PermissionError("not allowed")
 
-    monkeypatch.setattr(command.os, "replace", fail)
+    monkeypatch.setattr(writing.os, "replace", fail)
     assert "not allowed" in refused([root, "--force"], capsys)
     assert files(root) == before
 

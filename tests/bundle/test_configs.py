@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from monai_ifim.bundle.configs import Config, Workflow, read_metadata, read_workflows
+from monai_ifim.bundle.configs import Config
+from monai_ifim.bundle.sections import choose_section
+from monai_ifim.bundle.stacks import Workflow, read_metadata, read_workflows
 from tests.bundle.bundles import Files, alone, densenet, flat, in_sections, only_inference, part, write
+
+ENGINES = {"evaluator": part("SupervisedEvaluator"), "trainer": part("SupervisedTrainer")}
 
 
 def stacks(root: Path, files: Files | None = None) -> dict[str, tuple[str, ...]]:
@@ -126,8 +130,9 @@ def test_files_that_are_no_workflow_say_why(files: Files, reasons: dict[str, str
 
 
 def test_the_section_to_run_is_found_under_any_name(tmp_path: Path):
-    assert workflows_of(tmp_path, only_inference())["inference"].config.run_id() == "evaluating"
-    assert Config({"test": ["$@evaluator.run()"], "run": ["$@trainer.run()"]}).run_id() == "run"
+    assert workflows_of(tmp_path, only_inference())["inference"].section == "evaluating"
+    config = Config({"check": ["$@evaluator.run()"], "run": ["$@trainer.run()"], **ENGINES})
+    assert choose_section(config, [("workflow", ("check", "run"))]) == "run"
 
 
 def test_the_source_of_an_id_is_the_last_file_that_sets_it(tmp_path: Path):

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from monai_ifim.bundle.configs import Config, Workflow, read_metadata, read_workflows
+from monai_ifim.bundle.configs import Config
 from monai_ifim.bundle.findings import Findings, find
+from monai_ifim.bundle.stacks import Workflow, read_metadata, read_workflows
 from monai_ifim.likelihoods import Gaussian
 from tests.bundle.bundles import (
     ARGMAX,

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from monai_ifim.bundle.configs import Config, Workflow
+from monai_ifim.bundle.configs import Config
 from monai_ifim.bundle.findings import Findings, find
 from monai_ifim.bundle.refusal import refusal_without_evaluator
+from monai_ifim.bundle.stacks import Workflow
 from tests.bundle.bundles import alone, densenet, in_sections, metadata, part, regression
 
 DENSE, BOXES, PROMPTS = "dense (segmentation)", "detects objects", "works on prompts"
