@@ -2,11 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import re
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from monai_ifim.data import FirstOutput, MedMNISTDataset, MedMNISTFile, medmnist_spatial_size
@@ -61,8 +69,9 @@ def test_image_size_is_native_unless_given_or_the_network_refuses_28_pixels(tmp_
         assert medmnist_spatial_size(small, None, name) == (64, 64)
         assert medmnist_spatial_size(large, None, name) == (80, 80)
     assert medmnist_spatial_size(small, 32, "DenseNet121") == (32, 32)
-    with pytest.raises(ValueError, match="image_size"):
-        medmnist_spatial_size(small, 0)
+    for wrong in (0, -1, True, 1.5, float("nan"), "32"):
+        with pytest.raises(ValueError, match="image_size must be a whole number"):
+            medmnist_spatial_size(small, wrong)
 
 
 def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path):
@@ -120,6 +129,336 @@ def test_another_kind_of_file_is_refused(tmp_path: Path):
 def test_arrays_of_another_form_are_named(tmp_path: Path, replaced: dict, message: str):
     with pytest.raises(ValueError, match=message):
         MedMNISTFile(write(tmp_path / "a.npz", **replaced))
+
+
+# ---------------------------------------------------------------- archives that are not what they say
+
+SPLITS = ("train", "val", "test")
+
+
+def npy(header: bytes, values: bytes = b"", version: int = 1, length: int | None = None) -> bytes:
+    """A ``.npy`` with any header."""
+    size = (len(header) if length is None else length).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + size + header + values
+
+
+def stating(shape: str, descr: str = "'|u1'", values: bytes = b"") -> bytes:
+    return npy(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode(), values)
+
+
+def with_member(path: Path, content: bytes, name: str = "val_images.npy", method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """A good file but for one member."""
+    write(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {each: archive.read(each) for each in archive.namelist()} | {name: content}
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, own in members.items():
+            archive.writestr(each, own, method if each == name else zipfile.ZIP_STORED)
+    return path
+
+
+def patched(path: Path, field: int, value: int) -> Path:
+    """Two bytes of every local header of the archive, and the same of its directory, replaced."""
+    content = bytearray(path.read_bytes())
+    for mark, start in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(re.escape(mark), bytes(content)):
+            content[found.start() + start + field : found.start() + start + field + 2] = value.to_bytes(2, "little")
+    path.write_bytes(bytes(content))
+    return path
+
+
+class Canary:
+    """Makes a file where it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+def pickled() -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.array([Canary()] * 6, dtype=object), allow_pickle=True)
+    return stream.getvalue()
+
+
+MEMBERS = {
+    "nested": (npy(b"{'descr': " + b"(" * 3000), "cannot be read"),
+    "negated": (npy(b"-" * 9000 + b"1"), "cannot be read"),
+    "cut off": (npy(b"{'descr': '|u1', 'fortran_order': Fal", length=500), "cannot be read"),
+    "no header": (b"", "cannot be read"),
+    "another version": (npy(b"{}", version=3), "cannot be read"),
+    "longest header": (npy(b"{}", version=2, length=2**32 - 1), "header has 4294967295 bytes"),
+    "no numbers": (stating("('a', 2)"), "cannot be read"),
+    "true": (stating("(True, 28, 28)"), "states"),
+    "negative": (stating("(-6, 28, 28)"), "states"),
+    "no axes": (stating("()", values=b"0"), "labels for 0 images"),
+    "height 0": (stating("(6, 0, 28)"), "different shapes"),
+    "more than there is": (stating("(6, 28, 28)", values=bytes(9)), "takes 4704 bytes, and has 9"),
+    "less than there is": (stating("(6, 28, 28)", values=bytes(4705)), "takes 4704 bytes, and has 4705"),
+    "astronomical": (stating(f"(6, {2**70}, {2**70})"), "different shapes"),
+    "two fields": (stating("(6, 28, 28)", "[('a', '|u1'), ('b', '|u1')]"), "uint8, 0 to 255"),
+    "signed": (stating("(6, 28, 28)", "'|i1'", bytes(4704)), "int8.*uint8"),
+    "text": (stating("(6, 28, 28)", "'<U9'"), "uint8, 0 to 255"),
+    "nonsense": (stating("(6, 28, 28)", "'quux'"), "cannot be read"),
+    "pickled": (pickled(), "states object values"),
+    "not an array": (b"GIF89a" * 99, "no array of numpy"),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_header_that_states_what_is_not_so_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    content, message = MEMBERS[name]
+    with pytest.raises(ValueError, match=message):
+        MedMNISTFile(with_member(tmp_path / "a.npz", content))
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_images_without_extent_are_refused_in_all_splits_too(tmp_path: Path):
+    for shape in ((0, 8), (8, 0), (8, 0, 3), (0, 0, 0)):
+        with pytest.raises(ValueError, match=r"expected .* none of them 0"):
+            MedMNISTFile(write(tmp_path / "a.npz", shape))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_methods_of_packing_that_numpy_does_not_use_are_refused(tmp_path: Path, method: int, damaged: bool):
+    path = with_member(tmp_path / "a.npz", stating("(6, 28, 28)", values=bytes(4704)), method=method)
+    if damaged:
+        content = path.read_bytes()
+        place = content.index(b"val_images.npy") + 30
+        path.write_bytes(content[:place] + bytes(8) + content[place + 8 :])
+    with pytest.raises(ValueError, match=rf"val_images .*method {method}, which numpy does not use.*savez_compressed"):
+        MedMNISTFile(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [(0, 1, "train_images .*encrypted"), (0, 0x41, "encrypted"), (2, 77, "method 77"), (0, 0x20, "cannot be read")],
+)
+def test_members_that_are_encrypted_patched_or_packed_otherwise_are_refused(tmp_path, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        MedMNISTFile(patched(write(tmp_path / "a.npz"), field, value))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_array_that_is_there_twice_is_refused(tmp_path: Path):
+    path = write(tmp_path / "a.npz")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("val_labels.npy", archive.read("val_labels.npy"))
+    with pytest.raises(ValueError, match=r"val_labels .*2 times"):
+        MedMNISTFile(path)
+
+
+def test_splits_that_a_damaged_directory_hides_are_no_splits_that_are_not_there(tmp_path: Path):
+    path = write(tmp_path / "a.npz")
+    content = bytearray(path.read_bytes())
+    content[[found.start() for found in re.finditer(b"PK\x01\x02", content)][3] + 32] = 255  # length of a comment
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="6 members, and its directory shows 4"):
+        MedMNISTFile(path)
+
+
+def test_labels_without_images_are_no_split_that_is_passed_over(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"lacks the array.* test_images"):
+        MedMNISTFile(write(tmp_path / "a.npz", test_images=None))
+
+
+@contextlib.contextmanager
+def little_memory():
+    """Inside, no more than 64 MiB are asked for at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_unpacks_to_far_more_than_it_has_is_refused_before_memory_is_asked_for(tmp_path: Path):
+    count = 2**14 - 4
+    header, labels = stating(f"({count}, 512, 512)"), io.BytesIO()
+    np.save(labels, np.arange(count, dtype=np.uint8) % 2)
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("val_labels.npy", labels.getvalue())
+        archive.writestr("val_images.npy", header)
+    content = bytearray(path.read_bytes())
+    stated = content.rindex(b"PK\x01\x02") + 24  # of the images, in the archive's directory
+    content[stated : stated + 4] = (len(header) + count * 2**18).to_bytes(4, "little")
+    path.write_bytes(bytes(content))
+    with little_memory(), pytest.raises(ValueError, match=r"unpacks to 4.0 GiB, and most_bytes is 1.0 GiB"):
+        MedMNISTFile(path)
+
+
+def test_the_limit_of_what_a_file_unpacks_to_can_be_set(tmp_path: Path):
+    path = write(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"unpacks to .* most_bytes is .* most_bytes=16485"):
+        MedMNISTFile(path, most_bytes=16484)
+    assert MedMNISTFile(path, most_bytes=16485).num_classes == 3
+    for wrong in (0, -1, True, 1.5, "1"):
+        with pytest.raises(ValueError, match="most_bytes must be a whole number"):
+            MedMNISTFile(path, most_bytes=wrong)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    os.mkfifo(tmp_path / "pipe.npz")
+    for path in (tmp_path, tmp_path / "pipe.npz", Path(os.devnull)):
+        with pytest.raises(ValueError, match="is a folder, a pipe or a device"):
+            MedMNISTFile(path)
+    with pytest.raises(ValueError, match=r"cannot be opened .*Check"):
+        MedMNISTFile(tmp_path / ("a" * 300))
+    (tmp_path / "empty.npz").touch()
+    with pytest.raises(ValueError, match="cannot be read"):
+        MedMNISTFile(tmp_path / "empty.npz")
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(ValueError, match=r"cannot be opened .*Permission denied.*may read it"):
+        MedMNISTFile(tmp_path / "empty.npz")
+
+
+@pytest.mark.parametrize("splits", ["train", (), ("train", "valid"), (1,), 1])
+def test_splits_that_are_none_are_refused(tmp_path: Path, splits: object):
+    with pytest.raises(ValueError, match="splits must be a list of some of train, val, test"):
+        MedMNISTFile(write(tmp_path / "a.npz"), splits)
+
+
+@pytest.mark.parametrize("size", [(28,), (28, 28, 28), (28, 0), (28, -3)])
+def test_sizes_of_other_axes_are_refused(tmp_path: Path, size: tuple):
+    with pytest.raises(ValueError, match="spatial_size must be 2 whole numbers"):
+        MedMNISTDataset(MedMNISTFile(write(tmp_path / "a.npz")), "train", size)
+
+
+@pytest.mark.parametrize("dtype", [">i8", "<f2", ">f4", "<u2", "<f8"])
+def test_any_order_of_bytes_and_axes_gives_the_same_images_and_labels(tmp_path: Path, dtype: str):
+    plain = MedMNISTFile(write(tmp_path / "a.npz"))
+    with np.load(tmp_path / "a.npz") as arrays:
+        other = {
+            name: np.asfortranarray(array if "images" in name else array.astype(dtype))
+            for name, array in arrays.items()
+        }
+    np.savez_compressed(tmp_path / "b.npz", **other)
+    assert same(MedMNISTFile(tmp_path / "b.npz"), plain)
+
+
+def same(one: MedMNISTFile, other: MedMNISTFile) -> bool:
+    alike = one.splits == other.splits and one.num_classes == other.num_classes
+    return alike and all(np.array_equal(a, b) for split in one.splits for a, b in zip(one[split], other[split]))
+
+
+def small(folder: Path, packed: bool) -> tuple[Path, bytes, MedMNISTFile]:
+    path = write(folder / "small.npz", (3, 2))
+    if packed:
+        with np.load(path) as arrays:
+            np.savez_compressed(path, **arrays)
+    return path, path.read_bytes(), MedMNISTFile(path)
+
+
+# Places and values: bytes replaced, a piece doubled or cut out, the end cut off.
+CHANGES = st.one_of(
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
+    st.tuples(st.sampled_from(["double", "cut", "end"]), st.floats(0, 1), st.integers(1, 200)),
+)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_any_damage_gives_the_same_data_or_a_value_error_and_takes_no_memory(tmp_path: Path, packed: bool):
+    path, whole, truth = small(tmp_path, packed)
+
+    @settings(derandomize=True, deadline=None, max_examples=400, database=None)
+    @given(CHANGES)
+    def check(change):
+        content = bytearray(whole)
+        if isinstance(change, list):
+            for place, value in change:
+                content[int(place * len(content))] = value
+        else:
+            kind, place, count = change
+            first = int(place * len(content))
+            piece = {"double": content[first : first + count] * 2, "cut": b"", "end": b""}[kind]
+            content[first : len(content) if kind == "end" else first + count] = piece
+        path.write_bytes(bytes(content))
+        with little_memory():
+            try:
+                found = MedMNISTFile(path)
+            except ValueError:
+                return
+            assert same(found, truth)
+
+    check()
+
+
+TOKENS = [
+    "{",
+    "}",
+    "(",
+    ")",
+    "[",
+    "-",
+    "~",
+    "'",
+    '"',
+    ":",
+    ",",
+    "descr",
+    "fortran_order",
+    "shape",
+    "True",
+    "0",
+    "9" * 9,
+]
+TOKENS += [
+    "'descr': ",
+    "'|u1'",
+    "'fortran_order': False",
+    "'shape': (6, 28, 28)",
+    "L",
+    "\\",
+    "#",
+    "\n",
+    "\x00",
+    "é",
+    "1e999",
+    "**",
+]
+
+
+def test_any_header_gives_a_value_error(tmp_path: Path):
+    @settings(derandomize=True, deadline=None, max_examples=300, database=None)
+    @given(
+        st.one_of(
+            st.lists(st.sampled_from(TOKENS), max_size=30).map("".join),
+            st.tuples(st.sampled_from(TOKENS), st.integers(1, 3000)).map(lambda pair: pair[0] * pair[1]),
+            st.text(max_size=60),
+        ),
+        st.sampled_from([1, 2]),
+    )
+    def check(text, version):
+        with little_memory(), pytest.raises(ValueError, match="val_images"):
+            MedMNISTFile(with_member(tmp_path / "a.npz", npy(text.encode()[:60000], bytes(10), version)))
+
+    check()
+
+
+SHAPES = st.lists(st.one_of(st.integers(-2, 9), st.sampled_from([2**31, 2**63, 2**64, 2**200])), max_size=6).map(tuple)
+
+
+def test_any_shape_and_dtype_that_are_stated_are_right_or_a_value_error(tmp_path: Path):
+    @settings(derandomize=True, deadline=None, max_examples=300, database=None)
+    @given(
+        SHAPES,
+        st.sampled_from(["|u1", "|b1", "<f8", "O", "|V0", "<U3", "<c16", "<M8[s]", ">f16", "|S0"]),
+        st.booleans(),
+    )
+    def check(shape, descr, labels):
+        name = "val_labels.npy" if labels else "val_images.npy"
+        content = stating(str(shape), repr(descr), bytes(6))
+        with little_memory(), pytest.raises(ValueError, match=r"val_(images|labels)|different shapes"):
+            MedMNISTFile(with_member(tmp_path / "a.npz", content, name))
+
+    check()
 
 
 def test_splits_that_the_file_lacks_are_named(tmp_path: Path):
