@@ -101,8 +101,8 @@ class IFIMFigureHandler:
         if step == self._last and engine is not None and not self._warned:
             self._warned = True
             engine.logger.warning(
-                f"IFIMFigureHandler writes at step {step} once more, over what stands there: the evaluator's epoch does "
-                "not count up. Give global_epoch_transform, as in 'lambda _: trainer.state.epoch'. This is said once."
+                f"IFIMFigureHandler writes at step {step} once more, over what stands there: the evaluator's epoch "
+                "does not count up. Give global_epoch_transform, as 'lambda _: trainer.state.epoch'. This is said once."
             )
         self._last = step
         table = result.curve_table

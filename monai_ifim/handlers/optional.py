@@ -49,7 +49,7 @@ class InRun:
     who: str
     _said: set[str] = field(default_factory=set, compare=False)
 
-    def __call__(self, result: IFIMResult) -> None:
+    def __call__(self, result: IFIMResult) -> None:  # noqa: D102
         causes = self.write(result, self.engine)
         for reason, line in _by_reason(causes).items():
             if reason not in self._said:

@@ -219,7 +219,9 @@ SAVER_OPTIONS: dict[str, str] = {
     "ifim": FIGURE_OPTIONS["ifim"],
     "output_dir": "where the folder is put.",
     "folder": "its name.",
-    "components": "also write the components as NIfTI.",
+    "components": "also write the components of the shown images: true or 'nii.gz' as NIfTI, 'nrrd' or 'mha' with "
+    "SimpleITK, which also reads a grid whose axes are not perpendicular (a tilted gantry) back from these two; false "
+    "not at all.",
 }
 
 

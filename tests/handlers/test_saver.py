@@ -4,16 +4,19 @@
 
 import json
 import os
+import signal
 import stat
+import sys
+import time
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.transforms import SaveImage
 
-from monai_ifim.handlers import IFIMHandler, IFIMSaver
+from monai_ifim.handlers import IFIMHandler, IFIMSaver, whole
 from monai_ifim.handlers import saver as saver_module
 from monai_ifim.visualize import Pictures
 from tests.handlers import CNN, LABELS, LIGHT, ROUTES, attached, items, logged, measure, on_route, pictures, run, same
@@ -153,13 +156,26 @@ def test_components_are_left_out_where_not_wanted_or_without_spatial_axes_and_ne
     assert list((IFIMSaver(IFIMHandler(), tmp_path / "c").write(flat) / "components").iterdir()) == []
 
 
-@pytest.mark.parametrize("broken", ["geometry", "one picture", "all pictures"])
-def test_what_cannot_be_drawn_or_held_in_nifti_does_not_take_the_tables_with_it(broken, tmp_path, monkeypatch, caplog):
+def fails(*arguments, **keyword_arguments):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("broken", ["geometry", "one picture", "a drawing", "all pictures", "disk", "components"])
+def test_what_cannot_be_drawn_or_written_costs_neither_the_tables_nor_the_rest_and_is_said_once_with_its_reason(
+    broken, tmp_path, monkeypatch, caplog
+):
     affine = torch.eye(4, dtype=torch.float64)
     if broken == "geometry":
         affine[2, 2] = 0  # no slice distance
+    if broken == "a drawing":
+        drawn, error = saver_module.draw_pictures, ZeroDivisionError("too small")
+        monkeypatch.setattr(saver_module, "draw_pictures", lambda result: replace(drawn(result), failed={"x": error}))
     if broken == "all pictures":
         monkeypatch.setattr(saver_module, "draw_pictures", lambda result: 1 / 0)
+    if broken == "disk":
+        monkeypatch.setattr(saver_module, "imsave", lambda file, image: file.write_bytes(b"half") and fails())
+    if broken == "components":
+        monkeypatch.setattr(nibabel, "save", lambda image, file: file.write_bytes(b"half") and fails())
     original = saver_module.imsave
     if broken == "one picture":
         monkeypatch.setattr(
@@ -168,13 +184,23 @@ def test_what_cannot_be_drawn_or_held_in_nifti_does_not_take_the_tables_with_it(
     ifim = IFIMHandler(**LIGHT)
     network, data = flat_network((1, 6, 6, 6)), shaped((1, 6, 6, 6), 2, affine)
     engine = attached(ifim, network, data, IFIMSaver(ifim, tmp_path))
-    engine.run()
+    for _ in range(2):
+        engine.run()
     names = set(content(tmp_path / "ifim"))
     assert {"summary.json", "images.csv", "perturbations.csv", "curves.csv", "comparisons.csv"} < names
-    assert ("figures/spectrum.png" in names) is (broken != "all pictures")
-    assert len([name for name in names if "components/" in name]) == (0 if broken == "geometry" else 8)
-    (report,) = [record for record in caplog.records if "IFIMSaver failed" in record.getMessage()]
-    assert "of the pictures and components could not be written" in str(report.exc_info[1])
+    figures = {"figures/spectrum.png", "figures/curves.png", "figures/histogram.png"} & names
+    assert len(figures) == {"one picture": 2, "all pictures": 0, "disk": 0}.get(broken, 3)
+    assert len([name for name in names if "components/" in name]) == (0 if broken in ("geometry", "components") else 8)
+    (told,) = [record.getMessage() for record in caplog.records if "IFIMSaver" in record.getMessage()]
+    assert told.startswith("IFIMSaver left out at epoch 1: ")
+    assert {
+        "geometry": "components/000001_image_000001 and 1 more (the affine matrix has no inverse",
+        "one picture": "figures/curves.png (",
+        "a drawing": "figures/x.png (ZeroDivisionError: too small)",
+        "all pictures": "figures (ZeroDivisionError: division by zero)",
+        "disk": "figures/curves.png and 4 more (OSError: [Errno 28] No space left on device)",
+        "components": "components/000001_image_000001 and 1 more (OSError: [Errno 28] No space left",
+    }[broken] in told
     assert [path.name for path in tmp_path.iterdir()] == ["ifim"]
 
 
@@ -200,14 +226,16 @@ def fail_at(owner, name, call, error=None):
     return owner, name, sometimes
 
 
+def cannot_exchange(one, other):
+    """Another system, or a file system that knows no exchange."""
+    raise FileNotFoundError if not other.exists() else OSError(22, "Invalid argument")
+
+
 FAILURES = {
     "first table": lambda: fail_at(pd.DataFrame, "to_csv", 1),
     "last table": lambda: fail_at(pd.DataFrame, "to_csv", 4),
-    "first figure": lambda: fail_at(saver_module, "imsave", 1),
-    "last figure": lambda: fail_at(saver_module, "imsave", 5),
-    "last component": lambda: fail_at(SaveImage, "__call__", 8),
-    "move of the new folder": lambda: fail_at(os, "replace", 2),
-    "move of the old folder": lambda: fail_at(os, "replace", 1),
+    "move of the new folder": lambda: fail_at(os, "rename", 2),
+    "move of the old folder": lambda: fail_at(os, "rename", 1),
 }
 
 
@@ -225,6 +253,8 @@ def test_a_write_that_fails_half_way_leaves_the_earlier_folder_and_nothing_else(
     before = content(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(*FAILURES[failure]())
+        if "move" in failure:
+            patched.setattr(whole, "_exchange", cannot_exchange)
         with pytest.raises(OSError, match=r"could not be written to .*No space left on device.*unchanged"):
             saver.write(results[1])
     assert content(tmp_path) == before
@@ -233,11 +263,12 @@ def test_a_write_that_fails_half_way_leaves_the_earlier_folder_and_nothing_else(
     assert summary(saver.folder)["metrics"]["lambda_max"] == results[1].metrics["lambda_max"]
 
 
-@pytest.mark.parametrize(("owner", "name"), [(pd.DataFrame, "to_csv"), (os, "replace")], ids=["writing", "moving"])
+@pytest.mark.parametrize(("owner", "name"), [(pd.DataFrame, "to_csv"), (os, "rename")], ids=["writing", "moving"])
 def test_an_interruption_leaves_the_earlier_folder_and_nothing_else(owner, name, results, tmp_path, monkeypatch):
     saver = IFIMSaver(IFIMHandler(), tmp_path)
     saver.write(results[0])
     before = content(tmp_path)
+    monkeypatch.setattr(whole, "_exchange", cannot_exchange)
     monkeypatch.setattr(*fail_at(owner, name, 2, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         saver.write(results[1])
@@ -263,6 +294,148 @@ def test_inside_a_run_a_failing_write_is_reported_once_and_the_run_goes_on(tmp_p
     (report,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert report.getMessage() == "IFIMSaver failed at epoch 2; the run goes on, and this is said once."
     assert str(tmp_path / "ifim") in str(report.exc_info[1])
+
+
+# ---------------------------------------------------------------- writers that are killed
+
+forks = pytest.mark.skipif(not hasattr(os, "fork") or whole.fcntl is None, reason="needs fork and locks")
+
+
+def child(do):
+    """The process id of a copy of this process that does something, and then ends at once."""
+    number = os.fork()
+    if number == 0:
+        try:
+            do()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return number
+
+
+def killed_at(step, how):
+    """Kill this process, or interrupt it, at the n-th thing that it asks of the system from now on."""
+    asked = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "fcntl.flock"}
+    seen = []
+
+    def hook(event, arguments):
+        if event in asked and len(seen) < step:
+            seen.append(event)
+            if len(seen) == step:
+                if how is KeyboardInterrupt:
+                    raise KeyboardInterrupt
+                os.kill(os.getpid(), how)
+
+    sys.addaudithook(hook)
+
+
+def lambda_in(folder):
+    return summary(folder)["metrics"]["lambda_max"]
+
+
+@forks
+@pytest.mark.parametrize(
+    ("how", "moves"),
+    [
+        *[(signal.SIGKILL, "exchange"), (signal.SIGKILL, "two steps"), (signal.SIGTERM, "exchange")],
+        *[(KeyboardInterrupt, "exchange"), (KeyboardInterrupt, "two steps")],
+    ],
+)
+def test_a_writer_stopped_at_any_step_leaves_the_old_or_the_new_folder_whole_and_the_next_one_clears_up(
+    how, moves, results, tmp_path, monkeypatch
+):
+    if moves == "two steps":
+        monkeypatch.setattr(whole, "_exchange", cannot_exchange)
+    saver = IFIMSaver(IFIMHandler(), tmp_path, components=False)
+    values = [result.metrics["lambda_max"] for result in results]
+    names, states = [set(content(saver.write(result))) for result in results], set()
+    for step in range(1, 200, 7 if how is signal.SIGTERM else 1):
+
+        def stopped(step=step):
+            killed_at(step, how)
+            saver.write(results[1])
+
+        saver.write(results[0])
+        assert [path.name for path in tmp_path.iterdir()] == ["ifim"]
+        _, status = os.waitpid(child(stopped), 0)
+        if saver.folder.exists():
+            assert set(content(saver.folder)) == names[values.index(lambda_in(saver.folder))]
+            states.add(lambda_in(saver.folder))
+        else:  # a kill between two steps: the next write, whatever comes of it, puts the old one back
+            assert moves == "two steps"
+            assert how is not KeyboardInterrupt
+            with pytest.raises(ZeroDivisionError), whole.replaced_as_a_whole(saver.folder, "summary.json"):
+                1 / 0  # noqa: B018
+            assert lambda_in(saver.folder) == values[0]
+            states.add("missing")
+        if how is KeyboardInterrupt and step > 3:
+            rests = [path.name for path in tmp_path.iterdir() if path.name.endswith(".old")]
+            assert rests == []
+        if status == 0:  # nothing was left to be done
+            break
+    assert step > 20
+    assert set(values) <= states
+    assert ("missing" in states) is (moves == "two steps" and how is not KeyboardInterrupt)
+
+
+@forks
+def test_a_reader_finds_a_whole_folder_at_every_moment_while_writers_are_killed_and_start_again(results, tmp_path):
+    saver = IFIMSaver(IFIMHandler(), tmp_path, components=False)
+    saver.write(results[0])
+    values, random = {result.metrics["lambda_max"] for result in results}, np.random.default_rng(0)
+
+    def write_for_ever():
+        while True:
+            for result in results[::-1]:
+                saver.write(result)
+
+    looks, found, end = 0, set(), time.monotonic() + 5
+    while time.monotonic() < end:
+        writer, until = child(write_for_ever), time.monotonic() + random.uniform(0.02, 0.6)
+        while time.monotonic() < until:
+            found.add(lambda_in(saver.folder))  # raises where there is none, or half of one
+            looks += 1
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+    assert found == values
+    assert looks > 100
+    saver.write(results[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["ifim"]
+
+
+@forks
+def test_the_work_of_another_living_writer_is_left_alone(results, tmp_path):
+    saver = IFIMSaver(IFIMHandler(), tmp_path)
+    with whole.replaced_as_a_whole(saver.folder, "summary.json") as theirs:
+        (theirs / "mine").touch()
+        number = child(lambda: saver.write(results[0]))
+        assert os.waitpid(number, 0)[1] == 0
+        assert lambda_in(saver.folder) == results[0].metrics["lambda_max"]
+        assert (theirs / "mine").exists()
+        saver.write(results[1])
+        assert (theirs / "mine").exists()
+    assert content(saver.folder) == {"mine": b""}
+    assert [path.name for path in tmp_path.iterdir()] == ["ifim"]
+
+
+def test_what_only_looks_like_a_rest_is_left_alone(results, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".ifim.12345678.old").symlink_to(tmp_path / "elsewhere")
+    others = [".ifim.new", ".ifim.1234567.new", ".ifimx.12345678.new", "ifim.12345678.new", ".ifim.12345678.newer"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".ifim.87654321.new").write_text("a file")
+    before = {path.name for path in tmp_path.iterdir()}
+    IFIMSaver(IFIMHandler(), tmp_path).write(results[0])
+    assert {path.name for path in tmp_path.iterdir()} == before | {"ifim"}
+
+
+def test_without_locks_folders_are_replaced_all_the_same_and_rests_stay(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "fcntl", None)
+    (tmp_path / ".ifim.12345678.new").mkdir()
+    for result in results:
+        assert lambda_in(IFIMSaver(IFIMHandler(), tmp_path).write(result)) == result.metrics["lambda_max"]
+    assert {path.name for path in tmp_path.iterdir()} == {"ifim", ".ifim.12345678.new"}
 
 
 # ---------------------------------------------------------------- what is there already, and names
@@ -294,7 +467,9 @@ def test_an_empty_folder_and_an_earlier_run_of_its_own_are_taken(results, tmp_pa
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("folder", ["", ".", "..", "a/b", "/a", "x" * 250, "ü" * 125], ids=lambda name: name[:3])
+@pytest.mark.parametrize(
+    "folder", ["", ".", "..", "a/b", "/a", "a\0b", "x" * 250, "ü" * 125], ids=lambda name: name[:3]
+)
 def test_a_folder_that_is_no_plain_name_or_too_long_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"folder must (be a plain name|have \d+ letters)"):
         IFIMSaver(IFIMHandler(), tmp_path, folder=folder)

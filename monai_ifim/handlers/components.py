@@ -1,0 +1,128 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The components of a shown image as files of medical images, on the grid that the image has in space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+from monai.utils import optional_import
+from torch import Tensor
+
+from monai_ifim.results import Case
+
+sitk, _ = optional_import("SimpleITK")
+# File name extensions; the first is the default.
+FORMATS = ("nii.gz", "nrrd", "mha")
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Below this volume of the cell that its unit axes span a grid counts as flat.
+_FLAT = 1e-6
+_LENGTHS = (1e-9, 1e9)  # of voxels, in mm; also what float32 can hold
+
+
+def write_components(case: Case, folder: Path, extension: str = FORMATS[0]) -> None:
+    """Write image, high and low component and leading eigenvector of an image: all four files or none.
+
+    Values are float32. Two axes become one slice of three, channels the last axis. Nothing is written where the image
+    has neither two nor three spatial axes.
+
+    Args:
+        case: the image.
+        folder: that is there.
+        extension: ``"nii.gz"``, or ``"nrrd"`` or ``"mha"``, which SimpleITK writes.
+
+    Raises:
+        OSError: When a file cannot be written.
+        ValueError: When the affine matrix does not say where the voxels lie. Nothing is written then: a file with
+            another matrix would be shown in the wrong place.
+    """
+    axes = case.image.ndim - 1
+    if axes not in (2, 3):
+        return
+    affine = affine_of_grid(case.affine, tuple(case.image.shape[1:]))
+    image = case.image.float()  # of bfloat16, NumPy knows nothing
+    high, low = (part[0] for part in case.fisher.split(image.unsqueeze(0)))
+    parts = {"image": image, "high": high, "low": low, "eigenvector": case.fisher.eigenvectors[0, 0]}
+    write = _write_nifti if extension == "nii.gz" else _write_with_simpleitk
+    files = [folder / f"{case.stem}_{name}.{extension}" for name in parts]
+    try:
+        for file, values in zip(files, parts.values()):
+            write(_on_three_axes(values), affine, file, case.affine is not None)
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def affine_of_grid(affine: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
+    """The matrix (4, 4) from the indices of a grid of two or three axes to RAS space; the identity where there is none.
+
+    The direction of an axis with one voxel only (of two axes, the third) says nothing of where voxels lie. Where it is
+    unusable, as readers leave it of single sagittal or coronal slices, it becomes one that is perpendicular to the
+    others, of 1 mm.
+
+    Raises:
+        ValueError: When the matrix does not say where the voxels lie.
+    """
+    if affine is None:
+        return np.eye(4)
+    given = np.asarray(affine, dtype=float)
+    if given.shape not in ((4, 4), (len(shape) + 1, len(shape) + 1)):
+        raise ValueError(f"the affine matrix has the shape {given.shape}, which does not fit {len(shape)} axes")
+    axes = len(given) - 1
+    matrix = np.eye(4)
+    matrix[:axes, :axes], matrix[:axes, 3] = given[:axes, :axes], given[:axes, axes]
+    single = [axis for axis in range(3) if axis >= len(shape) or shape[axis] == 1]
+    slanted = len(shape) == 2 and not np.allclose(matrix[:3, 2] @ matrix[:3, :2], 0, atol=1e-6)
+    if (slanted or not _spans_space(matrix)) and np.isfinite(np.delete(matrix, single, axis=1)).all():
+        several = [axis for axis in range(3) if axis not in single]
+        # the right singular vectors that are left over are perpendicular to all axes with several voxels
+        matrix[:3, single] = np.linalg.svd(matrix[:3, several].T)[2][len(several) :].T if several else np.eye(3)
+        if single and np.linalg.det(matrix) < 0:
+            matrix[:3, single[-1]] *= -1
+    if not np.isfinite(matrix).all():
+        raise ValueError("the affine matrix holds NaN or infinite numbers, so the place of the voxels is not known")
+    if not np.allclose(given[-1], [*[0.0] * axes, 1.0]):
+        raise ValueError(
+            "the last row of the affine matrix is not 0, ..., 0, 1, so the place of the voxels is not known"
+        )
+    if not _spans_space(matrix):
+        raise ValueError("the affine matrix has no inverse (voxels lie on each other), so their place is not known")
+    return matrix
+
+
+def _spans_space(matrix: np.ndarray) -> bool:
+    """Whether each axis has a length, and they do not lie in a plane."""
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    within = np.isfinite(matrix).all() and ((lengths > _LENGTHS[0]) & (lengths < _LENGTHS[1])).all()
+    return bool(within and abs(np.linalg.det(matrix[:3, :3] / lengths)) > _FLAT)
+
+
+def _on_three_axes(values: Tensor) -> np.ndarray:
+    """An array (W, H, D), or (W, H, D, C) of several channels, float32."""
+    array = values.detach().as_subclass(Tensor).to("cpu", torch.float32).numpy()
+    array = np.moveaxis(array.reshape(*array.shape, *[1] * (4 - array.ndim)), 0, -1)
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+def _write_nifti(array: np.ndarray, affine: np.ndarray, file: Path, in_space: bool) -> None:
+    image = nibabel.Nifti1Image(array, affine)
+    if in_space:
+        image.header.set_xyzt_units("mm")
+    nibabel.save(image, file)
+
+
+def _write_with_simpleitk(array: np.ndarray, affine: np.ndarray, file: Path, in_space: bool) -> None:
+    image = sitk.GetImageFromArray(np.swapaxes(array, 0, 2), isVector=array.ndim == 4)
+    matrix = _RAS_TO_LPS @ affine
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    image.SetSpacing(lengths.tolist())
+    image.SetDirection((matrix[:3, :3] / lengths).flatten().tolist())
+    image.SetOrigin(matrix[:3, 3].tolist())
+    try:
+        sitk.WriteImage(image, str(file), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(f"{file.name} could not be written ({str(error).strip().splitlines()[-1]})") from error
