@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from monai_ifim.checks import is_number, is_whole
 from monai_ifim.fisher.gram import solve_with_gram
 from monai_ifim.fisher.spectrum import InputFisher, check_rank_and_energy
 from monai_ifim.likelihoods import LikelihoodLike
@@ -89,11 +90,11 @@ def input_fisher(
     """
     images = checked_images(images)
     check_rank_and_energy(rank, energy)
-    if not 0 < cutoff < 1:
-        raise ValueError(f"cutoff must lie between 0 and 1, got {cutoff}.")
-    if most_elements < 1:
-        raise ValueError(f"most_elements must be 1 or more, got {most_elements}.")
-    if solver not in SOLVERS:
+    if not (is_number(cutoff) and 0 < cutoff < 1):
+        raise ValueError(f"cutoff must lie between 0 and 1, got {cutoff!r}.")
+    if not is_whole(most_elements, 1):
+        raise ValueError(f"most_elements must be 1 or more, a whole number, got {most_elements!r}.")
+    if not isinstance(solver, str) or solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
     mask = varied_channels(channel_mask, images)
     model = Model.of(network, likelihood, temperature)

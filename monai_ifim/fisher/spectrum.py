@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monai_ifim.checks import is_number, is_whole
 from monai_ifim.fisher.algebra import combined, eigenvectors, products, solve_gram, weighted_sum
 from monai_ifim.likelihoods import Likelihood
 from monai_ifim.model import plain_tensor, restricted
@@ -356,7 +357,7 @@ def check_rank_and_energy(rank: int | None, energy: float | None) -> None:
     """
     if rank is not None and energy is not None:
         raise ValueError(f"Give rank or energy, not both (rank={rank}, energy={energy}).")
-    if rank is not None and (rank < 1 or rank != int(rank)):
-        raise ValueError(f"rank must be a whole number of 1 or more, got {rank}.")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy must lie in (0, 1], got {energy}.")
+    if rank is not None and not is_whole(rank, 1):
+        raise ValueError(f"rank must be a whole number of 1 or more, got {rank!r}.")
+    if energy is not None and not (is_number(energy) and 0 < energy <= 1):
+        raise ValueError(f"energy must lie in (0, 1], got {energy!r}.")

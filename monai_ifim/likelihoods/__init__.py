@@ -6,7 +6,14 @@ from __future__ import annotations
 
 from typing import Union
 
-from monai_ifim.likelihoods.base import DiagonalFactor, FisherFactor, Likelihood, label_matrix, strip_trailing_axes
+from monai_ifim.likelihoods.base import (
+    DiagonalFactor,
+    FisherFactor,
+    Likelihood,
+    check_temperature,
+    label_matrix,
+    strip_trailing_axes,
+)
 from monai_ifim.likelihoods.bernoulli import Bernoulli
 from monai_ifim.likelihoods.categorical import Categorical
 from monai_ifim.likelihoods.discrete import Discrete, agreement
@@ -47,6 +54,7 @@ def resolve_likelihood(likelihood: LikelihoodLike, temperature: float = 1.0) -> 
         >>> resolve_likelihood("softmax", temperature=2.0)
         Categorical(temperature=2.0)
     """
+    check_temperature(temperature)
     if isinstance(likelihood, Likelihood):
         if temperature != 1.0:
             raise ValueError(

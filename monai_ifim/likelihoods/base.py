@@ -16,6 +16,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from monai_ifim.checks import is_number
+
 
 class FisherFactor(ABC):
     """The factor ``S`` (outputs x R) of the Fisher information ``M = S S^T`` of a batch of outputs.
@@ -165,7 +167,7 @@ def check_temperature(temperature: float) -> None:
     Raises:
         ValueError: When the temperature is not a positive finite number.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not (is_number(temperature) and 0 < temperature < math.inf):
         raise ValueError(f"temperature must be a positive finite number, got {temperature!r}.")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monai_ifim.checks import is_number
 from monai_ifim.likelihoods.base import FisherFactor, Likelihood, label_matrix
 
 
@@ -120,4 +121,6 @@ def _floats(values: Any) -> Any:
     values = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(values, (list, tuple)):
         return tuple(_floats(value) for value in values)
+    if not is_number(values):
+        raise ValueError(f"scale and covariance must be numbers, got {values!r}.")
     return float(values)

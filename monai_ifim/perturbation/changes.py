@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_ifim.checks import is_list, is_number
 from monai_ifim.model import plain_tensor, restricted, varied
 from monai_ifim.perturbation.directions import Direction, DirectionInputs, lengths, per_image_factor
 
@@ -35,8 +36,8 @@ def image_contrast(images: Tensor, sigma: float | None = None, channel_mask: Ten
         tensor([1.], dtype=torch.float64)
     """
     if sigma is not None:
-        if not 0 < sigma < np.inf:
-            raise ValueError(f"sigma must be a positive number, got {sigma}.")
+        if not (is_number(sigma) and 0 < sigma < np.inf):
+            raise ValueError(f"sigma must be a positive number, got {sigma!r}.")
         return torch.full((len(images),), float(sigma), dtype=torch.float64, device=images.device)
     flat = varied(images, channel_mask).flatten(1)
     # exactly zero for a constant image, whatever rounding makes of its standard deviation
@@ -147,12 +148,13 @@ def check_strengths(strengths: Sequence[float]) -> list[float]:
         >>> check_strengths([0.01, 0.1])
         [0.01, 0.1]
     """
-    if isinstance(strengths, (str, int, float)):
+    if not is_list(strengths):
         raise ValueError(f"strengths must be a list of positive numbers, got {strengths!r}.")
-    values = list(map(float, strengths))
-    if not values or not all(0 < value < np.inf for value in values) or len(set(values)) < len(values):
-        raise ValueError(f"strengths must be positive numbers, one at least and none twice, got {list(strengths)}.")
-    return values
+    values = list(strengths)
+    right = all(is_number(value) and 0 < value < np.inf for value in values)
+    if not values or not right or len({*map(float, values)}) < len(values):
+        raise ValueError(f"strengths must be positive numbers, one at least and none twice, got {values}.")
+    return [float(value) for value in values]
 
 
 def check_clip(clip: Sequence[float] | None) -> None:
@@ -161,8 +163,9 @@ def check_clip(clip: Sequence[float] | None) -> None:
     Raises:
         ValueError: When it is not two numbers in ascending order.
     """
-    if clip is not None and not (isinstance(clip, Sequence) and len(clip) == 2 and clip[0] < clip[1]):
-        raise ValueError(f"clip must be the least and the greatest intensity, in this order, got {clip}.")
+    two = clip is None or (isinstance(clip, Sequence) and len(clip) == 2 and all(map(is_number, clip)))
+    if clip is not None and not (two and clip[0] < clip[1]):
+        raise ValueError(f"clip must be the least and the greatest intensity, in this order, got {clip!r}.")
 
 
 def check_fractions(fractions: Sequence[float]) -> list[float]:
@@ -171,7 +174,8 @@ def check_fractions(fractions: Sequence[float]) -> list[float]:
     Raises:
         ValueError: When there is none, or one does not lie in (0, 1].
     """
-    values = list(map(float, fractions))
-    if not values or not all(0 < value <= 1 for value in values) or len(set(values)) < len(values):
-        raise ValueError(f"fractions must be different numbers in (0, 1], one at least, got {list(fractions)}.")
-    return values
+    values: list[float] = list(fractions) if is_list(fractions) else [fractions]  # type: ignore[list-item]
+    right = all(is_number(value) and 0 < value <= 1 for value in values)
+    if not values or not right or len({*map(float, values)}) < len(values):
+        raise ValueError(f"fractions must be different numbers in (0, 1], one at least, got {values}.")
+    return [float(value) for value in values]

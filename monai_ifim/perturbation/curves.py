@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from monai_ifim.checks import is_whole
 from monai_ifim.fisher import FisherOperator, InputFisher, checked_images
 from monai_ifim.model import Batches, Model, is_out_of_memory, plain_tensor, varied
 from monai_ifim.notices import notice
@@ -136,8 +137,11 @@ def sensitivity_curves(
     batch = len(images)
     chosen, strengths = resolve_directions(directions), check_strengths(strengths)
     check_clip(clip)
-    if draws < 1:
-        raise ValueError(f"draws must be 1 or more, got {draws}.")
+    if not is_whole(draws, 1):
+        raise ValueError(f"draws must be 1 or more, a whole number, got {draws!r}.")
+    if not is_whole(seed, 0):
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}.")
+    draws, seed = int(draws), int(seed)
     if positions is not None and len(positions) != batch:
         raise ValueError(f"positions must be {batch}, one an image, got {len(positions)}.")
     if donors is None and batch > 1:

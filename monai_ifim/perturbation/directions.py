@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_ifim.checks import is_list
 from monai_ifim.fisher import InputFisher
 from monai_ifim.fisher.algebra import products, weighted_sum
 from monai_ifim.model import Batches, Model, plain_tensor, restricted, varied
@@ -288,6 +289,8 @@ def resolve_directions(directions: Sequence[str | Direction]) -> list[Direction]
         ['high', 'random']
     """
     resolved = []
+    if not isinstance(directions, (str, Direction)) and not is_list(directions):
+        raise TypeError(f"A direction must be a name or a Direction object, got {type(directions).__name__}.")
     for direction in [directions] if isinstance(directions, (str, Direction)) else directions:
         if isinstance(direction, str) and direction not in DIRECTIONS:
             raise ValueError(

@@ -16,6 +16,7 @@ from monai.transforms import RandomizableTransform, Transform
 from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor, nn
 
+from monai_ifim.checks import is_list, is_number
 from monai_ifim.fisher import check_rank_and_energy, input_fisher
 from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
 from monai_ifim.model import Model, check_channel_mask, parameter_dtype, plain_tensor, preserve_state
@@ -83,6 +84,8 @@ class IFIMSplit(Transform):
         channel_mask: Sequence[bool] | None = None,
     ) -> None:
         check_rank_and_energy(rank, energy)
+        if not isinstance(reference, Tensor) and not (is_number(reference) and np.isfinite(reference)):
+            raise ValueError(f"reference must be a finite number or a tensor, got {reference!r}.")
         self.network = network
         self.likelihood = resolve_likelihood(likelihood, temperature)
         self.rank = rank
@@ -184,7 +187,9 @@ class RandIFIMPerturb(RandomizableTransform):
         output_key: int | str | None = None,
         channel_mask: Sequence[bool] | None = None,
     ) -> None:
-        RandomizableTransform.__init__(self, prob)
+        if not (is_number(prob) and 0 <= prob <= 1):
+            raise ValueError(f"prob must be a probability, from 0 to 1, got {prob!r}.")
+        RandomizableTransform.__init__(self, float(prob))
         check_rank_and_energy(rank, energy)
         check_clip(clip)
         image_contrast(torch.zeros(1, 1), sigma)
@@ -194,10 +199,11 @@ class RandIFIMPerturb(RandomizableTransform):
                 "The direction 'transfer' takes the eigenvector of another image, and a transform sees one image only. "
                 "Choose another one, or give one of your own as monai_ifim.perturbation.FixedDirection."
             )
-        values = np.full(2, strength) if np.ndim(strength) == 0 else np.asarray(strength, dtype=float)
-        if not (values.shape == (2,) and 0 <= values[0] <= values[1] and 0 < values[1] < np.inf):
-            raise ValueError(f"strength must be a positive number, or the least and the greatest, got {strength}.")
-        self.strength = float(values[0]), float(values[1])
+        ends: list = list(strength) if is_list(strength) else [strength, strength]  # type: ignore[arg-type]
+        right = len(ends) == 2 and all(map(is_number, ends))
+        if not (right and 0 <= ends[0] <= ends[1] and 0 < ends[1] < np.inf):
+            raise ValueError(f"strength must be a positive number, or the least and the greatest, got {strength!r}.")
+        self.strength = float(ends[0]), float(ends[1])
         self.network = network
         self.likelihood = resolve_likelihood(likelihood, temperature)
         self.rank = rank

@@ -518,7 +518,7 @@ BAD_CALLS = {
     "energy NaN": (NETWORK, IMAGES, {"energy": float("nan")}, ValueError, r"energy must lie in \(0, 1\], got nan"),
     "cutoff 0": (NETWORK, IMAGES, {"cutoff": 0.0}, ValueError, r"cutoff must lie between 0 and 1, got 0.0"),
     "cutoff 1": (NETWORK, IMAGES, {"cutoff": 1.0}, ValueError, r"cutoff must lie between 0 and 1, got 1.0"),
-    "most_elements 0": (NETWORK, IMAGES, {"most_elements": 0}, ValueError, r"most_elements must be 1 or more, got 0"),
+    "most_elements 0": (NETWORK, IMAGES, {"most_elements": 0}, ValueError, r"most_elements must be 1 or more, a whole number, got 0"),
     "solver": (NETWORK, IMAGES, {"solver": "qr"}, ValueError, r"solver must be one of gram, got 'qr'"),
     "channel_mask": (NETWORK, IMAGES, {"channel_mask": [1, 0]}, ValueError, r"it has 2, and the images .* 12 channels"),
     "likelihood": (NETWORK, IMAGES, {"likelihood": "gauss"}, ValueError, r"'softmax', 'sigmoid', .* got 'gauss'"),

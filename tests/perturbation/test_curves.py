@@ -1038,7 +1038,7 @@ def test_directions_of_any_kind_of_tensor_are_taken():
 BAD_OPTIONS = {
     "unknown direction": ({"directions": ("high", "sideways")}, "Unknown direction 'sideways'"),
     "negative strength": ({"strengths": (0.1, -0.2)}, "strengths must be positive numbers"),
-    "no draw": ({"draws": 0}, "draws must be 1 or more, got 0"),
+    "no draw": ({"draws": 0}, "draws must be 1 or more, a whole number, got 0"),
     "donors of another shape": (
         {"donors": torch.zeros(3, 12)},
         r"donors must have the shape.*\(4, 12\), got \(3, 12\)",
