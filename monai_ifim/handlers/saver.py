@@ -63,9 +63,9 @@ class IFIMSaver:
             raise ValueError(f"folder must be a plain name, got {folder!r}.")
         if len(os.fsencode(folder)) > LONGEST_NAME:
             raise ValueError(f"folder must have {LONGEST_NAME} letters at most, got {len(os.fsencode(folder))}.")
-        self.format = (FORMATS[0] if components else None) if isinstance(components, bool) else components
-        if self.format not in (None, *FORMATS):
+        if not isinstance(components, bool) and components not in FORMATS:
             raise ValueError(f"components must be true, false or one of {', '.join(FORMATS)}, got {components!r}.")
+        self.format = (FORMATS[0] if components else None) if isinstance(components, bool) else components
         if self.format not in (None, FORMATS[0]) and not optional_import("SimpleITK")[1]:
             raise ImportError(f"components='{components}' needs SimpleITK: install it, or choose {FORMATS[0]}.")
         self.ifim = ifim

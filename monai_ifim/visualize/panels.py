@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
@@ -88,14 +89,20 @@ def plot_components(
     subfigures = figure.subfigures(batch, 1, squeeze=False, height_ratios=inches)[:, 0]
     for row, subfigure in enumerate(subfigures):
         leading = fisher.eigenvectors[row, 0]
-        parts = [part.detach().as_subclass(Tensor).cpu() for part in (images[row], high[row], low[row], leading)]
+        parts = [_drawable(part) for part in (images[row], high[row], low[row], leading)]
         mask = None if masks is None else masks[row].as_subclass(Tensor).cpu().ne(0).any(dim=0).numpy()
         name = f"image {row}" if titles is None else titles[row].replace("\n", " · ").replace("$", r"\$")
         spectrum = fisher.skipped.get(row) or rf"$\lambda_1$ = {float(fisher.eigenvalues[row, 0]):.2g}"
         subfigure.suptitle(f"{name}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
-        colours = varied(images[row : row + 1].detach().as_subclass(Tensor), fisher.channel_mask)[0].cpu()
+        colours = _drawable(varied(images[row : row + 1].detach().as_subclass(Tensor), fisher.channel_mask)[0])
         _draw_image(subfigure, parts, colours, mask, distances[row], heights[row], inches[row])
     return figure
+
+
+def _drawable(values: Tensor) -> Tensor:
+    """On the CPU, of 32 bits at least: matplotlib and NumPy do not know all others."""
+    values = values.detach().as_subclass(Tensor).cpu()
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _draw_image(
