@@ -14,7 +14,7 @@ from monai_ifim.bundle.overlay import Overlay, additions, overlays, run_command
 from monai_ifim.bundle.refusal import refusal_without_evaluator
 from monai_ifim.bundle.requirement import check_monai
 from monai_ifim.bundle.stacks import Request, Workflow, read_metadata, read_workflows
-from monai_ifim.bundle.words import argument, parsed, say, shown
+from monai_ifim.bundle.words import IMPORT, argument, parsed, say, shown
 from monai_ifim.bundle.writing import write_all
 
 # Arguments of ``monai.bundle run`` that are no ids of the config.
@@ -174,6 +174,10 @@ def _look(
     except Exception as error:  # configs may hold anything anywhere
         reason = f"its configs cannot be understood ({type(error).__name__}: {error})"
         return Findings(workflow, refusal=reason)
+    if findings.refusal is None and any(IMPORT in str(value) for value in additions(findings).values()):
+        findings.refusal = (
+            "its metrics or handlers stand at an id with 'import' in it, of which MONAI makes no expression"
+        )
     for name in options if findings.refusal is None else ():
         id = name.replace("::", "#")
         lost = next(

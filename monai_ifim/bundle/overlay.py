@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from monai_ifim.bundle.findings import GAUSSIAN, OWN_IDS, Finding, Findings
-from monai_ifim.bundle.words import argument, command_line, literal, shown
+from monai_ifim.bundle.words import IMPORT, argument, command_line, literal, shown
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from monai_ifim.handlers.options import FIGURE_OPTIONS, OPTIONS, SAVER_OPTIONS
 
@@ -84,7 +84,7 @@ class Overlay:
         value = self.findings[0].output_dir
         if not self.place:
             return value
-        if value.startswith("%"):
+        if value.startswith("%") or IMPORT in value:
             value = "@ifim_saver#output_dir"
         if value.startswith(("@", "$")):
             return f"$str({value.removeprefix('$')}) + {literal(f'/{self.place}')}"

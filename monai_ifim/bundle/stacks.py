@@ -198,21 +198,31 @@ class _Stacks:
 
     def all(self) -> tuple[list[Workflow], list[LeftOut]]:
         """Every workflow, and the files that are part of none."""
-        workflows, left_out = [], []
+        workflows: list[Workflow] = []
+        left_out: list[tuple[str, list[str]]] = []
         complete = {name for name, part in self._parts.items() if _has_evaluator(part.content)}
         for name in sorted(self._parts, key=lambda name: (name not in complete, _place(name), name)):
-            made = self.of([self._parts[name]])
+            part = self._parts[name]
+            made = [_NOTHING] if self._defines_for(part.path, workflows) else self.of([part])
             if isinstance(made, Workflow):
                 workflows.append(made)
                 self._stacks[name] = made.files
             else:
                 left_out.append((name, made))
+        workflows = [one for one in workflows if not self._defines_for(one.files[-1], workflows)]
         used = {Path(file).stem for workflow in workflows for file in workflow.files}
         return sorted(workflows, key=lambda workflow: _place(workflow.name)), [
             LeftOut(name, reasons[0], _alone(self._parts[name].content) if reasons[0] == _NOTHING else None)
             for name, reasons in left_out
             if name not in used
         ]
+
+    def _defines_for(self, file: str, workflows: Sequence[Workflow]) -> bool:
+        """Whether a file only defines things, for another one that it stands in front of without its own workflow."""
+        own = next((one.files for one in workflows if one.files[-1] == file), (file,) * 2)
+        return file in [part.path for part in self._definitions] and any(
+            file in one.files[:-1] and one.files[: len(own)] != own for one in workflows
+        )
 
     def of(self, asked: Sequence[_Part]) -> Workflow | list[str]:
         """The workflow of some files and what they need, or why there is none; the first reason is the best."""
@@ -278,12 +288,14 @@ class _Stacks:
             if changed:
                 return sorted(changed)
             there |= own
+        given = set(map(_root, self._request.overrides))
         try:
-            return self._config(stack).unknown_references()
+            unknown = self._config(stack, {}).unknown_references()
         except ValueError:
             return []
+        return [id for id in unknown if _root(id) not in given]
 
-    def _config(self, stack: Sequence[_Part]) -> Config:
+    def _config(self, stack: Sequence[_Part], overrides: Mapping[str, Any]) -> Config:
         """What files that stand behind one another make, as MONAI merges them.
 
         Raises:
@@ -301,7 +313,7 @@ class _Stacks:
             parser[ConfigParser.meta_key] = copied(self._metadata(stack))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"it cannot be merged: {error}") from error
-        for id, value in self._request.overrides.items():
+        for id, value in overrides.items():
             try:
                 parser[id] = copied(value)
             except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -322,7 +334,7 @@ class _Stacks:
     def _merged(self, stack: Sequence[_Part]) -> Workflow | str:
         """The workflow of files that stand behind one another, or why they make none."""
         try:
-            config = self._config(stack)
+            config = self._config(stack, self._request.overrides)
             unknown = config.unknown_references()
             if unknown:
                 return f"it refers to @{unknown[0]}, which no config defines"

@@ -13,6 +13,8 @@ from typing import Any
 # A list of plain names, which is easier to read so; shlex closes and opens single quotes around each.
 _NEEDS_ONLY_DOUBLE_QUOTES = re.compile(r"(--\w+=)?\['[\w./', -]*'\]", re.ASCII)
 
+# An expression with this word in it is no expression for MONAI, where it also refers to something.
+IMPORT = "import"
 _ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
@@ -77,8 +79,8 @@ def literal(text: str) -> str:
         >>> print(literal("mail@home#1"))
         'mail\x40home\x231'
     """
-    quoted = repr(text)
-    return "".join(_escaped(letter) if letter in "@#%" else letter for letter in quoted)
+    quoted = "".join(_escaped(letter) if letter in "@#%" else letter for letter in repr(text))
+    return quoted.replace(IMPORT, r"im\x70ort")
 
 
 def _escaped(letter: str) -> str:
