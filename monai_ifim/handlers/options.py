@@ -13,15 +13,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from monai_ifim.checks import MOST, is_list, is_number, is_whole
 from monai_ifim.fisher import check_rank_and_energy
 from monai_ifim.handlers.agreement import OnError
 from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
@@ -42,9 +42,69 @@ from monai_ifim.perturbation import (
 _T = TypeVar("_T")
 
 
-def _option(default: Any, words: str, *, least: int | None = None) -> Any:
-    """A field with its description; with ``least``, a whole number from there on."""
-    return dataclasses.field(default=default, metadata={"words": words, "least": least})
+# More random directions an image than any interval needs; each costs its forward passes.
+_MOST_DRAWS = 10_000
+
+
+def _option(default: Any, words: str, check: Callable[[str, Any], Any] | None = None, optional: bool = False) -> Any:
+    """A field with its description, and what checks a value under its name; None passes where it is optional."""
+    metadata = {"words": words, "check": check, "optional": optional or default is None}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _whole(least: int, most: int = MOST) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        if is_number(value) and most < value < float("inf"):
+            raise ValueError(
+                f"{name} must be {'less than 2**63' if most == MOST else f'{most} at most'}, got {value!r}."
+            )
+        if not is_whole(value, least):
+            raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}.")
+        return int(value)
+
+    return check
+
+
+def _truth(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be true or false, got {value!r}.")
+    return bool(value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} must be text that is not empty, got {value!r}.")
+    return value
+
+
+def _name_or_place(name: str, value: Any) -> int | str:
+    return _text(name, value) if isinstance(value, str) or not is_whole(value, -MOST) else int(value)
+
+
+def _names_and_places(name: str, values: Any) -> list[int | str]:
+    right = isinstance(values, (list, tuple)) and all(
+        bool(own.strip()) if isinstance(own, str) else is_whole(own, 0) for own in values
+    )
+    if not right:
+        raise ValueError(f"{name} must be a list of names and places (from 0), got {values!r}.")
+    return [own if isinstance(own, str) else int(own) for own in values]
+
+
+def _numbers(name: str, values: Any) -> list:
+    if not is_list(values):
+        raise ValueError(f"{name} must be a list of numbers, got {values!r}.")
+    return list(values)
+
+
+def _direction(name: str, value: Any) -> Any:
+    try:
+        values = torch.as_tensor(value)
+        norm = float(values.double().norm()) if values.ndim and not values.is_complex() else 0.0
+    except (TypeError, ValueError, RuntimeError):
+        norm = 0.0
+    if not 0 < norm < float("inf"):
+        raise ValueError(f"{name} must be a finite direction that is not zero everywhere, an array or tensor.")
+    return value
 
 
 @dataclass(eq=False, repr=False)
@@ -62,21 +122,27 @@ class Options:
         "what its outputs mean: 'softmax', 'sigmoid', 'gaussian' (regression) or an object of monai_ifim.likelihoods.",
     )
     temperature: float = _option(1.0, "divides the logits, of a likelihood over classes that is given by name.")
-    max_images: int = _option(64, "images an epoch, a fixed, seeded choice.", least=1)
+    max_images: int = _option(64, "images an epoch, a fixed, seeded choice; all where there are no more.", _whole(1))
     interval: int = _option(
-        1, "compute at every n-th evaluation, the first included; in between the metrics are absent.", least=1
+        1, "compute at every n-th evaluation, the first included; in between the metrics are absent.", _whole(1)
     )
-    image_key: str = _option("image", "key of the images in the evaluator's output or batch.")
+    image_key: str = _option("image", "key of the images in the evaluator's output or batch.", _text)
     label_key: str | None = _option(
-        "label", "key of the labels, likewise; they are optional under the default key. None: do not use labels."
+        "label",
+        "key of the labels, likewise; they are optional under the default key. None: do not use labels.",
+        _text,
+        optional=True,
     )
-    output_key: int | str | None = _option(None, "which output of a network that returns a tuple, list or dictionary.")
+    output_key: int | str | None = _option(
+        None, "which output of a network that returns a tuple, list or dictionary.", _name_or_place
+    )
     per_image: Sequence[int | str] = _option(
         (),
         "further inputs of the network of which each image has its own part, by name or, for positional ones, by "
         "place (from 0). Those that are entries of the batch are found without it; all others are passed whole.",
+        _names_and_places,
     )
-    prefix: str = _option("ifim_", "of the metric names.")
+    prefix: str = _option("ifim_", "of the metric names.", _text)
     rank: int | None = _option(None, "number of leading eigenvectors.")
     energy: float | None = _option(
         None, "instead of rank, the least number of eigenvalues that hold this share of the trace; default 0.95."
@@ -91,50 +157,60 @@ class Options:
         "along which the images are changed: names, or objects of monai_ifim.perturbation.directions.",
     )
     strengths: Sequence[float] = _option(
-        DEFAULT_STRENGTHS, "root mean squares of the changes, in units of the image's contrast."
+        DEFAULT_STRENGTHS, "root mean squares of the changes, in units of the image's contrast.", _numbers
     )
     strength: float = _option(
         REFERENCE_STRENGTH, "the reference strength, of the numbers that are logged; one of strengths."
     )
-    draws: int = _option(1, "random directions an image, where a direction is random.", least=1)
+    draws: int = _option(
+        1, f"random directions an image, {_MOST_DRAWS} at most, where a direction is random.", _whole(1, _MOST_DRAWS)
+    )
     sigma: float | None = _option(
         None,
         "the unit of the strengths, in the units of the images; default each image's own standard deviation.",
     )
     clip: Sequence[float] | None = _option(
-        None, "the least and the greatest intensity that a perturbed image may have."
+        None, "the least and the greatest intensity that a perturbed image may have.", _numbers
     )
     removals: Sequence[float] | None = _option(
         (),
         "fractions in (0, 1] of each component to take out of the images (not norm-matched; not logged, but in the "
         "figures and tables). Default, or None: none.",
+        _numbers,
+        optional=True,
     )
     mask_key: str | None = _option(
         None,
         "key of masks (B, 1 or C_in, *spatial) of the region that should matter, to report what share of the leading "
         "eigenvector's energy lies inside.",
+        _text,
     )
     group_key: str | None = _option(
         None,
         "key of one value an image that says which images belong together, the patient. What changes do is then "
         "averaged over patients.",
+        _text,
     )
     shown: int = _option(
         3,
-        "how many of the most, of the least sensitive, and of a fixed choice of images are kept to be shown.",
-        least=0,
+        "how many of the most, of the least sensitive, and of a fixed choice of images are kept to be shown; all where "
+        "there are no more.",
+        _whole(0),
     )
     reference: Tensor | np.ndarray | None = _option(
-        None, "a direction (C_in, *spatial) or (*spatial), to report its cosine with the leading eigenvector."
+        None,
+        "a direction (C_in, *spatial) or (*spatial), to report its cosine with the leading eigenvector.",
+        _direction,
     )
     batch_size: int | None = _option(
-        None, "images that pass the network at a time; default from the size of an image.", least=1
+        None, "images that pass the network at a time; default from the size of an image.", _whole(1)
     )
-    seed: int = _option(0, "of the choice of images and of the random directions.", least=0)
+    seed: int = _option(0, "of the choice of images and of the random directions; less than 2**63.", _whole(0))
     use_inferer: bool = _option(
         True,
         "look at what the evaluator computes, through its inferer (a sliding window, for one). False: call the "
         "network itself, on the whole image.",
+        _truth,
     )
     on_error: OnError = _option(
         "raise",
@@ -146,15 +222,17 @@ class Options:
         False,
         "log, each epoch, how many seconds the spectrum, the perturbations, drawing and writing took beside the "
         "evaluation itself; also in result.profile.",
+        _truth,
     )
 
     def __post_init__(self) -> None:
-        self._check_kinds()
-        if not self.prefix:
-            raise ValueError("prefix must not be empty: names such as 'accuracy' may be the evaluator's own.")
+        for field in dataclasses.fields(self):
+            value, check = getattr(self, field.name), field.metadata["check"]
+            if check is not None and not (value is None and field.metadata["optional"]):
+                setattr(self, field.name, check(field.name, value))
         if self.network is not None and not callable(self.network):
             raise TypeError(f"network must be a callable from images to outputs, got {type(self.network).__name__}.")
-        if self.on_error not in ("raise", "continue"):
+        if not isinstance(self.on_error, str) or self.on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', got {self.on_error!r}.")
         check_rank_and_energy(self.rank, self.energy)
         resolve_likelihood(self.likelihood, self.temperature)
@@ -165,40 +243,18 @@ class Options:
             )
         self.channel_mask = check_channel_mask(self.channel_mask)
         self.strengths = check_strengths(self.strengths)
-        if self.strength not in self.strengths:
+        if not is_number(self.strength) or self.strength not in self.strengths:
             raise ValueError(
-                f"strength, the reference strength, must be one of strengths {self.strengths}, got {self.strength}."
+                f"strength, the reference strength, must be one of strengths {self.strengths}, got {self.strength!r}."
             )
         self.strength = float(self.strength)
         image_contrast(torch.zeros(1, 1), self.sigma)
         check_clip(self.clip)
         self.clip = None if self.clip is None else [float(end) for end in self.clip]
         try:
-            self.removals = [] if self.removals is None or len(self.removals) == 0 else check_fractions(self.removals)
+            self.removals = check_fractions(self.removals) if self.removals else []
         except ValueError as error:
             raise ValueError(f"removals cannot be used: {error}") from error
-        if self.reference is not None and not 0 < float(torch.as_tensor(self.reference).double().norm()) < float("inf"):
-            raise ValueError("reference must be a finite direction that is not zero everywhere.")
-
-    def _check_kinds(self) -> None:
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), field.metadata["least"]
-            if least is not None and not (value is None and field.default is None):
-                whole = isinstance(value, Integral) and not isinstance(value, bool)
-                if not whole or value < least:
-                    raise ValueError(f"{field.name} must be a whole number, {least} or more, got {value!r}.")
-            if isinstance(field.default, bool) and not isinstance(value, bool):
-                raise ValueError(f"{field.name} must be true or false, got {value!r}.")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed must be less than 2**63, got {self.seed}.")
-        for name in ("strengths", "removals", "clip"):
-            value = getattr(self, name)
-            by_default = value is None and name != "strengths"
-            if not by_default and (not isinstance(value, Iterable) or isinstance(value, str)):
-                raise ValueError(f"{name} must be a list of numbers, got {value!r}.")
-        listed = isinstance(self.per_image, (list, tuple))
-        if not listed or any(isinstance(own, bool) or not isinstance(own, (int, str)) for own in self.per_image):
-            raise ValueError(f"per_image must be a list of names and places (from 0), got {self.per_image!r}.")
 
     def values(self) -> dict[str, Any]:
         """Each option's value, by name."""

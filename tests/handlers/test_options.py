@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monai_ifim import Gaussian
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
@@ -53,7 +55,7 @@ WRONG = [
     ({"channel_mask": "1110"}, "channel_mask must be one true or false .*got '1110'"),
     ({"reference": torch.zeros(12, 12)}, "reference must be a finite direction"),
     ({"reference": np.full((12, 12), np.nan)}, "reference must be a finite direction"),
-    ({"prefix": ""}, "prefix must not be empty"),
+    ({"prefix": ""}, "prefix must be text that is not empty"),
     ({"directions": ["high", "sideways"]}, "Unknown direction 'sideways'"),
     ({"directions": ["high", "high"]}, "Each direction must be named once"),
     ({"directions": []}, "Each direction must be named once, and one at least"),
@@ -72,6 +74,106 @@ WRONG = [
 def test_options_out_of_range_are_refused_when_they_are_given(options, message):
     with pytest.raises(ValueError, match=message):
         Options(**options)
+
+
+# ---------------------------------------------------------------- any wrong value of any option
+
+TRUTHS, TEXTS = st.booleans(), st.text(max_size=3)
+NOT_FINITE = st.sampled_from([float("nan"), float("inf"), -float("inf"), np.float32("nan")])
+ANYTHING = st.sampled_from([{}, {"a": 1}, object(), len, b"1", 1j, np.ones(2), torch.ones(2), [None], [[1]], set()])
+NO_NUMBERS = st.one_of(TRUTHS, TEXTS, NOT_FINITE, ANYTHING, st.just(np.True_), st.just(torch.tensor(True)))
+NO_WHOLE = NO_NUMBERS | st.floats(-9, 9).filter(lambda value: value != int(value))
+NO_LISTS = st.one_of(
+    TRUTHS, TEXTS, st.floats(), st.integers(), st.sampled_from([{"a": 1}, object(), b"1", np.float64(1)])
+)
+
+
+def whole(least: int, most: int = 2**63 - 1) -> st.SearchStrategy:
+    return NO_WHOLE | st.integers(max_value=least - 1) | st.integers(min_value=most + 1)
+
+
+def texts() -> st.SearchStrategy:
+    return st.one_of(TRUTHS, st.integers(), st.floats(), ANYTHING, st.sampled_from(["", " ", "\t\n"]))
+
+
+def lists_with(*wrong) -> st.SearchStrategy:
+    return st.tuples(st.sampled_from(wrong) | NO_NUMBERS).map(lambda pair: [0.03, pair[0]])
+
+
+UNIT = (0, -0.5, 1.5)
+# What each option must not be; whoever adds an option adds its row.
+NEVER = {
+    "network": st.one_of(TRUTHS, TEXTS, st.integers(), st.floats()),
+    "likelihood": st.one_of(TRUTHS, TEXTS, st.integers(), st.none(), ANYTHING),
+    "temperature": st.one_of(NO_NUMBERS, st.floats(max_value=0), st.none()),
+    "max_images": whole(1) | st.none(),
+    "interval": whole(1) | st.none(),
+    "image_key": texts() | st.none(),
+    "label_key": texts(),
+    "output_key": st.one_of(TRUTHS, st.floats(0.1, 0.9), ANYTHING, st.sampled_from(["", " "])),
+    "per_image": NO_LISTS
+    | st.one_of(TRUTHS, st.floats(0.1, 0.9), st.integers(max_value=-1), st.just("")).map(lambda x: [x]),
+    "prefix": texts() | st.none(),
+    "rank": whole(1),
+    "energy": st.one_of(NO_NUMBERS, st.floats(max_value=0), st.floats(min_value=1, exclude_min=True)),
+    "channel_mask": NO_LISTS.filter(lambda value: value not in ("", b""))
+    | st.sampled_from([[], [0], [2, 1], ["1"], [None]]),
+    "directions": st.one_of(TRUTHS, st.integers(), st.floats(), st.none(), ANYTHING, st.just(["high", ""])),
+    "strengths": NO_LISTS | lists_with(0, -0.1, 0.03) | st.none(),
+    "strength": st.one_of(NO_NUMBERS, st.none(), st.floats().filter(lambda value: value not in (0.01, 0.03, 0.1))),
+    "draws": whole(1, 10_000) | st.none(),
+    "sigma": NO_NUMBERS | st.floats(max_value=0),
+    "clip": NO_LISTS
+    | st.sampled_from([[], [0], [1, 0], [0, 0], [0, 1, 2], [float("nan"), 1], ["0", "1"], [False, True]]),
+    "removals": NO_LISTS | lists_with(*UNIT, 0.03),
+    "mask_key": texts(),
+    "group_key": texts(),
+    "shown": whole(0) | st.none(),
+    "reference": st.one_of(
+        TRUTHS, TEXTS, st.floats(), st.sampled_from([np.zeros(3), ["a"], [None], torch.ones(2) * 1j, {}])
+    ),
+    "batch_size": whole(1),
+    "seed": whole(0) | st.none(),
+    "use_inferer": st.one_of(st.integers(), TEXTS, st.none(), ANYTHING),
+    "on_error": st.one_of(TRUTHS, TEXTS, st.none(), ANYTHING),
+    "profile": st.one_of(st.integers(), TEXTS, st.none(), ANYTHING),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_any_wrong_value_of_any_option_is_refused_with_a_sentence_when_it_is_given(name):
+    @settings(derandomize=True, deadline=None, max_examples=60, database=None)
+    @given(NEVER[name])
+    def check(value):
+        if name == "network" and callable(value):
+            return
+        with pytest.raises((ValueError, TypeError)) as caught:
+            IFIMHandler(**{name: value})
+        message = str(caught.value)
+        assert re.search(rf"{name.rstrip('s')}|Give rank|Likelihood", message, re.IGNORECASE), message
+        assert re.search(r".{25}\.$", message), message  # a sentence
+
+    check()
+
+
+def test_whole_numbers_may_come_from_numpy_and_torch_and_are_kept_as_pythons():
+    names = [
+        name for name in OPTIONS if isinstance(getattr(Options(), name), int) and name not in ("profile", "use_inferer")
+    ]
+    names += ["batch_size"]
+    for make in (np.int8, np.uint64, torch.tensor, np.array, float):
+        options = Options(**{name: make(3) for name in names}, temperature=np.float32(2), profile=np.True_)
+        assert {type(getattr(options, name)) for name in names} == {int}
+        assert (options.seed, options.temperature, options.profile) == (3, 2, True)
+
+
+def test_numbers_beyond_the_data_set_mean_all_of_it():
+    images, endless = pictures(), dict.fromkeys(("max_images", "shown", "rank", "batch_size", "interval"), 2**63 - 1)
+    options = {"directions": ["high"], "seed": 2**63 - 1}
+    found = measure("handler", CNN(), items(images), **endless, **options)
+    truth = measure("handler", CNN(), items(images), max_images=7, shown=7, rank=2, batch_size=7, **options)
+    assert found.metrics == pytest.approx(truth.metrics, rel=1e-12)
+    assert len(found.cases) == len(truth.cases) == 7
 
 
 @pytest.mark.parametrize("kind", [IFIMMetric, IFIMHandler])
