@@ -9,9 +9,9 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
-from monai_ifim.model import Model  # noqa: E402
+from monai_ifim.model import Model
 
 
 @pytest.fixture

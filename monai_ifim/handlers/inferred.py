@@ -32,10 +32,15 @@ class Inferred(nn.Module):
         return self.inferer(images, self.network, *arguments, **keyword_arguments)
 
 
+def calls_only(engine: Evaluator) -> bool:
+    """Whether the evaluator's inferer only calls the network."""
+    inferer = getattr(engine, "inferer", None)
+    return inferer is None or type(inferer) is SimpleInferer
+
+
 def with_inferer(network: Callable, engine: Evaluator) -> Callable:
     """The network inside the inferer of an evaluator; itself where the inferer only calls it."""
-    inferer = getattr(engine, "inferer", None)
-    return network if inferer is None or type(inferer) is SimpleInferer else Inferred(network, inferer)
+    return network if calls_only(engine) else Inferred(network, engine.inferer)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from monai.engines import Evaluator, default_prepare_batch
 from torch import Tensor
 
+from monai_ifim.handlers.joined import Container
 from monai_ifim.model import PerImage, inputs_of_rows, is_out_of_memory, plain_tensor
 
 # Of errors about shapes that do not fit each other.
@@ -20,17 +21,25 @@ _SHAPES = (ValueError, RuntimeError, IndexError, TypeError)
 
 @dataclass(frozen=True, eq=False)
 class FurtherInputs:
-    """The further inputs of a network; what each image has for itself stands in a ``PerImage``, all else is shared."""
+    """The further inputs of a network; what each image has for itself stands in a ``PerImage``, all else is shared.
+
+    ``container`` is that of images which the network takes in a dictionary or list, with what else is inside.
+    """
 
     arguments: tuple = ()
     keyword_arguments: Mapping[str, Any] = field(default_factory=dict)
+    container: Container | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.arguments or self.keyword_arguments)
+        return bool(self.arguments or self.keyword_arguments or self.container)
 
     def of_rows(self, rows: Tensor) -> FurtherInputs:
         """Those of some images (n,) only."""
-        return FurtherInputs(inputs_of_rows(self.arguments, rows), inputs_of_rows(self.keyword_arguments, rows))
+        container = self.container
+        if container is not None:
+            container = replace(container, held=inputs_of_rows(container.held, rows))
+        arguments, keyword_arguments = (inputs_of_rows(held, rows) for held in (self.arguments, self.keyword_arguments))
+        return FurtherInputs(arguments, keyword_arguments, container)
 
     def by_image(self, batch: Any, batch_size: int, declared: Sequence[int | str] = ()) -> FurtherInputs:
         """The same with what belongs to single images in a ``PerImage``.
@@ -63,7 +72,10 @@ class FurtherInputs:
             named[name] = PerImage(named[name])
         found = {name: _by_image(value, name, entries, batch_size) for name, value in named.items()}
         arguments = tuple(found[place] for place in range(len(self.arguments)))
-        return FurtherInputs(arguments, {name: found[name] for name in self.keyword_arguments})
+        container = self.container
+        if container is not None:
+            container = replace(container, held=_by_image(dict(container.held), -1, entries, batch_size))
+        return FurtherInputs(arguments, {name: found[name] for name in self.keyword_arguments}, container)
 
     def shared(self) -> list[str]:
         """Names and places of those that are passed whole and have a first axis."""

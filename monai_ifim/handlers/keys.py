@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.engines import Evaluator
+from monai.utils import CommonKeys as Keys
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from torch import Tensor
 
 from monai_ifim.handlers.batch import Batch, naming_the_labels
 from monai_ifim.handlers.inputs import FurtherInputs
+from monai_ifim.handlers.joined import Container, join
 from monai_ifim.likelihoods import strip_trailing_axes
 from monai_ifim.model import parameter_dtype, plain_tensor
 
@@ -39,13 +41,25 @@ class BatchKeys:
     mask: str | None = None
     group: str | None = None
 
-    def images(self, engine: Evaluator, network: Callable) -> Tensor:
-        """The images (B, C_in, *spatial), as the network reads them outside autocast."""
+    def images(self, engine: Evaluator, network: Callable, cast: bool = False) -> tuple[Tensor, Container | None]:
+        """The images (B, C_in, *spatial), and the container where the network takes them in one.
+
+        Args:
+            engine: the evaluator.
+            network: that looks at them.
+            cast: whether the network reads another dtype than that of the images, as autocast would have cast them.
+        """
         found = _there(engine, _find(engine, self.image), "image_key", self.image, "the key of the network's input")
+        container = None
+        passed: Any = engine.state.output.get(Keys.IMAGE) if isinstance(engine.state.output, Mapping) else None
+        if found is passed and _holds_tensors(found):
+            found, container = join(found)
+        elif _holds_tensors(passed) and any(found is value for _, value in _items(passed)):
+            found, container = join(passed, only=next(key for key, value in _items(passed) if value is found))
         images = _plain(found).to(engine.state.device)
-        if images.dtype.is_floating_point:  # autocast would have cast them for the network
+        if cast and images.dtype.is_floating_point:
             images = images.to(parameter_dtype(network, images.dtype))
-        return images
+        return images, container
 
     def batch(self, engine: Evaluator, images: Tensor, inputs: FurtherInputs) -> Batch:
         """The images with what belongs to them.
@@ -142,8 +156,10 @@ class BatchKeys:
 
     def _meta(self, engine: Evaluator) -> Mapping[str, Any]:
         image = _find(engine, self.image)
-        if isinstance(image, MetaTensor):
-            return image.meta
+        inside = [value for _, value in _items(image)] if _holds_tensors(image) else [image]
+        first = next((value for value in inside if isinstance(value, MetaTensor)), None)
+        if first is not None:
+            return first.meta
         meta = _find(engine, f"{self.image}_meta_dict")
         return meta if isinstance(meta, Mapping) else {}
 
@@ -154,10 +170,23 @@ def _plain(values: Any) -> Tensor:
 
 
 def _find(engine: Evaluator, key: str) -> Any:
-    for held in (engine.state.output, engine.state.batch):
+    output = engine.state.output
+    inputs = output.get(Keys.IMAGE) if isinstance(output, Mapping) else None  # may be a container
+    for held in (output, inputs, engine.state.batch):
         if isinstance(held, Mapping) and held.get(key) is not None:
             return held[key]
     return None
+
+
+def _items(container: Any) -> list[tuple[Any, Any]]:
+    return list(container.items() if isinstance(container, Mapping) else enumerate(container))
+
+
+def _holds_tensors(found: Any) -> bool:
+    """Whether a dictionary, list or tuple holds tensors that have a batch axis."""
+    if not isinstance(found, (Mapping, list, tuple)):
+        return False
+    return any(isinstance(value, Tensor) and value.ndim > 0 for _, value in _items(found))
 
 
 def _there(engine: Evaluator, found: Any, option: str, key: str, remedy: str) -> Any:

@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from monai_ifim.fisher import input_fisher
 from monai_ifim.handlers.agreement import Agreement
 from monai_ifim.handlers.batch import Batch, Part, naming_the_labels
+from monai_ifim.handlers.computed import Computed
+from monai_ifim.handlers.identity import Chosen, default_names, shares, take
 from monai_ifim.handlers.inferred import Inferred, naming_the_inferer
 from monai_ifim.handlers.inputs import FurtherInputs, naming_shared_inputs
+from monai_ifim.handlers.joined import Joined, Layout
 from monai_ifim.handlers.measured import Measured, details, mask_table, measure, reference_cosine, spectrum_table
 from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.selection import ImageSelection
 from monai_ifim.handlers.shown import cases_of, donors_among, lenders, reasons_to_show
 from monai_ifim.likelihoods import resolve_likelihood
-from monai_ifim.model import Model, preserve_state, unwrap
+from monai_ifim.model import Model, forget_verdicts, preserve_state, unwrap
 from monai_ifim.perturbation import resolve_directions
 from monai_ifim.results import IFIMResult
 from monai_ifim.statistics import summarise
@@ -66,6 +69,8 @@ class Recorder:
         self.network: Callable = _no_network
         self.details: dict[str, np.ndarray] = {}
         self.parts: list[Part] = []
+        self._compared = False
+        self._joined: dict[Layout, Joined] = {}
 
     @property
     def direction_names(self) -> list[str]:
@@ -82,14 +87,23 @@ class Recorder:
         """Begin an epoch of ``epoch_length`` batches of a loader (default all), and choose its images."""
         self.forget()
         self.network = network
+        self._compared = False
+        self._joined = {}
+        forget_verdicts(network)  # it is tried anew each epoch
         self.selection.start(loader, epoch_length)
 
-    def observe(self, batch: Batch, chosen: tuple[Sequence[int], Sequence[int]] | None = None) -> None:
+    def observe(
+        self,
+        batch: Batch,
+        chosen: tuple[Sequence[int], Sequence[int]] | None = None,
+        computed: Computed | None = None,
+    ) -> None:
         """Compute the spectra of the chosen images of a batch, and keep these images for the end of the epoch.
 
         Args:
             batch: the next one.
             chosen: rows and positions from ``selection.choose``, where that was asked already.
+            computed: what the evaluator's own forward pass gave for the batch; compared once an epoch.
 
         Raises:
             ValueError: When images, labels, masks, outputs or options do not fit together.
@@ -108,19 +122,23 @@ class Recorder:
                 channel_mask=self.options.channel_mask,
                 keep_factor=False,  # of all images together it would not fit into memory
             )
+            if computed is not None and not self._compared:
+                self._compared = computed.compare(model, fisher.outputs, len(batch.images), rows)
         if batch.labels is not None:
             with naming_the_labels(self.options.label_key, self.likelihood):
                 self.likelihood.targets(batch.labels, fisher.outputs.shape[1])
         table = spectrum_table(fisher)
         table.insert(0, "image", positions)
         table.insert(1, "seen", [first + row for row in rows])
-        table.insert(2, "name", list(part.names or [f"image_{position:06d}" for position in positions]))
+        table.insert(2, "name", list(part.names or default_names(positions)))
         if self.options.reference is not None:
             table["reference_cosine"] = reference_cosine(fisher, self.options.reference)
         if part.groups is not None:
             table["group"] = list(part.groups)
         if part.masks is not None:
             table = table.join(mask_table(fisher, part.masks))
+        if part.names is not None:
+            self.selection.check_names(positions, part.names)
         self.parts.append(Part(table, part.on_cpu(), fisher.to("cpu"), batch.images.device))
 
     def finish(self) -> IFIMResult:
@@ -132,8 +150,13 @@ class Recorder:
         Raises:
             WatchError: On all processes that communicate, when one of them failed.
         """
+        ordered, whole, size = self.selection.ordered, self.selection.whole, self.selection.data_set_size
+        everyone_chose = self.agreement.gathered(lambda: Chosen.of(self.parts, size, ordered, whole))
+        share = shares(everyone_chose, self.options.max_images, self.options.seed)[
+            process_rank() if len(everyone_chose) > 1 else 0
+        ]
+        self.parts = take(self.parts, share)
         lending = self.agreement.gathered(lambda: lenders(self.parts))
-        self._leave_to_lower_ranks([set(theirs) for theirs in lending])
         donors, seen, options = donors_among(lending), self.selection.seen, self.options
         measured = Measured.joined(
             self.agreement.gathered(
@@ -159,7 +182,7 @@ class Recorder:
             options=options.values(),
             network=_description(self.network),
             likelihood=self.likelihood,
-            data_set_size=self.selection.data_set_size,
+            data_set_size=share.data_set_size,
             epoch=0,
             strength=strength,
             seed=options.seed,
@@ -169,24 +192,18 @@ class Recorder:
     @contextmanager
     def _model(self, inputs: FurtherInputs) -> Iterator[Model]:
         with preserve_state(self.network), naming_shared_inputs(inputs):
+            network, arguments, container = self.network, inputs.arguments, inputs.container
+            if container is not None:
+                network = self._joined.setdefault(container.layout, Joined(network, container.layout))
+                arguments = (container.held, *arguments)
             yield Model(
-                self.network,
+                network,
                 self.likelihood,
                 output_key=self.options.output_key,
-                arguments=inputs.arguments,
+                arguments=arguments,
                 keyword_arguments=inputs.keyword_arguments,
                 batch_size=self.options.batch_size,
             )
-
-    def _leave_to_lower_ranks(self, positions: Sequence[set[int]]) -> None:
-        """Forget the images that another process has, too: each is counted once where every one saw the whole set."""
-        theirs = set().union(*positions[: process_rank()]) if len(positions) > 1 else set()
-        kept = [[row for row, position in enumerate(part.positions) if position not in theirs] for part in self.parts]
-        self.parts = [
-            part if len(rows) == len(part.positions) else part.select(rows)
-            for part, rows in zip(self.parts, kept)
-            if rows
-        ]
 
 
 def _description(network: Callable) -> str:

@@ -5,23 +5,28 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from monai.data import ThreadDataLoader
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
 from monai_ifim.handlers.processes import process_count, process_rank
+
+# Of loaders that give the batches of their sampler in its order.
+_IN_ORDER = (DataLoader.__iter__, ThreadDataLoader.__iter__)
 
 
 class ImageSelection:
     """A fixed, seeded choice of at most ``max_images`` positions of the data set behind a loader, over all processes.
 
-    Behind a sequential or an unshuffled distributed sampler the choice is ``randperm(N, seed)[:max_images]``, and the
-    padding copies of a distributed sampler are dropped. An item of the data set may give several images (a list of
-    patches that the collate function flattens), each item as many: N then counts images, and image ``i`` of item ``n``
-    has the position ``n * images per item + i``. Any other loader gives the first ``max_images`` that are seen, with
-    one warning.
+    Behind a sequential or an unshuffled distributed sampler (or a subclass that leaves their order) the choice is
+    ``randperm(N, seed)[:max_images]``, and the padding copies of a distributed sampler are dropped. An item of the data
+    set may give several images (a list of patches that the collate function flattens), each item as many: N then counts
+    images, and image ``i`` of item ``n`` has the position ``n * images per item + i``. Any other loader gives the first
+    ``max_images`` that are seen, with one warning.
     """
 
     def __init__(self, max_images: int, seed: int) -> None:
@@ -35,6 +40,26 @@ class ImageSelection:
         self._chosen: set[int] = set()
         self._found = 0
         self._uneven = self._warned = False
+        self._names: dict[int, str] = {}
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the positions are those of the data set."""
+        return self._items is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether this process goes through all of its data set, in order."""
+        return self._items is not None and self._items.stride == 1
+
+    def check_names(self, positions: Sequence[int], names: Sequence[str]) -> None:
+        """Warn, once, where another image than at an earlier epoch stands at a position: the data set changes."""
+        if self.ordered and any(self._names.setdefault(*pair) != pair[1] for pair in zip(positions, names)):
+            self._warn(
+                "the data set gives other images at the same places than at an earlier epoch (a cache that replaces "
+                "its items, for one), so that epochs do not compare. Give the evaluator a data set that stays.",
+                "at other images than before",
+            )
 
     def start(self, loader: Any, epoch_length: int | None = None) -> None:
         """Begin an epoch over the first ``epoch_length`` batches of a loader; default all."""
@@ -81,12 +106,11 @@ class ImageSelection:
         order = torch.randperm(images, generator=torch.Generator().manual_seed(self.seed))
         self._chosen = set(order[: self.max_images].tolist())
 
-    def _warn(self, cause: str) -> None:
+    def _warn(self, cause: str, what: str = "") -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"iFIM looks at the first {self.max_images} images that the loader gives: {cause}", stacklevel=3
-            )
+            what = what or f"at the first {self.max_images} images that the loader gives"
+            warnings.warn(f"iFIM looks {what}: {cause}", stacklevel=3)
 
 
 @dataclass
@@ -115,17 +139,21 @@ class _Items:
     def of(cls, loader: Any, epoch_length: int | None) -> _Items | None:
         """Those of a loader; None where the n-th image seen is not known to be a certain one of the data set."""
         # MONAI's ThreadDataLoader can give each batch several times
-        if not isinstance(loader, DataLoader) or getattr(loader, "repeats", 1) != 1:
+        known = isinstance(loader, DataLoader) and type(loader).__iter__ in _IN_ORDER
+        if not known or getattr(loader, "repeats", 1) != 1:
+            return None
+        if loader.num_workers > 0 and not getattr(loader, "in_order", True):
             return None
         batches: Any = loader.batch_sampler
         if type(batches) is not BatchSampler:
             return None
         sampler: Any = batches.sampler  # loader.sampler is not used where the user gives a batch sampler
-        distributed = isinstance(sampler, DistributedSampler) and not sampler.shuffle
-        if not distributed and not isinstance(sampler, SequentialSampler):
+        order = getattr(type(sampler), "__iter__", None)  # a subclass may have another
+        distributed = order is DistributedSampler.__iter__ and not sampler.shuffle
+        if not distributed and order is not SequentialSampler.__iter__:
             return None
         offset, stride = (sampler.rank, sampler.num_replicas) if distributed else (0, 1)
-        in_data_set, batch_size = len(loader.dataset), batches.batch_size  # type: ignore[arg-type]
+        in_data_set, batch_size = len(loader.dataset), batches.batch_size
         return cls(
             in_data_set=in_data_set,
             count=in_data_set if epoch_length is None else min(in_data_set, epoch_length * batch_size * stride),

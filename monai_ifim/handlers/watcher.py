@@ -15,7 +15,8 @@ from ignite.engine import Events
 from monai.engines import EnsembleEvaluator, Evaluator, IterationEvents, Trainer
 
 from monai_ifim.handlers.agreement import Agreement
-from monai_ifim.handlers.inferred import with_inferer
+from monai_ifim.handlers.computed import Computed, StateWarning, autocast_dtype
+from monai_ifim.handlers.inferred import calls_only, with_inferer
 from monai_ifim.handlers.inputs import Prepared
 from monai_ifim.handlers.keys import BatchKeys
 from monai_ifim.handlers.options import Options
@@ -139,11 +140,17 @@ class Watcher(Options):
             return
         with self._times.part("spectrum"), self.agreement.careful(), self._noticing(engine):
             try:
-                images = self.keys.images(engine, self.recorder.network)
+                low = autocast_dtype(engine)
+                images, container = self.keys.images(
+                    engine, self.recorder.network, cast=low is not None or self.network is not None
+                )
                 chosen = self.recorder.selection.choose(len(images))
                 if chosen[0]:
-                    inputs = self._prepared.inputs.by_image(engine.state.batch, len(images), self.per_image)
-                    self.recorder.observe(self.keys.batch(engine, images, inputs), chosen)
+                    inputs = replace(self._prepared.inputs, container=container)
+                    inputs = inputs.by_image(engine.state.batch, len(images), self.per_image)
+                    batch = self.keys.batch(engine, images, inputs)
+                    same = self.network is None and (self.use_inferer or calls_only(engine))
+                    self.recorder.observe(batch, chosen, Computed.by(engine, low) if same else None)
             except BaseException:
                 self.recorder.parts = []  # nothing stays in memory
                 raise
@@ -154,7 +161,7 @@ class Watcher(Options):
         """Logs a shortage of memory, once for each message; the images that are left out are logged at the end."""
 
         def say(message: str, category: type[Warning]) -> None:
-            if issubclass(category, MemoryWarning):
+            if issubclass(category, (MemoryWarning, StateWarning)):
                 self.agreement.once(engine.logger.warning, message)
 
         return notices_to(say)

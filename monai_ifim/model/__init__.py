@@ -7,6 +7,7 @@ from monai_ifim.model.channels import check_channel_mask, restricted, varied, va
 from monai_ifim.model.inputs import PerImage, input_values, inputs_of_rows, plain_tensor
 from monai_ifim.model.model import Linearisation, Model
 from monai_ifim.model.state import parameter_dtype, preserve_state, unwrap
+from monai_ifim.model.trial import differing, forget_verdicts
 
 __all__ = [
     "Batches",
@@ -17,6 +18,8 @@ __all__ = [
     "PerImage",
     "check_channel_mask",
     "default_batch_size",
+    "differing",
+    "forget_verdicts",
     "input_values",
     "inputs_of_rows",
     "is_out_of_memory",

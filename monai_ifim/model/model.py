@@ -29,10 +29,13 @@ from monai_ifim.model.state import (
     restored,
     unwrap,
 )
-from monai_ifim.model.trial import Verdict, try_alone, try_replacement, try_state, verdict_of
+from monai_ifim.model.trial import Verdict, changing_state, try_alone, try_replacement, try_state, verdict_of
 
 # Names of replacements.
 _NORMALISATION, _CHANNELS_LAST = "plain_normalisation", "channels_last_weights"
+
+# Of what networks say to features in another memory layout.
+_LAYOUT_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 _NO_GRADIENT = (
     "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
@@ -253,6 +256,11 @@ class Model:
             raise RuntimeError("the outputs have no tangent")
         return tangent
 
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """Paths of the state that a pass is known to change (and that is given back)."""
+        return changing_state(self.network)
+
     @contextmanager
     def _tried(self, images: Tensor) -> Iterator[None]:
         """The state of the network is restored at the end; before its first pass, some are tried out."""
@@ -276,7 +284,7 @@ class Model:
         def outputs_of(some: Tensor, rows: Sequence[int], channels_last: bool = False) -> Tensor:
             model = self.rows(torch.tensor(rows))
             with restored(self.network, verdict.changing or ()):
-                return self._arranged((model._channels_last if channels_last else model._plain)(some), some)
+                return self.arranged((model._channels_last if channels_last else model._plain)(some), some)
 
         precision = coarsest_dtype(self._modules, images.dtype)
         few = list(range(min(2, len(images))))
@@ -302,14 +310,20 @@ class Model:
     def _outputs(self, images: Tensor) -> Tensor:
         self._check(images)
         with one_at_a_time, self._normalised(images):
-            return self._arranged(self._called(images), images)
+            return self.arranged(self._called(images), images)
 
     def _check(self, images: Tensor) -> None:
         if any(module.training for module in self._coupling):
             check_modules(cast(nn.Module, self.network), self._modules)
         self.check_inputs(len(images))
 
-    def _arranged(self, outputs: Any, images: Tensor) -> Tensor:
+    def arranged(self, outputs: Any, images: Tensor) -> Tensor:
+        """What the network gave for images (B, C_in, *spatial), as outputs (B, outputs).
+
+        Raises:
+            TypeError: When it is something else than a tensor (see ``output_key``).
+            ValueError: When it is not (B, outputs).
+        """
         # a sliding window may have moved them to another device
         return self.likelihood.arrange(plain_tensor(self._selected(outputs)), images.shape[0]).to(images.device)
 
@@ -318,7 +332,7 @@ class Model:
         if sound.get(_CHANNELS_LAST, False) and self._replacements.suit_channels_last(images):
             try:
                 return self._channels_last(images)
-            except Exception as error:  # it depends on the shape whether a network can do with it
+            except _LAYOUT_ERRORS as error:  # it depends on the shape whether a network can do with it
                 if is_out_of_memory(error):
                     raise
                 sound[_CHANNELS_LAST] = False

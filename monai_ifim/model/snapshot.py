@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 # Attributes of every module: torch's own bookkeeping, apart from those that hold tensors and layers.
 _HOLDERS = ("_parameters", "_buffers", "_modules")
@@ -63,8 +63,12 @@ class Snapshot:
         """
         changed: set[str] = set()
         with torch.no_grad():
-            for held in (*self._holders, *self._tensors, *self._values):
-                changed.update(held.restore())
+            for holder in self._holders:
+                changed.update(holder.restore())
+            for tensor in self._tensors:
+                changed.update(tensor.restore())
+            for value in self._values:
+                changed.update(value.restore())
         return sorted(changed)
 
     def _keep(self, value: Any, path: str) -> None:
@@ -103,7 +107,7 @@ class Snapshot:
                     waiting.extend(_items(own, path))
 
     def _keep_tensor(self, tensor: Tensor, path: str) -> None:
-        if isinstance(tensor, UninitializedTensorMixin) or tensor.is_meta or tensor.is_inference():
+        if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)) or tensor.is_meta or tensor.is_inference():
             return  # the first two have no values, and those of inference mode are refused later
         kept = tensor.detach().clone() if self._copies(path) else None
         self._tensors.append(_Tensor(path, tensor, tensor.data, kept))

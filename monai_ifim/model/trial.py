@@ -47,6 +47,15 @@ def verdict_of(network: Callable, kind: Any) -> Verdict:
         return Verdict()
 
 
+def changing_state(network: Callable) -> tuple[str, ...]:
+    """Paths of the state that a pass of this network was found to change, for images of any kind."""
+    try:
+        verdicts = _VERDICTS.get(getattr(network, "__self__", network), {})
+    except TypeError:
+        return ()
+    return tuple(sorted({path for verdict in verdicts.values() for path in verdict.changing or ()}))
+
+
 def forget_verdicts(network: Callable) -> None:
     """Have the network tried anew."""
     try:
@@ -55,28 +64,27 @@ def forget_verdicts(network: Callable) -> None:
         return
 
 
-def differing(one: Tensor, other: Tensor, precision: torch.dtype | None = None) -> float:
-    """The greatest difference between two outputs (B, outputs) of the same images where it is more than rounding; else 0.
+def differing(outputs: Tensor, others: Tensor, precision: torch.dtype | None = None) -> float:
+    """The greatest difference between outputs (B, outputs) and others of the same images; 0 where it is rounding.
 
     Rounding is the square root of the precision's, relative to the greatest output, and 1e-5 at least: a network may
     compute in less inside. Images with outputs that are not finite do not count.
 
     Args:
+        outputs: (B, outputs).
+        others: (B, outputs).
         precision: the coarsest dtype that either was computed in; default that of the outputs.
     """
-    rounding = max(torch.finfo(dtype).eps for dtype in (precision or one.dtype, one.dtype, other.dtype))
-    if one.device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
+    rounding = max(torch.finfo(dtype).eps for dtype in (precision or outputs.dtype, outputs.dtype, others.dtype))
+    if outputs.device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
         rounding = max(rounding, _TF32)
-    finite = torch.isfinite(one).all(dim=1) & torch.isfinite(other).all(dim=1)
-    one, other = one[finite].double(), other[finite].double()
-    if not len(one):
+    finite = torch.isfinite(outputs).all(dim=1) & torch.isfinite(others).all(dim=1)
+    found, expected = outputs[finite].double(), others[finite].double()
+    if not len(found):
         return 0.0
-    difference = float((one - other).abs().max())
-    return (
-        difference
-        if difference > max(rounding**0.5, _LEAST_TOLERANCE) * float(torch.maximum(one.abs(), other.abs()).max())
-        else 0.0
-    )
+    difference = float((found - expected).abs().max())
+    greatest = float(torch.maximum(found.abs(), expected.abs()).max())
+    return difference if difference > max(rounding**0.5, _LEAST_TOLERANCE) * greatest else 0.0
 
 
 def try_state(verdict: Verdict, network: Callable, passes: Callable[[], Any]) -> None:

@@ -184,6 +184,7 @@ def new_batches():
     gc.unfreeze()
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize(("route", "on_error"), [("metric", "raise"), ("handler", "continue")])
 @pytest.mark.parametrize(
     ("error", "call"),

@@ -26,17 +26,17 @@ def engine(images=IMAGES, output=None, **batch):
 
 
 def read(keys, state):
-    images = keys.images(state, nn.Identity())
+    images = keys.images(state, nn.Identity())[0]
     return keys.batch(state, images, FurtherInputs())
 
 
 def test_images_are_plain_on_the_device_in_the_networks_dtype_and_output_comes_before_batch():
     state = engine(MetaTensor(IMAGES), output={"image": MetaTensor(IMAGES / 2)})
-    images = BatchKeys().images(state, CNN())
+    images = BatchKeys().images(state, CNN())[0]
     assert type(images) is torch.Tensor
     assert torch.equal(images, (IMAGES / 2).double())
-    assert BatchKeys().images(engine(IMAGES.int()), CNN()).dtype == torch.int32  # refused later, in words
-    assert torch.equal(BatchKeys("scan").images(engine(scan=IMAGES.numpy()), nn.Identity()), IMAGES)
+    assert BatchKeys().images(engine(IMAGES.int()), CNN())[0].dtype == torch.int32  # refused later, in words
+    assert torch.equal(BatchKeys("scan").images(engine(scan=IMAGES.numpy()), nn.Identity())[0], IMAGES)
 
 
 LABELS = {
