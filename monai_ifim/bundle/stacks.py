@@ -194,6 +194,7 @@ class _Stacks:
         self._files, self._parts, self._request = files, parts, request
         self._known = {part.path: part for part in parts.values()}
         self._stacks = dict(stacks or {})
+        self._merges: dict[tuple[str | bool, ...], Config | ValueError] = {}
         self._definitions = [part for part in parts.values() if not _runs(part.content)]
 
     def all(self) -> tuple[list[Workflow], list[LeftOut]]:
@@ -301,6 +302,19 @@ class _Stacks:
         Raises:
             ValueError: When they cannot be merged; the end of a sentence.
         """
+        key = (*(part.path for part in stack), bool(overrides))
+        if key not in self._merges:
+            try:
+                self._merges[key] = self._merge(stack, overrides)
+            except ValueError as error:
+                self._merges[key] = error
+        made = self._merges[key]
+        if isinstance(made, ValueError):
+            raise made
+        return made
+
+    def _merge(self, stack: Sequence[_Part], overrides: Mapping[str, Any]) -> Config:
+        """See ``_config``, which keeps what was made."""
         from monai.bundle.utils import merge_kv  # versions that are too old do not have it, and get a sentence
 
         try:
