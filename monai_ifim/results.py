@@ -14,32 +14,60 @@ import json
 import math
 import platform
 import re
+import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from monai_ifim import statistics
+from monai_ifim import schema, statistics
+from monai_ifim.cells import from_cell, to_cell
 from monai_ifim.fisher import InputFisher
 from monai_ifim.likelihoods import Likelihood
 from monai_ifim.perturbation import ENDPOINTS
 
+_T = TypeVar("_T")
 # Counts up when a folder can no longer be read as before.
 FORMAT = 2
 SUMMARY = "summary.json"
 # What the summary takes from the result as it is.
 _TAKEN = ("versions", "options", "network", "likelihood", "solver", "exact", "epoch", "seed")
-_KEYS = (
-    *("created", *_TAKEN, "reference_strength", "images", "left_out", "kept_norm", "metrics"),
-    *("thresholds", "error_ranking"),
-)
+# What readers rely on.
+_SCHEMA = {
+    "created": schema.TEXT,
+    "versions": schema.Each(schema.TEXT),
+    "options": {"clip?": schema.RANGE},
+    "network": schema.TEXT,
+    "likelihood": schema.TEXT,
+    "solver": schema.TEXT,
+    "exact": schema.FLAG,
+    "epoch": schema.WHOLE,
+    "seed": schema.WHOLE,
+    "reference_strength": schema.POSITIVE,
+    "images": {
+        "data_set": schema.WHOLE_OR_NONE,
+        "used": schema.WHOLE,
+        "zero": schema.WHOLE,
+        "skipped": schema.Each(schema.WHOLE),
+    },
+    "left_out": [{"direction": schema.TEXT, "cause": schema.TEXT, "count": schema.WHOLE}],
+    "kept_norm": schema.Each(schema.NUMBER),
+    "metrics": schema.Each(schema.NUMBER),
+    "thresholds": [
+        {"direction": schema.TEXT, "quadratic_strength?": schema.NUMBER, "half_flip_strength?": schema.NUMBER}
+    ],
+    "error_ranking": [
+        {"score": schema.TEXT, "count": schema.WHOLE, "errors": schema.NUMBER}
+        | dict.fromkeys(("auroc", "low", "high"), schema.FINITE)
+    ],
+}
 _OVER_IMAGES = ("endpoint", "statistic", "value", "low", "high", "count", "degenerate")
 # The columns of each table, in this order. Further ones follow them, as far as they were measured: endpoints, labels,
 # patients, masks.
@@ -56,6 +84,11 @@ _COLUMNS = {
 # Text, whatever stands there: a file may be called "NA" or "007".
 _TEXT = {"direction", "component", "control", "endpoint", "statistic", "degenerate"}
 _TEXT |= {"name", "skipped", "case", "group", "predicted", "label"}
+# Text that may be numbers, which stay as they are.
+_NUMBERED = {"predicted", "label"}
+_NUMBERS = re.compile(r"[-+\d.eE ]+")
+# As Case.stem makes them.
+_STEM = re.compile(r"[A-Za-z0-9_.-]{1,120}")
 # One column an output: probabilities, indicators of the label, predicted numbers, labels.
 _AN_OUTPUT = re.compile(r"(probability|truth|output|target)_\d+")
 
@@ -255,6 +288,38 @@ def read_tables(folder: str | Path) -> ResultTables:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. Give the folder that IFIMSaver wrote.")
+    return read_at_once(folder, lambda: _read_tables(folder))
+
+
+def read_at_once(folder: Path, read: Callable[[], _T]) -> _T:
+    """What ``read`` finds in a folder, again where a run has replaced the folder meanwhile: never parts of two epochs.
+
+    Raises:
+        OSError: When the folder is replaced time and again.
+    """
+    for _ in range(20):
+        before = _identity(folder)
+        try:
+            found = read()
+        except (OSError, ValueError):
+            if _identity(folder) == before:
+                raise
+            continue
+        if _identity(folder) == before:
+            return found
+    raise OSError(f"{folder} was replaced again and again while it was read. Try again when less is written there.")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Which folder stands there."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _read_tables(folder: Path) -> ResultTables:
     summary = _read_summary(folder)
     images, curves, comparisons = (_read(folder, f"{name}.csv") for name in ("images", "curves", "comparisons"))
     removals = _read(folder, "removals.csv") if (folder / "removals.csv").is_file() else None
@@ -265,7 +330,7 @@ def read_tables(folder: str | Path) -> ResultTables:
             "are not of one run: write the folder again."
         )
     for case in sorted(set(images.case) - {""}):
-        if Path(case).name != case:
+        if not _STEM.fullmatch(case):
             raise ValueError(f"{folder / 'images.csv'} names a case {case!r}, which is not a plain file name.")
     return tables
 
@@ -282,15 +347,23 @@ def existing_file(folder: Path, name: str) -> Path:
 def holds_results(folder: str | Path) -> bool:
     """Whether a folder holds what :func:`write_tables` wrote, in this or another format."""
     try:
-        return "reference_strength" in json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        summary = json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+        return isinstance(summary, dict) and "reference_strength" in summary
+    except (OSError, ValueError, RecursionError):
         return False
 
 
 def _write(table: pd.DataFrame, file: Path) -> None:
     first = list(_COLUMNS[file.name])
     further = [name for name in table if name not in first and not _AN_OUTPUT.fullmatch(str(name))]
-    table[first + further].to_csv(file, index=False)
+    texts = {name: table[name].map(partial(_cell, name)) for name in table if name in _TEXT}
+    table.assign(**texts)[first + further].to_csv(file, index=False, encoding="utf-8")
+
+
+def _cell(column: str, value: Any) -> Any:
+    if not isinstance(value, str) or (column in _NUMBERED and _NUMBERS.fullmatch(value)):
+        return value
+    return to_cell(value)
 
 
 def _summary(result: IFIMResult) -> dict[str, Any]:
@@ -342,18 +415,30 @@ def _json(value: Any) -> Any:
 def _read_summary(folder: Path) -> dict[str, Any]:
     file = existing_file(folder, SUMMARY)
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        summary = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}). Let IFIMSaver write the folder again.") from error
     found = summary.get("format") if isinstance(summary, dict) else None
-    if found != FORMAT:
+    if found != FORMAT or isinstance(found, bool):
         raise ValueError(
-            f"{file} has the format {found!r}; this version reads {FORMAT}. Give a folder that IFIMSaver wrote, or "
-            "use the version of monai_ifim that wrote it."
+            f"{file} has the format {reprlib.repr(found)}; this version reads {FORMAT}. Give a folder that IFIMSaver "
+            "wrote, or use the version of monai_ifim that wrote it."
         )
-    if missing := [key for key in _KEYS if key not in summary]:
+    if missing := [key for key in _SCHEMA if key not in summary]:
         raise ValueError(f"{file} lacks {', '.join(missing)}. Let IFIMSaver write the folder again.")
+    try:
+        schema.check(summary, schema.ANYTHING)
+        schema.check(summary, _SCHEMA)
+        if summary["metrics"].get("coupling_transfer") is not None:
+            interval = {f"coupling_transfer_ci95_{end}": schema.NUMBER for end in ("lower", "upper")}
+            schema.check(summary["metrics"], interval, "metrics")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}. Let IFIMSaver write the folder again.") from error
     return summary
+
+
+def _no_constant(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
 
 
 def _numbers(text: pd.Series) -> pd.Series:
@@ -365,11 +450,25 @@ def _numbers(text: pd.Series) -> pd.Series:
 def _read(folder: Path, name: str) -> pd.DataFrame:
     file = existing_file(folder, name)
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
         if missing := [column for column in _COLUMNS[name] if column not in table]:
             raise ValueError(f"it lacks {', '.join(missing)}")
-        for column in set(table) - _TEXT:
-            table[column] = _numbers(table[column])
+        for column in table:
+            table[column] = table[column].map(from_cell) if column in _TEXT else _checked(table[column])
+        if "endpoint" in table and (unknown := sorted(set(table.endpoint) - set(ENDPOINTS))):
+            raise ValueError(f"{reprlib.repr(unknown[0])} is no endpoint")
+        if name == "images.csv" and not table.image.is_unique:
+            raise ValueError("an image stands there twice")
         return table
     except ValueError as error:
         raise ValueError(f"{file} is not a table of IFIMSaver: {error}. Let it write the folder again.") from error
+
+
+def _checked(text: pd.Series) -> pd.Series:
+    try:
+        numbers = _numbers(text)
+    except (ValueError, OverflowError):
+        numbers = text
+    if len(text) and not pd.api.types.is_numeric_dtype(numbers):
+        raise ValueError(f"its column {reprlib.repr(text.name)} does not hold numbers")
+    return numbers

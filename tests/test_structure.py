@@ -24,6 +24,7 @@ ROOMS = (
     ("perturbation",),
     ("statistics",),
     ("__init__",),
+    ("cells", "schema"),
     ("results",),
     ("transforms", "visualize"),
     ("handlers",),

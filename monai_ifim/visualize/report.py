@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from monai_ifim.perturbation import ENDPOINTS
-from monai_ifim.results import ResultTables, existing_file, read_tables
+from monai_ifim.results import ResultTables, read_at_once, read_tables
 from monai_ifim.statistics import bootstrap_interval, per_group
 from monai_ifim.visualize import wording
 from monai_ifim.visualize.style import direction_styles
@@ -50,14 +50,15 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     output = folder / "report.html" if output is None else Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"The page is an HTML file, so its name must end in .html, got {output}.")
-    tables = read_tables(folder)
-    content = _content(tables) | _pictures(tables, folder) | {"folder": folder.resolve().name}
+    tables, pictures = read_at_once(folder, lambda: _tables_and_pictures(folder))
+    content = _content(tables) | pictures | {"folder": folder.resolve().name}
     if not output.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {output.parent} to write the page to; make it first.")
     page = _template().render(content)
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        # names may hold what is no text, halves of surrogate pairs
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, output)
     finally:
         temporary.unlink(missing_ok=True)
@@ -193,25 +194,34 @@ def _mask(tables: ResultTables) -> wording.Verdict | None:
     return wording.mask_verdict(metrics.get("mask_energy"), metrics.get("mask_share"), interval, tables.unit)
 
 
-def _pictures(tables: ResultTables, folder: Path) -> dict[str, dict[str, str]]:
-    """The pictures of the folder, those over all images by name and those of the shown images by case."""
+def _tables_and_pictures(folder: Path) -> tuple[ResultTables, dict[str, dict[str, str | None]]]:
+    tables = read_tables(folder)
+    return tables, _pictures(tables, folder)
+
+
+def _pictures(tables: ResultTables, folder: Path) -> dict[str, dict[str, str | None]]:
+    """The pictures of the folder, those over all images by name and those of the shown images by case.
+
+    None stands for one that could not be drawn when the folder was written.
+    """
     drawn = {
         "curves": len(tables.perturbed),
         "spectrum": len(tables.images),
         "histogram": len(tables.images),
         "removals": tables.removals is not None,
     }
-    names = {case: f"figures/case_{case}.png" for case in sorted(set(tables.images.case) - {""})}
     return {
-        "figures": {name: _picture(folder, f"figures/{name}.png") for name, there in drawn.items() if there},
-        # images without two or three axes have no picture
-        "panels": {case: _picture(folder, name) for case, name in names.items() if (folder / name).is_file()},
+        "figures": {name: _picture(folder / "figures" / f"{name}.png") for name, there in drawn.items() if there},
+        "panels": {
+            case: _picture(folder / "figures" / f"case_{case}.png") for case in sorted(set(tables.images.case) - {""})
+        },
     }
 
 
-def _picture(folder: Path, name: str) -> str:
-    """A data URI."""
-    file = existing_file(folder, name)
+def _picture(file: Path) -> str | None:
+    """A data URI; None without a file."""
+    if not file.is_file():
+        return None
     data = file.read_bytes()
     if not data.startswith(_PNG):
         raise ValueError(f"{file} is not a PNG picture. Let IFIMSaver write the folder again.")

@@ -74,7 +74,7 @@ def as_factor(logarithm: Any) -> str:
         >>> as_factor(0.5), as_factor(6.9)
         ('3.16 times', '7.94\xa0×\xa010⁶ times')
     """
-    text = as_number(None if logarithm is None else 10 ** float(logarithm))
+    text = as_number(None if logarithm is None else math.inf if float(logarithm) > 300 else 10 ** float(logarithm))
     return text if text == _NONE else f"{text} times"
 
 
