@@ -256,6 +256,12 @@ class Options:
         except ValueError as error:
             raise ValueError(f"removals cannot be used: {error}") from error
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.values()
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__init__(**values)  # type: ignore[misc]
+
     def values(self) -> dict[str, Any]:
         """Each option's value, by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any
 
@@ -16,8 +17,60 @@ from monai_ifim.handlers.processes import process_count, process_rank
 from monai_ifim.handlers.watcher import Functions, Watcher
 
 
+class _Route(Watcher):
+    """One evaluation at a time; and copies, which are made anew from the options, with the last result."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._lock = threading.RLock()
+        self._measured: int | None = None  # the evaluator whose epoch is open
+        self._overtaken: set[int] = set()  # those whose epoch was open when that of another one began
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": super().__getstate__(), "result": self.result, "metric_details": self.metric_details}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state["options"])
+        self.result, self.metric_details = state["result"], state["metric_details"]
+
+    def begin(self, engine: Evaluator) -> None:
+        with self._lock:
+            if self._measured is not None:
+                self._overtaken.add(self._measured)
+            self._overtaken.discard(id(engine))
+            self._measured = id(engine)
+            super().begin(engine)
+
+    def prepare(self, engine: Evaluator) -> None:
+        with self._lock:
+            if self._measures(engine):
+                super().prepare(engine)
+
+    def observe(self, engine: Evaluator) -> None:
+        with self._lock:
+            if self._measures(engine):
+                super().observe(engine)
+
+    def finish(self, engine: Evaluator) -> None:
+        with self._lock:
+            if self._measures(engine):
+                self._measured = None
+                super().finish(engine)
+
+    def _measures(self, engine: Evaluator) -> bool:
+        """Whether the open epoch is that of this evaluator; an error where it was, and another one began."""
+        if id(engine) in self._overtaken:
+            message = (
+                "Another evaluation began before this one was at its end, and one object measures one at a time. Give "
+                "each evaluator that runs inside another one, or in a thread of its own, its own IFIMHandler or "
+                "IFIMMetric."
+            )
+            self.agreement.settle(engine.logger.error, ValueError(message))
+        return self._measured == id(engine)
+
+
 @documented(OPTIONS)
-class IFIMMetric(Watcher, Metric):
+class IFIMMetric(_Route, Metric):
     """Input-dependent Fisher information of an evaluator's network, and what perturbations do to its predictions.
 
     For ``key_val_metric`` or ``additional_metrics`` of a MONAI evaluator (which ignores the latter where there is no
@@ -85,7 +138,7 @@ class IFIMMetric(Watcher, Metric):
 
 
 @documented(OPTIONS)
-class IFIMHandler(Watcher):
+class IFIMHandler(_Route):
     """What :class:`IFIMMetric` does, from a list of handlers, wherever it stands in it, with or without a key metric.
 
     The numbers are taken at the last iteration of the epoch, so that every handler of ``EPOCH_COMPLETED``
@@ -111,7 +164,6 @@ class IFIMHandler(Watcher):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.agreement.communicate = False
-        self._finished = False
 
     @property
     def metric(self) -> Watcher:
@@ -140,16 +192,7 @@ class IFIMHandler(Watcher):
         last = (Events.ITERATION_COMPLETED, self._finish_at_last_iteration), (Events.EPOCH_COMPLETED, self.finish)
         return [*super().functions(), *last]
 
-    def begin(self, engine: Evaluator) -> None:  # noqa: D102
-        self._finished = False
-        super().begin(engine)
-
     def _finish_at_last_iteration(self, engine: Evaluator) -> None:
         length = engine.state.epoch_length
         if length is not None and engine.state.iteration % length == 0:
             self.finish(engine)
-
-    def finish(self, engine: Evaluator) -> None:  # noqa: D102
-        if not self._finished:
-            self._finished = True
-            super().finish(engine)

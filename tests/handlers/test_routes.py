@@ -6,7 +6,10 @@ import contextlib
 import copy
 import csv
 import logging
+import pickle
 import re
+import shutil
+import threading
 import warnings
 
 import mlflow
@@ -450,6 +453,107 @@ def test_one_may_watch_two_evaluators_and_the_same_one_twice(route):
         assert ifim.metric.result is ifim.result is not None
 
 
+# ---------------------------------------------------------------- copies, and several evaluations at once
+
+
+def pickled(value):
+    return pickle.loads(pickle.dumps(value))
+
+
+@both_routes
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
+def test_a_copy_is_attached_to_nothing_and_has_the_options_the_last_result_and_then_the_same_numbers(route, copied):
+    options = {**LIGHT, "directions": ["high", "random"], "seed": np.int64(3), "channel_mask": [True], "interval": 2}
+    ifim = on_route(route, **options)
+    before = copied(ifim)
+    engine = attached(ifim, CNN(), items(pictures()))
+    engine.run()
+    numbers = logged(engine)
+    after = copied(ifim)
+    assert after.result.metrics == ifim.result.metrics
+    for name, values in ifim.metric_details.items():
+        np.testing.assert_array_equal(after.metric_details[name], values)
+    assert (before.result, before.metric_details) == (None, {})
+    for one in (before, after):
+        assert one.values() == ifim.values()
+        assert not one.watches(engine)
+        own = attached(one, CNN(), items(pictures()))
+        own.run()
+        assert logged(own) == numbers
+    engine.run()  # the second evaluation, which the interval leaves out: a copy counts its own
+    assert not logged(engine)
+
+
+def test_a_copy_with_its_saver_still_belongs_to_it(tmp_path):
+    ifim = IFIMHandler(**LIGHT)
+    saver = IFIMSaver(ifim, tmp_path)
+    attached(ifim, CNN(), items(pictures(3)), saver)
+    for copied in (copy.deepcopy, pickled):
+        own, its = copied([ifim, saver])
+        assert its.ifim is own
+        attached(own, CNN(), items(pictures(3)), its).run()
+        assert (tmp_path / "ifim" / "summary.json").is_file()
+        shutil.rmtree(tmp_path / "ifim")
+
+
+def in_threads(engines):
+    """Run evaluators at the same time; what each of them raised."""
+    errors = [None] * len(engines)
+
+    def run(number):
+        try:
+            engines[number].run()
+        except Exception as error:
+            errors[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(engines))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    return errors
+
+
+@both_routes
+@pytest.mark.parametrize("shared", [False, True])
+def test_four_evaluators_in_four_threads_have_the_numbers_of_one_alone(route, shared):
+    options = {"directions": ["high", "random"], "draws": 2, "strengths": [0.03], "shown": 0}
+    network = CNN().eval() if shared else None  # MONAI would put a shared one back into training mode in between
+    truth = logged(run(CNN().eval(), items(pictures(), LABELS), route, **options))
+    engines = [evaluator(network or CNN(), items(pictures(), LABELS), route, **options) for _ in range(4)]
+    assert in_threads(engines) == [None] * 4
+    for engine in engines:  # another thread's passes may stand where one's own stood in memory
+        same(logged(engine), truth, 1e-9 if shared else 0)
+
+
+@both_routes
+@pytest.mark.parametrize("on_error", ["raise", "continue"])
+def test_an_evaluation_that_another_one_of_the_same_object_overtakes_is_refused_and_the_other_is_right(route, on_error):
+    ifim = on_route(route, **LIGHT, on_error=on_error)
+    outer, inner = (attached(ifim, CNN(seed=seed), items(pictures(), LABELS), per_batch=2) for seed in (0, 4))
+    outer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda engine: inner.run())
+    logs = []
+    outer.logger.addHandler(logging_to(logs))
+    if on_error == "raise":
+        with pytest.raises(ValueError, match=r"Another evaluation began before .* its own IFIMHandler or IFIMMetric"):
+            outer.run()
+    else:
+        outer.run()
+        assert sum("Another evaluation began" in line for line in logs) == 1
+    assert not logged(outer)
+    assert logged(inner) == logged(run(CNN(seed=4), items(pictures(), LABELS), route, **LIGHT, per_batch=2))
+    outer = attached(ifim, CNN(), items(pictures(), LABELS), per_batch=2)
+    outer.run()
+    assert logged(outer) == logged(run(CNN(), items(pictures(), LABELS), route, **LIGHT, per_batch=2))
+
+
+def logging_to(lines):
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    return handler
+
+
 BASE = """
 support: "$__import__('tests.handlers').handlers"
 validate:
@@ -485,8 +589,8 @@ ifim: {{_target_: monai_ifim.handlers.IFIMMetric, {OPTIONS}}}
 @both_routes
 def test_an_overlay_that_is_listed_twice_attaches_once(route, tmp_path, monkeypatch):
     written, drawn = [], []
-    monkeypatch.setattr(IFIMSaver, "write", lambda self, result: written.append(self))
-    monkeypatch.setattr(IFIMFigureHandler, "draw", lambda self, result: drawn.append(self))
+    monkeypatch.setattr(IFIMSaver, "_write", lambda self, *_: written.append(self) or {})
+    monkeypatch.setattr(IFIMFigureHandler, "_draw", lambda self, *_: drawn.append(self) or {})
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "overlay.yaml").write_text(OVERLAYS[route] + FOLLOWERS)
     events, numbers = [], []
