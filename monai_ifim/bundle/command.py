@@ -142,7 +142,7 @@ def _config_files(root: Path, value: str | Sequence[str] | None) -> tuple[str, .
         value = read if not isinstance(read, str) or (root / read).exists() else read.split(",")
     if value is None:
         return ()
-    files = list(value) if isinstance(value, (list, tuple)) else [value]
+    files: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if not files or not all(isinstance(file, str) and file for file in files):
         raise ValueError(f"--config_file must name one file or a list of files, got {value!r}.")
     return tuple(files)

@@ -109,6 +109,20 @@ class Config:
             return self.get(id)
         return self.get(id) if isinstance(value, str) and _RELATIVE.search(value) else value
 
+    def macro(self, id: str) -> str | None:
+        """The macro in whose place there is something now at an id; None where it stands there itself.
+
+        An empty text where it is behind a macro above it. No other file can add to what a macro brings.
+        """
+        try:
+            value = _item(self._written, id)
+        except (KeyError, IndexError, ValueError):
+            return ""
+        if not isinstance(value, str):
+            return None
+        value = ConfigParser.resolve_relative_ids(id, value)
+        return value if value.startswith("%") else None
+
     def get(self, id: str) -> Any:
         """What stands at an id; None where nothing does."""
         try:
@@ -226,8 +240,18 @@ def is_disabled(value: Any) -> bool:
     return isinstance(value, Mapping) and str(value.get("_disabled_")).strip().lower() == "true"
 
 
-def copied(value: Any) -> Any:
-    """The same structure; objects in it, as Python users may have put them there, are shared."""
-    if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, list) else value
+def copied(value: Any, made: dict[int, Any] | None = None) -> Any:
+    """The same structure; objects in it, as Python users may have put them there, are shared.
+
+    What stands at several places, behind an anchor of YAML, is one thing in the copy, too; ``made`` has all of them.
+    """
+    made = {} if made is None else made
+    if not isinstance(value, (Mapping, list)):
+        return value
+    if id(value) not in made:
+        made[id(value)] = (
+            {key: copied(item, made) for key, item in value.items()}
+            if isinstance(value, Mapping)
+            else [copied(item, made) for item in value]
+        )
+    return made[id(value)]

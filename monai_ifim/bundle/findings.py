@@ -20,6 +20,7 @@ from monai_ifim.likelihoods import LIKELIHOODS, Likelihood, LikelihoodLike
 # What the overlay can say of a regression in place of its likelihood's name.
 GAUSSIAN = "likelihood: {_target_: monai_ifim.Gaussian, scale: 1.0}"
 OWN_IDS = ("ifim", "ifim_figures", "ifim_saver")  # that the overlay defines
+COPIES = ("ifim_metrics", "ifim_handlers")  # and where it must, of what the evaluator has
 
 _OUTPUTS = ("num_classes", "out_channels", "num_outputs", "n_classes", "classes")
 _CHANNELS = ("in_channels", "n_input_channels", "input_channels")
@@ -74,7 +75,7 @@ class Findings:
     handlers_at: str | None = None
     handlers_expression: str = ""
     several_processes: bool = False
-    overrides: dict[str, str] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     output_dir: str = "eval"
     items: list[Finding] = field(default_factory=list)
@@ -144,9 +145,11 @@ def find(
     findings.refusal = None if assume_classifier else refusal(config, engine, network, loss, described_outputs)
     if engine.name == "EnsembleEvaluator":
         findings.refusal = "an EnsembleEvaluator has several networks; use IFIMMetric(network=...) in Python for one"
-    if config.get(engine.id) is not engine.content:
+    if config.macro(engine.id) is not None:
+        findings.refusal = "its evaluator stands behind a macro (%), and no other config can add to it; write it out"
+    elif config.get(engine.id) is not engine.content:
         findings.refusal = f"its evaluator stands at an id that no other config can name ({engine.id})"
-    taken = next((id for id in OWN_IDS if id in config), None)
+    taken = next((id for id in (*OWN_IDS, *COPIES) if id in config), None)
     if taken is not None:
         findings.refusal = f"it defines an id {taken} itself, which the overlay would replace; rename that one"
     outputs = _find_outputs(findings, network, engine, described_outputs)
@@ -336,8 +339,8 @@ def _find_route(findings: Findings, engine: Component) -> None:
     value, place = engine.content.get("key_val_metric"), f"{engine.id}#key_val_metric"
     at, metrics = config.follow(value, place)
     takes_entry = isinstance(metrics, Mapping) and metrics and "_target_" not in metrics
-    if takes_entry and _is_shared(config, value, place):
-        findings.metrics_expression = f"@{at}"
+    if takes_entry and (_is_shared(config, value, place) or config.macro(at) is not None):
+        findings.metrics_expression = _reached(findings, at, COPIES[0])
         where = f"{source(at)}, which is not changed: others have it; the metric route, in a copy"
         findings.add("key metric", next(iter(metrics)), where)
     elif takes_entry:
@@ -354,8 +357,8 @@ def _find_route(findings: Findings, engine: Component) -> None:
         findings.add("handlers", "on rank 0 only", source(at))
         value, place = f"@{on_rank_0[1]}", at
         at, handlers = config.follow(value)
-    if isinstance(handlers, list) and _is_shared(config, value, place):
-        findings.handlers_expression = f"@{at}"
+    if isinstance(handlers, list) and (_is_shared(config, value, place) or config.macro(at) is not None):
+        findings.handlers_expression = _reached(findings, at, COPIES[1])
         findings.add("handlers", f"a list of {len(handlers)}", f"{source(at)}, which is not changed: others have it")
         _find_metrics_savers(findings, at, handlers)
     elif isinstance(handlers, list):
@@ -374,6 +377,19 @@ def _find_route(findings: Findings, engine: Component) -> None:
     if findings.several_processes and not findings.by_metric:
         findings.add("processes", "several", "", "without a key metric each process logs its own images")
     _find_output_dir(findings, at, handlers if isinstance(handlers, list) else [])
+
+
+def _reached(findings: Findings, at: str, id: str) -> str:
+    """A reference to what others have too; what stands in the evaluator itself gets an item of its own for that."""
+    config = findings.workflow.config
+    if not at.startswith(f"{findings.evaluator}#"):
+        return f"@{at}"
+    if any(at in config.references(text) for text in config.texts()):
+        findings.refusal = (
+            findings.refusal or f"others refer to what stands in its evaluator ({at}); give that an id of its own"
+        )
+    findings.overrides[id] = config.macro(at) or config.get(at)
+    return f"@{id}"
 
 
 def _find_output_dir(findings: Findings, at: str, handlers: Sequence[Any]) -> None:
@@ -423,6 +439,9 @@ def _is_shared(config: Config, value: Any, at: str) -> bool:
         value: of the option.
         at: where it stands, from which the first step is its own.
     """
+    end = config.follow(value, at)[1]
+    if sum(other is end for other in config.values()) > 1:  # an anchor
+        return True
     own = 0
     for _ in range(20):  # circular references end somewhere
         if sum(at in config.references(text) for text in config.texts()) > own:

@@ -194,7 +194,7 @@ class _Stacks:
         self._files, self._parts, self._request = files, parts, request
         self._known = {part.path: part for part in parts.values()}
         self._stacks = dict(stacks or {})
-        self._merges: dict[tuple[str | bool, ...], Config | ValueError] = {}
+        self._merges: dict[tuple[tuple[str, ...], bool], Config | ValueError] = {}
         self._definitions = [part for part in parts.values() if not _runs(part.content)]
 
     def all(self) -> tuple[list[Workflow], list[LeftOut]]:
@@ -302,7 +302,7 @@ class _Stacks:
         Raises:
             ValueError: When they cannot be merged; the end of a sentence.
         """
-        key = (*(part.path for part in stack), bool(overrides))
+        key = tuple(part.path for part in stack), bool(overrides)
         if key not in self._merges:
             try:
                 self._merges[key] = self._merge(stack, overrides)

@@ -10,7 +10,7 @@ from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 
 from monai_ifim.bundle.configs import Config
-from monai_ifim.bundle.findings import Findings, find
+from monai_ifim.bundle.findings import COPIES, Findings, find
 from monai_ifim.bundle.overlay import additions
 from monai_ifim.bundle.requirement import check_monai
 from monai_ifim.bundle.stacks import Workflow
@@ -88,6 +88,10 @@ def attach(
         raise ValueError(f"iFIM cannot be attached: {findings.refusal}.{advice}")
     options = {**findings.options, **options}
     engine: Any = _made(parser, findings.evaluator)
+    if engine is None and any(id in findings.overrides for id in COPIES):
+        raise ValueError(
+            "iFIM cannot be attached: the evaluator has its metrics or handlers in common with others. Give it its own."
+        )
     by_metric = engine is None and findings.by_metric
     ifim = IFIMMetric(**options) if by_metric else IFIMHandler(**options)
     folder = output_dir if output_dir is not None else _output_dir(parser, findings)

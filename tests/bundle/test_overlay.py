@@ -268,3 +268,61 @@ def test_the_commands_are_exact_and_name_the_section_to_run_where_it_is_not_run(
     assert run_command(overlay.findings[0], "/else/where.yaml") == (
         "python -m monai.bundle run evaluating --config_file \"['configs/inference.json', '/else/where.yaml']\""
     )
+
+
+# What stands at several places, or behind macros
+
+
+def merged_alone(text: str, root: Path) -> dict[str, Any]:
+    """What MONAI makes of the text of a config with the overlay behind it, with macros replaced."""
+    write(root, {"inference.yaml": text})
+    (workflow,), left_out = read_workflows(root)
+    assert left_out == []
+    findings = find(workflow)
+    assert findings.refusal is None
+    overlay = overlays([findings])[0]
+    _, content = merged(root, findings, overlay)
+    content |= {id: id for id in OURS}
+    parser = ConfigParser(content)
+    return {
+        id: parser.get_parsed_content(id) for id in ("evaluator#val_handlers", "evaluator#key_val_metric", "others")
+    }
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("kind", ["anchor", "macro", "plain"])
+def test_what_is_reached_by_anchors_and_macros_gets_ours_and_others_do_not(kind: str, inline: bool, tmp_path: Path):
+    config = {key: value for key, value in alone([]).items() if key not in ("handlers", "evaluator")}
+    evaluator = part("SupervisedEvaluator", network="@network")
+    rest = yaml.safe_dump({**config, "evaluator": evaluator}, sort_keys=True)
+    first, second = ("&h", "*h") if kind == "anchor" else ("", "'%others#handlers'" if kind == "macro" else "[1, 2]")
+    metrics = {"anchor": "*m", "macro": "'%others#metrics'", "plain": "{a: 1}"}[kind]
+    text = f"others: {{handlers: {first} [1, 2], metrics: {'&m' if kind == 'anchor' else ''} {{a: 1}}}}\n{rest}"
+    if inline:
+        evaluator_text = f"  val_handlers: {second}\n  key_val_metric: {metrics}\n"
+        text = text.replace("evaluator:\n", f"evaluator:\n{evaluator_text}")
+    else:
+        evaluator_text = "  val_handlers: '@the_handlers'\n  key_val_metric: '@the_metrics'\n"
+        text = text.replace("evaluator:\n", f"evaluator:\n{evaluator_text}")
+        text += f"the_handlers: {second}\nthe_metrics: {metrics}\n"
+    made = merged_alone(text, tmp_path)
+    assert list(made["evaluator#val_handlers"]) == [1, 2, "ifim_figures", "ifim_saver"]
+    assert made["evaluator#key_val_metric"] == {"a": 1, "ifim": "ifim"}
+    assert made["others"] == {"handlers": [1, 2], "metrics": {"a": 1}}
+
+
+def test_an_evaluator_behind_a_macro_is_refused_as_no_file_can_add_to_it(tmp_path: Path):
+    config = {**alone([]), "validate": "%parts"}
+    config["parts"] = {"evaluator": config.pop("evaluator")}
+    findings = find(Workflow("inference", (), Config({**config, "run": ["$@validate#evaluator.run()"]})))
+    assert "behind a macro" in str(findings.refusal)
+
+
+def test_what_others_refer_to_inside_the_evaluator_is_not_changed_for_them():
+    config = alone([])
+    config["evaluator"]["val_handlers"] = []
+    config["trainer"] = part("SupervisedTrainer", train_handlers="@evaluator#val_handlers")
+    findings = find(Workflow("inference", (), Config(config)))
+    assert findings.refusal == (
+        "others refer to what stands in its evaluator (evaluator#val_handlers); give that an id of its own"
+    )
