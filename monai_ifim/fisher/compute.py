@@ -12,6 +12,7 @@ from torch import Tensor
 from monai_ifim.checks import is_number, is_whole
 from monai_ifim.fisher.gram import solve_with_gram
 from monai_ifim.fisher.spectrum import InputFisher, check_rank_and_energy
+from monai_ifim.interrupts import deferred
 from monai_ifim.likelihoods import LikelihoodLike
 from monai_ifim.model import Batches, Model, plain_tensor, varied_channels
 from monai_ifim.notices import notice
@@ -24,6 +25,7 @@ DEFAULT_CUTOFF = 1e-12
 SOLVERS: dict[str, Callable[..., InputFisher]] = {"gram": solve_with_gram}
 
 
+@deferred
 def input_fisher(
     network: Callable | Model,
     images: Tensor,

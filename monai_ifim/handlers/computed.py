@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,24 +28,32 @@ class Computed:
 
     Args:
         outputs: as the network gave them, of all images of a batch.
+        batch_size: how many images these are.
+        rows: which of them are meant; default all.
         precision: the dtype of autocast, where it was computed in.
     """
 
     outputs: Any
+    batch_size: int
+    rows: Sequence[int] | None = None
     precision: torch.dtype | None = None
 
+    def select(self, rows: Sequence[int]) -> Computed:
+        """The same for some rows of the batch."""
+        return replace(self, rows=rows)
+
     @classmethod
-    def by(cls, engine: Evaluator, precision: torch.dtype | None) -> Computed | None:
+    def by(cls, engine: Evaluator, batch_size: int, precision: torch.dtype | None) -> Computed | None:
         """Those in the evaluator's output; None where there are none, or they were computed in training mode."""
         output = engine.state.output
         found = output.get(Keys.PRED) if isinstance(output, Mapping) else None
         network = getattr(engine, "network", None)
         mode = getattr(engine, "mode", None)
         training = mode is train_mode or (mode is not eval_mode and getattr(network, "training", False))
-        return None if found is None or training else cls(found, precision)
+        return None if found is None or training else cls(found, batch_size, precision=precision)
 
-    def compare(self, model: Model, outputs: Tensor, batch_size: int, rows: Sequence[int]) -> bool:
-        """Compare with the outputs (n, outputs) of a model for some rows of the batch.
+    def compare(self, model: Model, outputs: Tensor) -> bool:
+        """Compare with the outputs (n, outputs) of a model for these rows.
 
         An evaluator with its own ``iteration_update`` may give probabilities instead of the outputs, or something else
         that is no matter here.
@@ -57,9 +65,10 @@ class Computed:
             ValueError: When they differ by more than rounding.
         """
         try:
-            theirs = model.arranged(self.outputs, outputs.new_empty(batch_size, 0))[list(rows)].detach()
+            theirs = model.arranged(self.outputs, outputs.new_empty(self.batch_size, 0)).detach()
         except (TypeError, ValueError):
             return False
+        theirs = theirs if self.rows is None else theirs[list(self.rows)]
         if theirs.shape != outputs.shape or not theirs.dtype.is_floating_point:
             return False
         difference = differing(outputs, theirs, self.precision)
@@ -82,8 +91,8 @@ class Computed:
             f"iFIM computes other outputs for the images than the evaluator did in the same iteration. {found}."
             f"{in_half} Something differs between both passes: the network draws random numbers in evaluation mode, "
             "changes its images or its state in place, uses the statistics of the batch, or depends on the memory "
-            "layout; or prepare_batch, the inferer or a handler changed images or further inputs on the way. Its Fisher "
-            "information would be that of other predictions than the evaluator's."
+            "layout; or prepare_batch, the inferer or a handler changed images or further inputs on the way. The "
+            "Fisher information would be that of other predictions than the evaluator's."
         )
 
 

@@ -20,7 +20,7 @@ from monai_ifim.handlers.batch import Part, joined_by_shape
 from monai_ifim.handlers.inputs import FurtherInputs
 from monai_ifim.handlers.options import Options
 from monai_ifim.likelihoods import Likelihood
-from monai_ifim.model import Model, plain_tensor, restricted, varied
+from monai_ifim.model import Batches, Model, plain_tensor, restricted, varied
 from monai_ifim.perturbation import removal_curves, sensitivity_curves
 from monai_ifim.perturbation.endpoints import endpoints_of
 from monai_ifim.statistics import per_image
@@ -122,7 +122,8 @@ def measure(
     removals: list[pd.DataFrame] = []
     left_out: Counter[tuple[str, str]] = Counter()
     kept_norm: dict[str, list[float]] = {direction.name: [] for direction in directions}
-    for part in joined_by_shape(parts, options.batch_size):
+
+    def measure_part(part: Part) -> bool:
         inputs, fisher = part.batch.images.to(part.device), part.fisher.to(part.device)
         theirs = [_donor(donors, position, image) for position, image in zip(part.positions, part.batch.images)]
         shared: dict[str, Any] = {"labels": part.batch.labels, "sigma": options.sigma, "clip": options.clip}
@@ -139,16 +140,22 @@ def measure(
                 positions=part.positions,
                 **shared,
             )
-            if options.removals:
-                removed = removal_curves(model, inputs, fisher, options.removals, **shared)
-                removals.append(removed.assign(image=np.take(part.positions, removed.image)))
+            removed = removal_curves(model, inputs, fisher, options.removals, **shared) if options.removals else None
+        table = part.table.join(measured.unperturbed.drop(columns="image"))
+        rows = measured.to_frame(predictions=True)
+        rows = rows.assign(image=np.take(part.positions, rows.image))
+        if removed is not None:
+            removals.append(removed.assign(image=np.take(part.positions, removed.image)))
+        images.append(table)
+        curves.append(rows)
         for name, causes in measured.skipped.items():
             left_out.update((name, causes[row]) for row in causes if row not in fisher.skipped)
             used = [row not in causes for row in range(len(fisher))]
             kept_norm[name] += measured.kept_norm[name][:, used].flatten().tolist()
-        images.append(part.table.join(measured.unperturbed.drop(columns="image")))
-        rows = measured.to_frame(predictions=True)
-        curves.append(rows.assign(image=np.take(part.positions, rows.image)))
+        return True
+
+    for part in joined_by_shape(parts, options.batch_size):
+        _in_pieces(part, measure_part)
     # pandas makes Python forget which warnings it has shown, so not before the network was called
     empty = _empty_tables(likelihood)
     return Measured(
@@ -176,6 +183,19 @@ def details(measured: Measured, directions: Sequence[str], strength: float) -> d
             values[table.seen.to_numpy(dtype=int), 0] = table[name]
             found[name] = values
     return found
+
+
+def _in_pieces(part: Part, work: Callable[[Part], bool]) -> None:
+    """Work on a part, or on pieces of it where memory is short outside the network, too."""
+
+    def on_rows(rows: Tensor) -> bool:
+        return work(part if len(rows) == len(part.positions) else part.select(rows.tolist()))
+
+    batches = Batches(len(part.positions))
+    for rows, fits in batches.run(torch.arange(len(part.positions)), on_rows):
+        if not fits:
+            raise batches.refusal(part.batch.images[rows[0]])
+    batches.warn("iFIM")
 
 
 def _donor(donors: Mapping[int, Tensor], position: int, image: Tensor) -> Tensor:

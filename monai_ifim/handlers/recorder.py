@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from monai_ifim.fisher import input_fisher
@@ -25,7 +26,7 @@ from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.selection import ImageSelection
 from monai_ifim.handlers.shown import cases_of, donors_among, lenders, reasons_to_show
 from monai_ifim.likelihoods import resolve_likelihood
-from monai_ifim.model import Model, forget_verdicts, preserve_state, unwrap
+from monai_ifim.model import Batches, Model, forget_verdicts, preserve_state, unwrap
 from monai_ifim.perturbation import resolve_directions
 from monai_ifim.results import IFIMResult
 from monai_ifim.statistics import summarise
@@ -112,34 +113,19 @@ class Recorder:
         first = self.selection.seen - len(batch.images)
         if not rows:
             return
-        part = batch.select(rows)
-        with naming_the_inferer(self.network), self._model(part.inputs) as model:
-            fisher = input_fisher(
-                model,
-                part.images,
-                rank=self.options.rank,
-                energy=self.options.energy,
-                channel_mask=self.options.channel_mask,
-                keep_factor=False,  # of all images together it would not fit into memory
-            )
-            if computed is not None and not self._compared:
-                self._compared = computed.compare(model, fisher.outputs, len(batch.images), rows)
-        if batch.labels is not None:
-            with naming_the_labels(self.options.label_key, self.likelihood):
-                self.likelihood.targets(batch.labels, fisher.outputs.shape[1])
-        table = spectrum_table(fisher)
-        table.insert(0, "image", positions)
-        table.insert(1, "seen", [first + row for row in rows])
-        table.insert(2, "name", list(part.names or default_names(positions)))
-        if self.options.reference is not None:
-            table["reference_cosine"] = reference_cosine(fisher, self.options.reference)
-        if part.groups is not None:
-            table["group"] = list(part.groups)
-        if part.masks is not None:
-            table = table.join(mask_table(fisher, part.masks))
-        if part.names is not None:
-            self.selection.check_names(positions, part.names)
-        self.parts.append(Part(table, part.on_cpu(), fisher.to("cpu"), batch.images.device))
+
+        def measure_some(some: Tensor) -> bool:
+            places: list[int] = some.tolist()
+            few = [rows[place] for place in places]
+            own = None if computed is None else computed.select(few)
+            self._measure(batch.select(few), [positions[place] for place in places], [first + row for row in few], own)
+            return True
+
+        batches = Batches(len(rows))  # memory can be short outside the network, too
+        for some, fits in batches.run(torch.arange(len(rows)), measure_some):
+            if not fits:
+                raise batches.refusal(batch.images[rows[int(some[0])]])
+        batches.warn("iFIM")
 
     def finish(self) -> IFIMResult:
         """Perturb the chosen images, and take the numbers over all of them, of all processes that communicate.
@@ -188,6 +174,38 @@ class Recorder:
             seed=options.seed,
             exact=measured.exact,
         )
+
+    def _measure(
+        self, part: Batch, positions: Sequence[int], seen: Sequence[int], computed: Computed | None = None
+    ) -> None:
+        """Compute the spectra of images, and keep them with what belongs to them."""
+        with naming_the_inferer(self.network), self._model(part.inputs) as model:
+            fisher = input_fisher(
+                model,
+                part.images,
+                rank=self.options.rank,
+                energy=self.options.energy,
+                channel_mask=self.options.channel_mask,
+                keep_factor=False,  # of all images together it would not fit into memory
+            )
+            if computed is not None and not self._compared:
+                self._compared = computed.compare(model, fisher.outputs)
+        if part.labels is not None:
+            with naming_the_labels(self.options.label_key, self.likelihood):
+                self.likelihood.targets(part.labels, fisher.outputs.shape[1])
+        table = spectrum_table(fisher)
+        table.insert(0, "image", positions)
+        table.insert(1, "seen", seen)
+        table.insert(2, "name", list(part.names or default_names(positions)))
+        if self.options.reference is not None:
+            table["reference_cosine"] = reference_cosine(fisher, self.options.reference)
+        if part.groups is not None:
+            table["group"] = list(part.groups)
+        if part.masks is not None:
+            table = table.join(mask_table(fisher, part.masks))
+        if part.names is not None:
+            self.selection.check_names(positions, part.names)
+        self.parts.append(Part(table, part.on_cpu(), fisher.to("cpu"), part.images.device))
 
     @contextmanager
     def _model(self, inputs: FurtherInputs) -> Iterator[Model]:

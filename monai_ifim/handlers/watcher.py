@@ -23,6 +23,7 @@ from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.profile import Profile
 from monai_ifim.handlers.recorder import Recorder
+from monai_ifim.interrupts import deferred, safe_point
 from monai_ifim.model import MemoryWarning, preserve_state
 from monai_ifim.notices import notices_to
 from monai_ifim.results import IFIMResult
@@ -106,6 +107,7 @@ class Watcher(Options):
             (IterationEvents.FORWARD_COMPLETED, self.observe),
         ]
 
+    @deferred
     def begin(self, engine: Evaluator) -> None:
         """Begin an evaluation epoch: drop what the last one left, and choose the images."""
         self.reset()
@@ -133,6 +135,7 @@ class Watcher(Options):
         if self._active and self.agreement.failure is None:
             self._prepared = Prepared.put_on(engine)
 
+    @deferred
     def observe(self, engine: Evaluator) -> None:
         """Compute the spectra of the chosen images of the batch that just passed the network."""
         Prepared.take_off(engine)
@@ -150,7 +153,7 @@ class Watcher(Options):
                     inputs = inputs.by_image(engine.state.batch, len(images), self.per_image)
                     batch = self.keys.batch(engine, images, inputs)
                     same = self.network is None and (self.use_inferer or calls_only(engine))
-                    self.recorder.observe(batch, chosen, Computed.by(engine, low) if same else None)
+                    self.recorder.observe(batch, chosen, Computed.by(engine, len(images), low) if same else None)
             except BaseException:
                 self.recorder.parts = []  # nothing stays in memory
                 raise
@@ -178,6 +181,7 @@ class Watcher(Options):
         self.metric_details = {self.prefix + name: values for name, values in self.recorder.details.items()}
         return {self.prefix + name: value for name, value in self.result.metrics.items()}
 
+    @deferred
     def finish(self, engine: Evaluator) -> None:
         """Write the numbers of the epoch into ``engine.state``, and hand the result to the listeners."""
         Prepared.take_off(engine)
@@ -207,6 +211,7 @@ class Watcher(Options):
                         draw_pictures(self.result)  # here, and kept for all who listen
                 with self._times.part("writing"):
                     for listener in self.listeners:
+                        safe_point()
                         listener(engine, self.result)
         self._times.finish()
         if self.profile:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from monai_ifim.interrupts import safe_point
 from monai_ifim.notices import notice
 
 _T = TypeVar("_T")
@@ -17,8 +18,9 @@ _T = TypeVar("_T")
 # Elements in a batch of images (about a million), and images in it, when the user gives no size.
 _BATCH_ELEMENTS = 2**20
 _BATCH_IMAGES = 64
-# Of RuntimeErrors: torch's allocator on a CPU (Linux, Windows), on other devices, and the libraries on a GPU.
-_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+# Of RuntimeErrors: torch's allocator on a CPU (Linux, Windows), on other devices, the libraries on a GPU, and oneDNN,
+# which says the same of other failures; those fail with one image, too, and are then raised.
+_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "could not create a primitive")
 
 
 def default_batch_size(elements: int) -> int:
@@ -81,6 +83,7 @@ class Batches:
         while start < len(rows):
             left = len(rows) - start
             pieces = -(-left // self.size)
+            safe_point()
             some = rows[start : start - (-left // pieces)]  # of like sizes: 4 and 4, not 6 and 2
             try:
                 done, result = self._try(work, some)

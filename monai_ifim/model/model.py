@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from monai_ifim.interrupts import deferred
 from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
 from monai_ifim.model.batching import default_batch_size, is_out_of_memory
 from monai_ifim.model.inputs import check_inputs, input_values, inputs_of_rows, plain_tensor, usable_inputs
@@ -162,6 +163,7 @@ class Model:
         """The batch size, or the default for images (B, C_in, *spatial) of this size."""
         return default_batch_size(images[0].numel()) if self.batch_size is None else int(self.batch_size)
 
+    @deferred
     def outputs(self, images: Tensor) -> Tensor:
         """The outputs (B, outputs) for plain images (B, C_in, *spatial), on their device, without a graph.
 
@@ -196,6 +198,7 @@ class Model:
                 finally:
                     point.close()
 
+    @deferred
     def jvp(self, images: Tensor, directions: Tensor) -> Tensor:
         """Jacobian-vector products ``J d``, (B, outputs), by two backward passes.
 

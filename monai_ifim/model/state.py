@@ -45,7 +45,7 @@ def unwrap(network: Callable) -> Callable:
 
 
 @contextmanager
-def preserve_state(network: Callable) -> Iterator[None]:
+def preserve_state(network: Callable, copies: bool = True) -> Iterator[None]:
     """The network in evaluation mode inside; its modes, its state and all random states are restored at the end.
 
     One thread at a time. The state is what a :class:`~monai_ifim.model.snapshot.Snapshot` keeps: layers, parameters,
@@ -54,6 +54,8 @@ def preserve_state(network: Callable) -> Iterator[None]:
 
     Args:
         network: any callable; only an ``nn.Module`` has modes and a state.
+        copies: whether the state is copied. A :class:`~monai_ifim.Model` restores what the network's first passes
+            changed without that, in a fraction of the time.
 
     Example:
         >>> network = nn.Dropout()
@@ -64,10 +66,10 @@ def preserve_state(network: Callable) -> Iterator[None]:
         True
     """
     with one_at_a_time:
-        yield from _preserved(network)
+        yield from _preserved(network, copies)
 
 
-def _preserved(network: Callable) -> Iterator[None]:
+def _preserved(network: Callable, copies: bool) -> Iterator[None]:
     # A frozen TorchScript module has no modes.
     modules = [m for m in network.modules() if hasattr(m, "training")] if isinstance(network, nn.Module) else []
     modes = [module.training for module in modules]
@@ -78,7 +80,7 @@ def _preserved(network: Callable) -> Iterator[None]:
     try:
         for module in modules:
             module.training = False
-        snapshot = Snapshot(network)
+        snapshot = Snapshot(network) if copies else None
         yield
     finally:
         if snapshot is not None:

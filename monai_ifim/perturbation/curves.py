@@ -19,6 +19,7 @@ from torch import Tensor
 
 from monai_ifim.checks import is_whole
 from monai_ifim.fisher import FisherOperator, InputFisher, checked_images
+from monai_ifim.interrupts import deferred
 from monai_ifim.model import Batches, Model, is_out_of_memory, plain_tensor, varied
 from monai_ifim.notices import notice
 from monai_ifim.perturbation.changes import (
@@ -78,6 +79,7 @@ class SensitivityCurves:
         return self._frame.join(self._predictions) if predictions else self._frame.copy()
 
 
+@deferred
 def sensitivity_curves(
     network: Callable | Model,
     images: Tensor,
@@ -218,6 +220,7 @@ def sensitivity_curves(
     )
 
 
+@deferred
 def removal_curves(
     network: Callable | Model,
     images: Tensor,

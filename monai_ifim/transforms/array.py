@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from monai_ifim.checks import is_list, is_number
 from monai_ifim.fisher import check_rank_and_energy, input_fisher
+from monai_ifim.interrupts import deferred
 from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
 from monai_ifim.model import Model, check_channel_mask, parameter_dtype, plain_tensor, preserve_state
 from monai_ifim.notices import notices_to
@@ -94,6 +95,7 @@ class IFIMSplit(Transform):
         self.output_key = output_key
         self.channel_mask = check_channel_mask(channel_mask)
 
+    @deferred
     def __call__(self, img: NdarrayOrTensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split one image.
 
@@ -109,7 +111,7 @@ class IFIMSplit(Transform):
         image = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
         plain = plain_tensor(image).detach()
         batch = _as_batch(plain, self.network)
-        with preserve_state(self.network):
+        with preserve_state(self.network, copies=False):
             model = Model(self.network, self.likelihood, output_key=self.output_key)
             fisher = input_fisher(
                 model, batch, rank=self.rank, energy=self.energy, channel_mask=self.channel_mask, keep_factor=False
@@ -250,13 +252,14 @@ class RandIFIMPerturb(RandomizableTransform):
                 perturbed.meta[PERTURBATION_KEY] = done
         return perturbed
 
+    @deferred
     def _perturb(self, plain: Tensor, label: Any) -> tuple[Tensor, dict[str, Any]]:
         """A plain image, perturbed as drawn, and what was done to it."""
         if self._drawn is None:
             raise RuntimeError("Nothing was drawn yet: call randomize() first, or with randomize=True.")
         strength, sign, seed = self._drawn
         batch = _as_batch(plain, self.network)
-        with preserve_state(self.network), notices_to(lambda *_: None):  # a cause goes into the meta-data
+        with preserve_state(self.network, copies=False), notices_to(lambda *_: None):  # a cause goes into the meta-data
             model = Model(self.network, self.likelihood, output_key=self.output_key)
             fisher = input_fisher(model, batch, rank=self.rank, energy=self.energy, channel_mask=self.channel_mask)
             if fisher.skipped:
