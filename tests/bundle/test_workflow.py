@@ -44,9 +44,14 @@ Written = list[tuple[str, Path]]
 def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
     """What would be drawn and written, and where: pictures take most of the time, and have tests of their own."""
     noted: Written = []
-    monkeypatch.setattr(IFIMFigureHandler, "draw", lambda self, _: noted.append(("drawn", Path(self.log_dir))))
+
+    def note(what: str, folder: Path) -> dict[str, Exception]:
+        noted.append((what, folder))
+        return {}
+
+    monkeypatch.setattr(IFIMFigureHandler, "_draw", lambda self, *_: note("drawn", Path(self.log_dir)))
     if getattr(request, "param", "") != "files":
-        monkeypatch.setattr(IFIMSaver, "write", lambda self, _: noted.append(("saved", self.folder)))
+        monkeypatch.setattr(IFIMSaver, "_write", lambda self, *_: note("saved", self.folder))
     yield noted
     set_determinism(None)
 

@@ -18,7 +18,7 @@ import monai.bundle  # noqa: F401
 
 from monai_ifim.handlers import IFIMFigureHandler, IFIMSaver
 
-DRAWING = [(IFIMFigureHandler, "draw", IFIMFigureHandler.draw), (IFIMSaver, "write", IFIMSaver.write)]
+DRAWING = [(kind, name, getattr(kind, name)) for kind, name in ((IFIMFigureHandler, "_draw"), (IFIMSaver, "_write"))]
 
 
 def run(line: str) -> int:
@@ -47,7 +47,7 @@ def main(commands: list[dict]) -> None:
         os.chdir(command["folder"])
         os.environ.update(command.get("environment", {}))
         for kind, name, method in DRAWING:  # takes most of the time, where nothing looks at it
-            setattr(kind, name, method if command.get("draw", True) else lambda *_: None)
+            setattr(kind, name, method if command.get("draw", True) else lambda *_: {})
         if rank == 0:
             print(f"RUN {command['name']}", flush=True)
         status = run(command["line"])
