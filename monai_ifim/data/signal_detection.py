@@ -19,9 +19,12 @@ J. Opt. Soc. Am. A 9, 649 (1992), for the lumpy background; H. H. Barrett, K. J.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,16 +83,22 @@ class SignalDetectionTask:
     signal_width: float = 2.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "spatial_size", tuple(int(size) for size in self.spatial_size))
-        if len(self.spatial_size) not in (2, 3) or min(self.spatial_size) < 2:
-            raise ValueError(f"spatial_size must give two or three axes of 2 pixels or more, got {self.spatial_size}.")
-        if self.num_classes < 2:
-            raise ValueError(f"num_classes must be 2 or more (class 0 has no signal), got {self.num_classes}.")
+        sizes = tuple(self.spatial_size) if isinstance(self.spatial_size, (Sequence, np.ndarray)) else ()
+        if len(sizes) not in (2, 3) or not all(_is_whole(size, 2) for size in sizes):
+            raise ValueError(
+                f"spatial_size must give two or three axes of 2 pixels or more, got {self.spatial_size!r}."
+            )
+        object.__setattr__(self, "spatial_size", tuple(int(size) for size in sizes))
+        if not _is_whole(self.num_classes, 2):
+            raise ValueError(f"num_classes must be 2 or more (class 0 has no signal), got {self.num_classes!r}.")
         if self.background not in ("gaussian", "lumpy"):
             raise ValueError(f"background must be 'gaussian' or 'lumpy', got {self.background!r}.")
         for name in ("mean_lumps", "lump_width", "blur_height", "blur_width", "noise_std", "signal_width"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+            if not (_is_finite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}.")
+        for name in ("lump_amplitude", "signal_amplitude"):
+            if not _is_finite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)!r}.")
 
     def blurred(self, amplitude: float, width: float) -> tuple[float, float]:
         """Amplitude and width of a Gaussian after the blur.
@@ -267,12 +276,14 @@ class SignalDetectionDataset(Dataset):
         mark_amplitude: float = 0.0,
         mark_agreement: float = 1.0,
     ) -> None:
-        if length < 1:
-            raise ValueError(f"length must be 1 or more, got {length}.")
-        if not np.isfinite(mark_amplitude):
-            raise ValueError(f"mark_amplitude must be finite, got {mark_amplitude}.")
-        if not 0 <= mark_agreement <= 1:
-            raise ValueError(f"mark_agreement must be a probability, from 0 to 1, got {mark_agreement}.")
+        if not _is_whole(length, 1):
+            raise ValueError(f"length must be a whole number, 1 or more, got {length!r}.")
+        if not _is_whole(seed, 0):
+            raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}.")
+        if not _is_finite(mark_amplitude):
+            raise ValueError(f"mark_amplitude must be finite, got {mark_amplitude!r}.")
+        if not (_is_finite(mark_agreement) and 0 <= mark_agreement <= 1):
+            raise ValueError(f"mark_agreement must be a probability, from 0 to 1, got {mark_agreement!r}.")
         self.task = task
         self.length = length
         self.seed = seed
@@ -351,3 +362,11 @@ def _along_axes(images: Tensor, matrices: Sequence[Tensor | np.ndarray]) -> Tens
         axis = index - len(matrices)
         images = torch.movedim(torch.movedim(images, axis, -1) @ torch.as_tensor(matrix).T, -1, axis)
     return images
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least  # type: ignore[operator]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

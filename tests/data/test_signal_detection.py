@@ -198,6 +198,29 @@ def test_parameters_out_of_range_are_named(options: dict, message: str):
         SignalDetectionTask(**options)
 
 
+FINITE = ("mean_lumps", "lump_width", "blur_height", "blur_width", "noise_std", "signal_width", "lump_amplitude")
+FINITE += ("signal_amplitude",)
+NO_NUMBERS = (True, "1", None, math.nan, math.inf, -math.inf, [1.0], 1j)
+
+
+def made(name: str, value: object) -> object:
+    if name in (*FINITE, "num_classes"):
+        return SignalDetectionTask(**{name: value})
+    if name == "spatial_size":
+        return SignalDetectionTask(spatial_size=(8, value))
+    return SignalDetectionDataset(SignalDetectionTask(), **{"length": 2, name: value})
+
+
+WHOLE = ("num_classes", "length", "seed", "spatial_size")
+
+
+@pytest.mark.parametrize("name", [*FINITE, *WHOLE, "mark_amplitude", "mark_agreement"])
+def test_what_is_no_number_is_refused_when_the_task_or_the_data_are_made(name: str):
+    for wrong in (*NO_NUMBERS, *((2.5, -1) if name in WHOLE else ())):
+        with pytest.raises(ValueError, match=f"{name} must"):
+            made(name, wrong)
+
+
 def test_dataset_refuses_no_items_and_indices_out_of_range():
     with pytest.raises(ValueError, match="length"):
         SignalDetectionDataset(SignalDetectionTask(), 0)
