@@ -64,7 +64,7 @@ _SCHEMA = {
         {"direction": schema.TEXT, "quadratic_strength?": schema.NUMBER, "half_flip_strength?": schema.NUMBER}
     ],
     "error_ranking": [
-        {"score": schema.TEXT, "count": schema.WHOLE, "errors": schema.NUMBER}
+        {"score": schema.TEXT, "count": schema.AMOUNT, "errors": schema.AMOUNT}
         | dict.fromkeys(("auroc", "low", "high"), schema.FINITE)
     ],
 }
@@ -427,7 +427,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     if missing := [key for key in _SCHEMA if key not in summary]:
         raise ValueError(f"{file} lacks {', '.join(missing)}. Let IFIMSaver write the folder again.")
     try:
-        schema.check(summary, schema.ANYTHING)
+        schema.check(summary, schema.Each(schema.ANYTHING))
         schema.check(summary, _SCHEMA)
         if summary["metrics"].get("coupling_transfer") is not None:
             interval = {f"coupling_transfer_ci95_{end}": schema.NUMBER for end in ("lower", "upper")}

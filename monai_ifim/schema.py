@@ -8,7 +8,6 @@ which those that end with ``?`` may be missing (others than these are not looked
 
 from __future__ import annotations
 
-import math
 import reprlib
 import sys
 from collections.abc import Callable
@@ -54,6 +53,7 @@ WHOLE = Kind("a whole number from 0", _is_whole)
 WHOLE_OR_NONE = Kind("a whole number from 0, or null", lambda value: value is None or _is_whole(value))
 FINITE = Kind("a finite number, or null", lambda value: value is None or _is_finite(value))
 NUMBER = Kind('a number, "inf", "-inf" or null', lambda value: FINITE.holds(value) or value in ("inf", "-inf"))
+AMOUNT = Kind("a finite number from 0", lambda value: _is_finite(value) and value >= 0)
 POSITIVE = Kind("a number above 0", lambda value: _is_finite(value) and value > 0)
 ANYTHING = Kind(f"text, finite numbers and lists and objects of such, {_DEEPEST} levels deep at most", _is_shallow)
 RANGE = Kind(
@@ -102,4 +102,5 @@ def check(value: Any, schema: Any, place: str = "it") -> None:
 
 
 def _shown(value: Any) -> str:
-    return "infinity" if isinstance(value, float) and math.isinf(value) else reprlib.repr(value)
+    text = reprlib.repr(value)
+    return "infinity" if text == "inf" else text if len(text) < 80 else f"{text[:77]}..."

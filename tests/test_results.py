@@ -234,9 +234,13 @@ def test_a_foreign_file_is_refused_in_words(message: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "ours"), [('{"reference_strength": 1}', True), ('{"mine": 1}', False), ("mine", False)]
+    ("text", "ours"),
+    [
+        *[('{"reference_strength": 1}', True), ('{"mine": 1}', False), ("mine", False), ("[" * 100_000, False)],
+        *[('["reference_strength"]', False), ('"reference_strength"', False), ("\udc80", False), ("2", False)],
+    ],
 )
 def test_a_folder_of_results_is_known_by_its_summary(text: str, ours: bool, tmp_path: Path):
     assert not holds_results(tmp_path)
-    (tmp_path / "summary.json").write_text(text)
+    (tmp_path / "summary.json").write_text(text, errors="surrogateescape")
     assert holds_results(tmp_path) == ours
