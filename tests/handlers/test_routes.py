@@ -382,6 +382,19 @@ def test_as_the_key_metric_its_number_is_the_best_metric(name):
     assert engine.state.best_metric == pytest.approx(direct(CNN(), pictures())[name.removeprefix("ifim_")], rel=1e-10)
 
 
+@pytest.mark.parametrize(("name", "stays"), [("ifim_log10_lambda_max", True), ("ifim_lambda_max", False)])
+def test_a_key_metric_without_a_number_at_first_stays_the_best_as_the_page_says(name, stays):
+    network = CNN()
+    weights = network[5].weight.detach().clone()
+    torch.nn.init.zeros_(network[5].weight)  # every spectrum is zero
+    engine = evaluator(network, items(pictures()), key_val_metric={name: IFIMMetric(**LIGHT)})
+    engine.run(1)
+    network[5].weight.data.copy_(weights)
+    engine.run(2)
+    assert engine.state.metrics[name] == pytest.approx(direct(CNN(), pictures())[name.removeprefix("ifim_")], rel=1e-9)
+    assert (engine.state.best_metric_epoch, np.isnan(engine.state.best_metric)) == ((1, True) if stays else (2, False))
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
