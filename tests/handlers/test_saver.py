@@ -15,9 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from monai.data import MetaTensor
 
+from monai_ifim.__main__ import main
 from monai_ifim.handlers import IFIMHandler, IFIMSaver, whole
 from monai_ifim.handlers import saver as saver_module
+from monai_ifim.results import read_tables
 from monai_ifim.visualize import Pictures
 from tests.handlers import CNN, LABELS, LIGHT, ROUTES, attached, items, logged, measure, on_route, pictures, run, same
 from tests.handlers.test_figures import flat_network, shaped
@@ -329,6 +332,12 @@ def killed_at(step, how):
     sys.addaudithook(hook)
 
 
+def few_files(result, folder):
+    """In place of the tables."""
+    (folder / "images.csv").write_text("image")
+    (folder / "summary.json").write_text(json.dumps({"reference_strength": 1, "metrics": dict(result.metrics)}))
+
+
 def lambda_in(folder):
     return summary(folder)["metrics"]["lambda_max"]
 
@@ -346,6 +355,8 @@ def test_a_writer_stopped_at_any_step_leaves_the_old_or_the_new_folder_whole_and
 ):
     if moves == "two steps":
         monkeypatch.setattr(whole, "_exchange", cannot_exchange)
+    if (how, moves) != (signal.SIGKILL, "exchange"):  # once with all files is enough
+        monkeypatch.setattr(saver_module, "write_tables", few_files)
     saver = IFIMSaver(IFIMHandler(), tmp_path, components=False)
     values = [result.metrics["lambda_max"] for result in results]
     names, states = [set(content(saver.write(result))) for result in results], set()
@@ -373,7 +384,7 @@ def test_a_writer_stopped_at_any_step_leaves_the_old_or_the_new_folder_whole_and
             assert rests == []
         if status == 0:  # nothing was left to be done
             break
-    assert step > 20
+    assert step > 10
     assert set(values) <= states
     assert ("missing" in states) is (moves == "two steps" and how is not KeyboardInterrupt)
 
@@ -465,6 +476,43 @@ def test_an_empty_folder_and_an_earlier_run_of_its_own_are_taken(results, tmp_pa
     with pytest.raises(OSError, match="could not be written"):
         IFIMSaver(IFIMHandler(), tmp_path / "file").write(results[0])
     assert (tmp_path / "file").read_text() == "mine"
+
+
+NAMES = [
+    "/data/a/b.nii.gz",
+    "../../x",
+    "..",
+    "a\0b",
+    "two\nlines",
+    "x" * 300,
+    "Case",
+    "case",
+    "scan_\udc80",
+    "=1+1",
+    "",
+]
+
+
+@pytest.mark.parametrize("key", ["names", "patients"])
+def test_images_and_patients_of_any_name_are_written_and_reported_and_read_back(key, tmp_path, monkeypatch):
+    monkeypatch.undo()  # true pictures
+    names = NAMES if key == "names" else ["case"] * len(NAMES)
+    data = [
+        {"image": MetaTensor(image, meta={"filename_or_obj": name}), "patient": patient}
+        for image, name, patient in zip(pictures(len(NAMES)), names, NAMES)
+    ]
+    result = measure("handler", CNN(), data, **LIGHT | {"shown": len(NAMES), "group_key": "patient"})
+    folder = IFIMSaver(IFIMHandler(), tmp_path).write(result)
+    found = read_tables(folder).images.set_index("image").sort_index()
+    assert found.group.tolist() == NAMES
+    # what is no text in a file name is a question mark
+    assert found.name.tolist() == [name.replace("\udc80", "?") for name in names]
+    assert len(list((folder / "figures").glob("case_*.png"))) == len(NAMES)
+    assert len(list((folder / "components").iterdir())) == 4 * len(NAMES)
+    assert len({path.name.lower() for path in folder.rglob("*")}) == len(list(folder.rglob("*")))
+    assert {path.parent.parent for path in tmp_path.rglob("*.png")} == {folder}
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").read_text(encoding="utf-8").count("data:image/png") == 3 + len(NAMES)
 
 
 @pytest.mark.parametrize(
