@@ -240,6 +240,17 @@ def is_disabled(value: Any) -> bool:
     return isinstance(value, Mapping) and str(value.get("_disabled_")).strip().lower() == "true"
 
 
+def strings(value: Any) -> Iterator[str]:
+    """All strings in a value, in their order."""
+    rest = [value]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (Mapping, list)):
+            rest += reversed(list(value.values()) if isinstance(value, Mapping) else value)
+
+
 def copied(value: Any, made: dict[int, Any] | None = None) -> Any:
     """The same structure; objects in it, as Python users may have put them there, are shared.
 

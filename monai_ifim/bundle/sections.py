@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from monai_ifim.bundle.configs import Component, Config, is_disabled
+from monai_ifim.bundle.configs import Component, Config, is_disabled, strings
 
 # Sections that MONAI or its users read for something else than to run them.
 _OTHERS = ("imports", "import", "initialize", "finalize", "_meta_")
@@ -38,10 +38,13 @@ def engines(config: Config, section: str) -> dict[str, bool]:
 
     Those whose ``run`` it calls; where it calls none, those that it refers to, directly or through other items.
     """
-    texts = list(_texts(config.get(section)))
-    for text in texts:  # grows by the sections that stand in this one as a whole
-        at, value = config.follow(text)
-        texts += [inner for inner in _texts(value) if at and isinstance(value, (str, list)) and inner not in texts]
+    texts = dict.fromkeys(strings(config.get(section)))
+    rest = list(texts)
+    while rest:  # the sections that stand in this one as a whole
+        at, value = config.follow(rest.pop())
+        inner = [text for text in strings(value) if text not in texts] if at and isinstance(value, (str, list)) else []
+        texts |= dict.fromkeys(inner)
+        rest += inner
     run = {id.replace("::", "#") for text in texts for id in _RUNS.findall(text)}
     rest = list(run) or [id for text in texts for id in config.references(text)]
     found: dict[str, bool] = {}
@@ -56,10 +59,10 @@ def engines(config: Config, section: str) -> dict[str, bool]:
         if kind is not None:
             found[id] = kind == "Trainer"
             continue
-        inner = [] if is_disabled(value) else [ref for text in _texts(value) for ref in config.references(text)]
-        if id in run and not inner and value is not None:  # the configs do not show what it is
+        named = [] if is_disabled(value) else [ref for text in strings(value) for ref in config.references(text)]
+        if id in run and not named and value is not None:  # the configs do not show what it is
             found[id] = asks_for(id.rpartition("#")[2]) == "train"
-        rest += inner
+        rest += named
     return found
 
 
@@ -112,7 +115,7 @@ def sections(config: Config) -> list[str]:
         and isinstance(value, (str, list))
         and (
             key == "run"
-            or any(_RUNS.search(text) for text in _texts(value))
+            or any(_RUNS.search(text) for text in strings(value))
             or (key not in named and _is_list_of_expressions(value))
         )
     ]
@@ -148,14 +151,3 @@ def _kind(value: Any) -> str | None:
 
 def _is_list_of_expressions(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) and item.startswith("$") for item in value)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All strings in a value."""
-    rest = [value]
-    while rest:
-        value = rest.pop(0)
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, (Mapping, list)):
-            rest = [*(value.values() if isinstance(value, Mapping) else value), *rest]

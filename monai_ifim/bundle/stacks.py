@@ -14,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from monai_ifim.bundle.configs import Config, copied, is_disabled
+from monai_ifim.bundle.configs import Config, copied, is_disabled, strings
 from monai_ifim.bundle.files import SUFFIXES, Files
 from monai_ifim.bundle.sections import choose_section, has_sections
 
@@ -220,9 +220,9 @@ class _Stacks:
 
     def _defines_for(self, file: str, workflows: Sequence[Workflow]) -> bool:
         """Whether a file only defines things, for another one that it stands in front of without its own workflow."""
-        own = next((one.files for one in workflows if one.files[-1] == file), (file,) * 2)
+        own = next((one.files for one in workflows if one.files[-1] == file), None)
         return file in [part.path for part in self._definitions] and any(
-            file in one.files[:-1] and one.files[: len(own)] != own for one in workflows
+            file in one.files[:-1] and (own is None or one.files[: len(own)] != own) for one in workflows
         )
 
     def of(self, asked: Sequence[_Part]) -> Workflow | list[str]:
@@ -246,6 +246,11 @@ class _Stacks:
             yield from self._with_definitions(asked, reasons)
         likely = _bases(asked[-1].name, self._stacks)
         if not missing:
+            try:
+                self._config(asked, {})
+            except ValueError as error:
+                reasons.append(str(error))
+                return
             if _has_evaluator(asked[-1].content) or has_sections(asked[-1].content):
                 return
             if self._stacks and not _renews_network(asked[-1].content):
@@ -283,13 +288,14 @@ class _Stacks:
     def _missing(self, stack: Sequence[_Part]) -> list[str]:
         """Ids that files refer to or change, and that none of them defines."""
         there: set[str] = set()
+        given = set(map(_root, self._request.overrides))
         for part in stack:
             own = {_root(key) for key in part.content if _id(key) == _root(key) and not str(key).startswith("+")}
             changed = {_root(key) for key in part.content if _root(key) not in there | own}
-            if changed:
-                return sorted(changed)
             there |= own
-        given = set(map(_root, self._request.overrides))
+            named = {_root(id) for id in _macros(part.content)}
+            if missing := (changed | (named - there - {ConfigParser.meta_key})) - given:
+                return sorted(missing)
         try:
             unknown = self._config(stack, {}).unknown_references()
         except ValueError:
@@ -425,6 +431,14 @@ def _without_macros(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_macros(item) for item in value]
     return None if isinstance(value, str) and value.startswith("%") else value
+
+
+def _macros(content: Mapping[str, Any]) -> Iterator[str]:
+    """Ids in the same config of which a macro makes a copy."""
+    for text in strings(content):
+        path, id = ConfigParser.split_path_id(text[1:]) if text.startswith("%") else ("", "")
+        if not path and id and not id.startswith("::"):  # which is relative to its own place
+            yield id
 
 
 def _has_evaluator(content: Mapping[str, Any]) -> bool:

@@ -334,3 +334,22 @@ def test_nothing_is_lost_without_a_reason(tmp_path: Path):
         assert used | {one.name for one in left_out} == there
         assert not used & {one.name for one in left_out}
         assert all(isinstance(one, LeftOut) and one.reason for one in left_out)
+
+
+def test_a_file_whose_macros_need_another_stands_behind_it_and_one_whose_macros_fail_holds_up_none(tmp_path: Path):
+    config = parts(run=TRAIN)
+    files: Files = {
+        "train.yaml": config,
+        "test.yaml": {"network": "%train_network", "evaluating": ["$@evaluator.run()"]},
+        "broken.yaml": {"network_def": "%configs/nowhere.yaml::net", "a": 1},
+    }
+    config["train_network"] = config["network"]
+    assert commands(tmp_path / "a", files) == {
+        "train": ("run", "train.yaml"),
+        "test": ("evaluating", "train.yaml", "test.yaml"),
+    }
+    assert "a macro (%id) cannot be resolved" in read(tmp_path / "a", files)[1]["broken"]
+    common = {"train_network": config.pop("train_network")}
+    config["network"] = "%train_network"
+    found = commands(tmp_path / "b", {"train.yaml": config, "common.yaml": common})
+    assert found == {"train": ("run", "common.yaml", "train.yaml")}
