@@ -80,6 +80,8 @@ def test_panels_have_the_true_proportions_masks_and_short_names():
     name=st.text(st.characters(), max_size=60),
 )
 @example(sizes=[1, 300], count=2, channels=1, name="a\x00\ud800$x$\n")
+@example(sizes=[20, 24], count=1, channels=1, name="a")
+@example(sizes=[27, 48], count=5, channels=1, name="a")
 @example(sizes=[20, 1], count=14, channels=3, name="\\$_{")
 def test_each_case_of_any_shape_number_and_name_has_a_picture(sizes: list[int], count: int, channels: int, name: str):
     cases = [dataclasses.replace(case, name=name) for case in with_cases(channels, *sizes, count=count).cases]
