@@ -66,6 +66,7 @@ def attach_to_bundle(
     root = Path(bundle_root)
     options = {name.replace("-", "_").lstrip("+"): value for name, value in (overrides or {}).items()}
     options = {name: value for name, value in options.items() if value is not None}  # as MONAI reads them
+    run_id, config_file = options.pop("run_id", run_id), options.pop("config_file", config_file)
     request = _request(root, config_file, run_id, options)
     workflows, without_evaluator = read_workflows(root, request)
     left_out = {

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class Config:
     def __init__(self, content: Mapping[str, Any], files: Files | None = None) -> None:
         self._written, self._content = copied(content), copied(content)
         self._files, self._items = files or Files(Path()), 0
+        self._references: dict[str, list[str]] = {}
         try:
             self._resolve(self._content, "")
             check_size(self._content)
@@ -150,7 +152,9 @@ class Config:
         """The ids that a reference or an expression names, in their order."""
         if not isinstance(value, str) or "@" not in value:
             return []
-        return [id.replace("::", "#") for id in ReferenceResolver.match_refs_pattern(value)]
+        if value not in self._references:
+            self._references[value] = [id.replace("::", "#") for id in ReferenceResolver.match_refs_pattern(value)]
+        return self._references[value]
 
     def component(self, value: Any, at: str = "") -> Component | None:
         """The component behind a value, through references, wrappers and expressions.
@@ -194,7 +198,7 @@ class Config:
 
     def components(self, ending: str = "") -> Iterator[Component]:
         """All components whose class name ends so, in the order of the config."""
-        for at, value in self._walk(self.get(""), ""):
+        for at, value in self._everything:
             if isinstance(value, Mapping) and isinstance(value.get("_target_"), str):
                 found = Component(at, value)
                 if found.name.endswith(ending):
@@ -202,7 +206,7 @@ class Config:
 
     def values(self) -> Iterator[Any]:
         """All that stands somewhere, dictionaries and lists before what is in them."""
-        return (value for _, value in self._walk(self.get(""), ""))
+        return (value for _, value in self._everything)
 
     def texts(self) -> Iterator[str]:
         """All strings."""
@@ -211,6 +215,11 @@ class Config:
     def unknown_references(self) -> list[str]:
         """Ids that are referred to and are not there."""
         return [id for text in self.texts() for id in self.references(text) if id not in self]
+
+    @cached_property
+    def _everything(self) -> list[tuple[str, Any]]:
+        """All that stands somewhere, with its id."""
+        return list(self._walk(self.get(""), ""))
 
     def _walk(self, value: Any, at: str) -> Iterator[tuple[str, Any]]:
         if is_disabled(value):

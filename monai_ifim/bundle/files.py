@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,13 @@ def check_size(content: Any) -> int:
 
 
 def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict):
+        return value.values()
     if isinstance(value, yaml.MappingNode):
         return (part for pair in value.value for part in pair)
-    if isinstance(value, yaml.SequenceNode):
-        return value.value
-    if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, list) else ()
+    return value.value if isinstance(value, yaml.SequenceNode) else ()
 
 
 def _text(file: Path) -> str:

@@ -365,7 +365,7 @@ class _Stacks:
         except ValueError as error:
             return str(error)
         last = stack[-1]
-        named = len(self._request.config_files) > 1
+        named = len(self._request.config_files) > 1 or self._request.section is not None
         if len(stack) > 1 and not named and section not in last.keys and not _renews_network(last.content):
             return _ONLY_OPTIONS
         paths, keys = tuple(part.path for part in stack), tuple(part.keys for part in stack)

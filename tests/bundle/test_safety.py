@@ -197,6 +197,7 @@ def test_an_overlay_of_any_name_is_written_there_and_listed(name: str, inside: b
         (["--new", "'a # b'"], {"new": "a # b"}),
         (["--new=None"], {}),
         (["--num-epochs=2"], {"num_epochs": 2}),
+        (["run_id=run", "config_file=configs/train.json"], {}),
         (["--ifim#max_images=3", "--logging_file", "l.conf"], {"ifim#max_images": 3, "logging_file": "l.conf"}),
     ],
 )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def commands(root: Path, files: Files, **request: Any) -> dict[str, tuple[str, .
 
 def parts(**run: Any) -> dict[str, Any]:
     """A whole training with plain ids, whose section may have another name."""
-    config = flat()["train.yaml"]
+    config = json.loads(json.dumps(flat()["train.yaml"]))
     del config["run"]
     return {**config, **run}
 
@@ -275,6 +276,9 @@ def test_an_asked_section_is_run_if_it_runs_an_engine(tmp_path: Path):
     write(tmp_path, {"train.yaml": parts(run=TRAIN, checking=EVALUATE, data="$1")})
     asked: dict[str, Any] = {"config_files": ("configs/train.yaml",)}
     assert commands(tmp_path, {}, section="checking", **asked) == {"train": ("checking", "train.yaml")}
+    write(tmp_path, {"evaluate.yaml": {"val_handlers": [], "evaluating": EVALUATE}})
+    later: dict[str, Any] = {"config_files": ("configs/evaluate.yaml",)}
+    assert commands(tmp_path, {}, section="run", **later) == {"evaluate": ("run", "train.yaml", "evaluate.yaml")}
     for section, reason in (("nowhere", "has no section nowhere"), ("data", "its section data runs no engine")):
         assert reason in read(tmp_path, {}, section=section, **asked)[1]["train"]
 
