@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Set before anything imports MONAI's handlers, which import MLflow, which reports its use unless told not to."""
 
+import locale
 import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -23,3 +24,11 @@ def tried_already(monkeypatch):
         verdict.sound.update(dict.fromkeys(replacements, True))
 
     monkeypatch.setattr(Model, "_try_out", found_nothing)
+
+
+@pytest.fixture(autouse=True)
+def same_locale():
+    """ITK sets the locale of the process when it reads DICOM, and torch's compiler then reads its files as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)

@@ -111,7 +111,7 @@ def try_alone(
         precision: the coarsest dtype of images and network.
 
     Raises:
-        ValueError: When they differ by more than rounding.
+        ValueError: When they differ by more than rounding, or an image cannot pass alone.
     """
     finite = torch.isfinite(images).flatten(1).all(dim=1).nonzero().flatten().tolist()
     if verdict.alone or not finite:
@@ -125,7 +125,15 @@ def try_alone(
         if len(images) > 1 and not is_out_of_memory(error):
             raise
         return  # a network for one image at a time, or no room for two
-    alone = outputs(last[None], single)
+    try:
+        alone = outputs(last[None], single)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"An image in a batch can pass the network, but not alone ({error}), so something mixes the images of a "
+            "batch (batch statistics, for one), and the Fisher information of one image is not defined."
+        ) from error
     difference = differing(together, alone, precision)
     if not difference:
         return
