@@ -258,6 +258,15 @@ def test_splits_that_a_damaged_directory_hides_are_no_splits_that_are_not_there(
         MedMNISTFile(path)
 
 
+def test_a_split_whose_names_are_damaged_in_the_directory_is_no_split_that_is_not_there(tmp_path: Path):
+    path = write(tmp_path / "a.npz")
+    content = path.read_bytes()
+    start = content.index(b"PK\x01\x02")
+    path.write_bytes(content[:start] + content[start:].replace(b"test_", b"text_"))
+    with pytest.raises(ValueError, match=r"text_.* cannot be read"):
+        MedMNISTFile(path)
+
+
 def test_labels_without_images_are_no_split_that_is_passed_over(tmp_path: Path):
     with pytest.raises(ValueError, match=r"lacks the array.* test_images"):
         MedMNISTFile(write(tmp_path / "a.npz", test_images=None))
