@@ -13,6 +13,7 @@ import torch
 from monai.data import ThreadDataLoader
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
+from monai_ifim.checks import is_whole
 from monai_ifim.handlers.processes import process_count, process_rank
 
 # Of loaders that give the batches of their sampler in its order.
@@ -30,8 +31,8 @@ class ImageSelection:
     """
 
     def __init__(self, max_images: int, seed: int) -> None:
-        if max_images < 1:
-            raise ValueError(f"max_images must be 1 or more, got {max_images}.")
+        if not is_whole(max_images, 1):
+            raise ValueError(f"max_images must be a whole number, 1 or more, got {max_images!r}.")
         self.max_images = int(max_images)
         self.seed = seed
         self.seen = 0

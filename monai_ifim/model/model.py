@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from monai_ifim.checks import is_whole
 from monai_ifim.interrupts import deferred
 from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
 from monai_ifim.model.batching import default_batch_size, is_out_of_memory
@@ -98,8 +99,8 @@ class Model:
         if not callable(self.network):
             raise TypeError(f"network must be a callable from images to outputs, got {type(network).__name__}.")
         for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}.")
+            if value is not None and not is_whole(value, 1):
+                raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}.")
         self.likelihood = resolve_likelihood(likelihood, temperature)
         self.output_key = output_key
         self.arguments = tuple(usable_inputs(value) for value in arguments)

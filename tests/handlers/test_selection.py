@@ -19,6 +19,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from monai_ifim.handlers import IFIMHandler
 from monai_ifim.handlers.selection import ImageSelection
 from tests.handlers import (
     CNN,
@@ -68,9 +69,9 @@ def test_sequential_loaders_give_the_promised_positions(max_images, batch_size):
     assert numbers == positions == chosen(9, max_images)
 
 
-@pytest.mark.parametrize("max_images", [0, -3])
+@pytest.mark.parametrize("max_images", [0, -3, True, 1.5])
 def test_fewer_than_one_image_is_refused(max_images):
-    with pytest.raises(ValueError, match=f"max_images must be 1 or more, got {max_images}"):
+    with pytest.raises(ValueError, match=f"max_images must be a whole number, 1 or more, got {max_images}"):
         ImageSelection(max_images, 0)
 
 
@@ -348,3 +349,80 @@ def test_an_epoch_of_another_length_than_the_loader_looks_at_each_chosen_image_o
     found = per_image(engine, "lambda_max")
     np.testing.assert_allclose(found[positions], lambda_max(network, images[positions]), rtol=1e-6)
     assert np.flatnonzero(~np.isnan(found)).tolist() == positions
+
+
+# ---------------------------------------------------------------- orders that only look known
+
+
+class Backwards(SequentialSampler):
+    def __iter__(self):
+        return reversed(range(len(self.data_source)))
+
+
+class Named(SequentialSampler):
+    """A subclass that leaves the order."""
+
+
+class Rotated(DistributedSampler):
+    def __iter__(self):
+        own = list(super().__iter__())
+        return iter(own[1:] + own[:1])
+
+
+class Stepping(DataLoader):
+    def __iter__(self):
+        return reversed(list(super().__iter__()))
+
+
+UNKNOWN = {
+    "a sequential sampler with an order of its own": lambda data: DataLoader(data, sampler=Backwards(data)),
+    "a distributed sampler with an order of its own": lambda data: DataLoader(
+        data, sampler=Rotated(data, 1, 0, shuffle=False)
+    ),
+    "a loader with an order of its own": lambda data: Stepping(data, batch_size=2),
+    "a weighted distributed sampler": lambda data: DataLoader(
+        data, sampler=monai.data.DistributedWeightedRandomSampler(data, [1.0] * len(data), num_replicas=1, rank=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN)
+def test_an_order_is_trusted_only_where_it_is_known(make):
+    with pytest.warns(UserWarning, match="shuffled or unknown"):
+        numbers, _ = picked(ImageSelection(4, 0), make(range(9)))
+    assert len(numbers) == 4
+
+
+@pytest.mark.parametrize("make", [Named, lambda data: Named(data)])
+def test_a_subclass_that_leaves_the_order_is_trusted(make):
+    numbers, positions = silent(4, DataLoader(range(9), sampler=make(range(9))))
+    assert numbers == positions == chosen(9, 4)
+
+
+def test_a_loader_whose_workers_need_not_keep_the_order_is_not_trusted():
+    try:
+        loader = DataLoader(range(9), num_workers=2, in_order=False)
+    except TypeError:
+        pytest.skip("this torch has no such loader")
+    selection = ImageSelection(4, 0)
+    with pytest.warns(UserWarning, match="shuffled or unknown"):
+        selection.start(loader)
+
+
+def test_other_images_at_the_same_places_than_at_an_earlier_epoch_are_told_once():
+    network, ifim = CNN(), IFIMHandler(max_images=3, **LIGHT)
+    images = pictures(9)
+    data = items(list(images[:7]))
+    engine = attached(ifim, network, data)
+    engine.run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        engine.run()
+    for place, item in enumerate(items(list(images[2:]))):
+        item["image"].meta["filename_or_obj"] = f"other_{place}"
+        data[place] = item
+    with pytest.warns(UserWarning, match="other images at the same places"):
+        engine.run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        engine.run()

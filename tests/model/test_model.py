@@ -125,8 +125,9 @@ def test_other_outputs_are_refused_with_what_there_is_and_the_remedy(output, key
     ("options", "error", "message"),
     [
         ({"network": "densenet"}, TypeError, "callable from images to outputs, got str"),
-        ({"batch_size": 0}, ValueError, "batch_size must be 1 or more, got 0"),
-        ({"chunk_size": -1}, ValueError, "chunk_size must be 1 or more, got -1"),
+        ({"batch_size": True}, ValueError, "batch_size must be a whole number, 1 or more, got True"),
+        ({"batch_size": 0}, ValueError, "batch_size must be a whole number, 1 or more, got 0"),
+        ({"chunk_size": -1}, ValueError, "chunk_size must be a whole number, 1 or more, got -1"),
         ({"likelihood": "gauss"}, ValueError, "got 'gauss'"),
     ],
 )
