@@ -8,25 +8,37 @@ else's would be shown again.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 __all__ = ["notice", "notices_to"]
+
+_PACKAGE = Path(__file__).parent
 
 Listener = Callable[[str, type[Warning]], None]
 
 _LISTENER: ContextVar[Listener | None] = ContextVar("notices", default=None)
 
 
-def notice(message: str, category: type[Warning] = UserWarning, stacklevel: int = 2) -> None:
-    """Warn, or tell whoever took the notices over; ``stacklevel`` as in ``warnings.warn``."""
+def notice(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside this package that called it, or tell whoever took the notices over."""
     listener = _LISTENER.get()
     if listener is None:
-        warnings.warn(message, category, stacklevel=stacklevel + 1)
+        warnings.warn(message, category, stacklevel=_frames_inside())
     else:
         listener(message, category)
+
+
+def _frames_inside() -> int:
+    """How many frames, this one not counted, lead to the first one outside the package."""
+    frame, count = sys._getframe(1), 1
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        frame, count = frame.f_back, count + 1
+    return count
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def test_what_is_no_number_of_its_kind_is_refused_with_a_sentence(function, name
     check()
 
 
-@pytest.mark.parametrize("make", [np.float32, np.float64, torch.tensor, np.array, int], ids=str)
+@pytest.mark.parametrize("make", [np.float32, np.float64, torch.tensor, np.array, int], ids=lambda kind: kind.__name__)
 def test_numbers_of_numpy_and_torch_are_numbers(make):
     assert is_number(make(2))
     assert is_whole(make(2), 2, 2)

@@ -125,5 +125,4 @@ class Batches:
                 f"Memory was short with {self._too_many} images at a time, so {who} went on with {self.size}. "
                 f"Nothing is lost; with batch_size={self.size} it does not try more.",
                 MemoryWarning,
-                stacklevel=3,
             )

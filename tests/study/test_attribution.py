@@ -146,6 +146,7 @@ def test_an_image_gets_the_same_direction_alone_as_among_others(method):
     assert torch.equal(alone.directions(inputs_of(network, images[2:3], [2]), 0), among)
 
 
+@pytest.mark.usefixtures("tried_already")
 @pytest.mark.parametrize("methods", [METHODS[3:], pytest.param(CAPTUM, marks=needs_captum)])
 def test_sensitivity_curves_take_the_directions_beside_others_at_the_same_norm(methods):
     network, images, changes = convolutional(3), torch.randn(4, 3, 12, 12), []

@@ -86,8 +86,9 @@ def test_a_summary_with_any_value_of_another_kind_anywhere_gives_a_page_or_a_sen
     monkeypatch.setattr(reporting, "bootstrap_interval", quick)
     statuses = []
     try:
-        for place in list(places(summary)):
-            for text in (*VALUES, None):
+        for number, place in enumerate(places(summary)):
+            # every third, others at the next place: each value comes up at many places
+            for text in (*VALUES[number % 3 :: 3], None):
                 file.write_text(replaced(summary, place, text))
                 capsys.readouterr()
                 statuses.append(status(whole))
@@ -98,7 +99,7 @@ def test_a_summary_with_any_value_of_another_kind_anywhere_gives_a_page_or_a_sen
                     assert len(printed) < 700 + 2 * len(str(whole))
     finally:
         file.write_text(before)
-    assert len(statuses) > 900
+    assert len(statuses) > 300
     assert {0, 2} == set(statuses)
 
 
@@ -169,12 +170,12 @@ def test_a_table_with_columns_or_cells_of_another_kind_gives_a_page_or_a_sentenc
     before = file.read_bytes()
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
     changes: list[tuple[str, pd.DataFrame]] = []
-    for column in table:
+    for number, column in enumerate(table):
         changes.append((f"without {column}", table.drop(columns=column)))
         changes.append((f"renamed {column}", table.rename(columns={column: f"{column}_x"})))
-        for cell in CELLS if column not in ("count", "draw", "low", "ratio_low", "difference_low") else CELLS[:3]:
+        for cell in CELLS[number % 3 :: 3]:
             changes.append((f"{column} {cell!r}", table.assign(**{column: cell})))
-        for cell in CELLS[:3]:
+        for cell in CELLS[:2]:
             first = table[column].where(table.index > 0, cell)
             changes.append((f"first of {column} {cell!r}", table.assign(**{column: first})))
     changes += [("no rows", table[:0]), ("twice", pd.concat([table, table])), ("one row", table[:1])]
