@@ -92,6 +92,7 @@ def plot_components(
         parts = [_drawable(part) for part in (images[row], high[row], low[row], leading)]
         mask = None if masks is None else masks[row].as_subclass(Tensor).cpu().ne(0).any(dim=0).numpy()
         name = f"image {row}" if titles is None else titles[row].replace("\n", " · ").replace("$", r"\$")
+        name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
         spectrum = fisher.skipped.get(row) or rf"$\lambda_1$ = {float(fisher.eigenvalues[row, 0]):.2g}"
         subfigure.suptitle(f"{name}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
         colours = _drawable(varied(images[row : row + 1].detach().as_subclass(Tensor), fisher.channel_mask)[0])
