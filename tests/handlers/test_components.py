@@ -56,9 +56,13 @@ def written(case, extension="nii.gz"):
     return files
 
 
-@formats
-@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal", "oblique"])
-@pytest.mark.parametrize("space", ["LPS", "RAS"])
+PLANES = ("axial", "coronal", "sagittal", "oblique")
+
+
+@pytest.mark.parametrize(
+    ("space", "plane", "extension"),
+    [*(("LPS", plane, extension) for plane in PLANES for extension in FORMATS), ("RAS", "oblique", "nii.gz")],
+)
 def test_a_dicom_series_gets_its_components_back_on_its_grid(extension, plane, space, tmp_path):
     turned = {
         "axial": np.eye(3),
@@ -253,8 +257,9 @@ def test_without_simpleitk_its_formats_are_refused_when_the_saver_is_made(tmp_pa
     IFIMSaver(IFIMHandler(), tmp_path)
 
 
-@formats
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "extension"), [(torch.bfloat16, "nii.gz"), (torch.float16, "nrrd"), (torch.float32, "mha")]
+)
 def test_networks_and_images_of_few_bits_are_measured_drawn_and_written(dtype, extension, tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 6 * 6, 2)).to(dtype)

@@ -339,7 +339,8 @@ HERE = (
         "autocast",
         "no_grad",
     ),
-    *("bfloat16", "quantised", "tuples", "spectral norm", "lazy", "frozen", "buffers", "hooks", "attributes"),
+    *("bfloat16", "quantised", "tuples", "spectral norm", "lazy", "frozen", "buffers", "hooks"),
+    *("hidden", "random functions", "outputs other than", "memory layout", "images in a dictionary"),
 )
 
 

@@ -247,3 +247,17 @@ def test_rounding_is_no_difference_at_any_scale_and_a_tenth_of_the_greatest_outp
     assert differing(exact, other, dtype) == pytest.approx(float(0.1 * exact.abs().max()))
     other[1] = torch.nan
     assert differing(exact, other, dtype) == 0
+
+
+CALLS: list[int] = []
+
+
+def hidden_drift(features):
+    """Changes with every pass by a list that nothing in the network points to."""
+    CALLS.append(1)
+    return features * (1 + 0.1 * len(CALLS))
+
+
+def test_state_that_is_hidden_outside_the_network_and_changes_its_outputs_is_refused():
+    with pytest.raises(ValueError, match="changes with every pass"):
+        input_fisher(Step(hidden_drift), torch.randn(3, 3, 2, 2).double())

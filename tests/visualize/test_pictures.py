@@ -72,7 +72,7 @@ def test_panels_have_the_true_proportions_masks_and_short_names():
     assert figure.subfigs[0].get_suptitle().startswith(f"least sensitive · {'x' * 24}…{'x' * 20}.png")
 
 
-@settings(derandomize=True, deadline=None, max_examples=5)
+@settings(derandomize=True, deadline=None, max_examples=3)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=2, max_size=3),
     count=st.integers(1, 3),
@@ -82,7 +82,7 @@ def test_panels_have_the_true_proportions_masks_and_short_names():
 @example(sizes=[1, 300], count=2, channels=1, letters=[97, 0, 0xD800, *b"$x$\n"])
 @example(sizes=[20, 24], count=1, channels=1, letters=[97])
 @example(sizes=[27, 48], count=5, channels=1, letters=[97])
-@example(sizes=[20, 1], count=14, channels=3, letters=[*b"\\$_{"])
+@example(sizes=[20, 1], count=4, channels=3, letters=[*b"\\$_{"])
 def test_each_case_of_any_shape_number_and_name_has_a_picture(
     sizes: list[int], count: int, channels: int, letters: list[int]
 ):
