@@ -8,7 +8,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import monai
 import numpy as np
+import pytest
 import torch
 from ignite.metrics import Accuracy, Average
 from monai.data import DataLoader, MetaTensor
@@ -32,6 +34,8 @@ from tests import truths
 torch.set_num_threads(1)  # the networks are tiny; more threads only wait for each other
 
 CPU = torch.device("cpu")
+KNOWS_STREAMS = monai.utils.version_geq(monai.__version__, "1.5")
+streams = pytest.mark.skipif(not KNOWS_STREAMS, reason="engines of MONAI before 1.5 take no loader without a length")
 TASK = SignalDetectionTask(spatial_size=(12, 12), signal_amplitude=1.5)
 ROUTES = ("metric", "handler")
 LABELS = [0, 2, 1, 1, 0, 2, 0]

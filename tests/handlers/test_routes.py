@@ -55,6 +55,7 @@ from tests.handlers import (
     pictures,
     run,
     same,
+    streams,
 )
 
 both_routes = pytest.mark.parametrize("route", ROUTES)
@@ -216,6 +217,7 @@ def test_rows_of_the_raw_tables_line_up_with_the_file_names_and_leave_out_who_wa
     assert float(row["median"]) == pytest.approx(logged(engine)["trace"], abs=1e-4)
 
 
+@streams
 def test_where_the_length_is_unknown_the_numbers_are_there_for_handlers_further_down():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):

@@ -33,6 +33,7 @@ from monai_ifim.perturbation import DirectionFunction
 from monai_ifim.visualize import pictures as drawing
 from tests.handlers import (
     CNN,
+    KNOWS_STREAMS,
     LABELS,
     attached,
     chosen,
@@ -47,6 +48,7 @@ from tests.handlers import (
     pictures,
     run,
     same,
+    streams,
 )
 
 RANKS, TIMEOUT = 2, 240
@@ -235,7 +237,8 @@ def all_runs(rank, folder, images):
         results[name] = written_run(f"{folder}/{name}/rank{rank}", images, options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        results["stream"] = streamed_run(rank, images)
+        if KNOWS_STREAMS:
+            results["stream"] = streamed_run(rank, images)
         results["shuffled"] = metric_run(CNN(), loader(images, shuffle=True), max_images=4)
         keyed = evaluator(CNN(), loader(images), key_val_metric={"ifim_coupling_transfer": IFIMMetric()})
         keyed.run()
@@ -444,6 +447,7 @@ def test_an_error_of_one_rank_is_that_of_all_and_after_the_repair_they_are_in_st
     same(second["repaired"], truth)
 
 
+@streams
 def test_a_rank_whose_stream_is_empty_has_the_numbers_of_all(ranks):
     with pytest.warns(UserWarning, match="iFIM looks at the first 64 images"):
         truth = streamed_run(0, pictures())
