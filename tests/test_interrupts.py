@@ -186,7 +186,7 @@ print(json.dumps({"left": left, "ended": ended, "folders": sorted(os.listdir(fol
 
 def test_signals_at_random_moments_of_evaluations_leave_no_trace(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "20", str(tmp_path)],
+        [sys.executable, "-c", SCRIPT, "15", str(tmp_path)],
         capture_output=True,
         text=True,
         check=True,

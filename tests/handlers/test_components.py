@@ -56,12 +56,13 @@ def written(case, extension="nii.gz"):
     return files
 
 
-PLANES = ("axial", "coronal", "sagittal", "oblique")
-
-
 @pytest.mark.parametrize(
     ("space", "plane", "extension"),
-    [*(("LPS", plane, extension) for plane in PLANES for extension in FORMATS), ("RAS", "oblique", "nii.gz")],
+    [
+        *(("LPS", "axial", "nii.gz"), ("LPS", "coronal", "nrrd"), ("LPS", "sagittal", "mha")),
+        *(("LPS", "oblique", extension) for extension in FORMATS),
+        ("RAS", "oblique", "nii.gz"),
+    ],
 )
 def test_a_dicom_series_gets_its_components_back_on_its_grid(extension, plane, space, tmp_path):
     turned = {

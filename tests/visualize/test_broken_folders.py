@@ -87,8 +87,8 @@ def test_a_summary_with_any_value_of_another_kind_anywhere_gives_a_page_or_a_sen
     statuses = []
     try:
         for number, place in enumerate(places(summary)):
-            # every third, others at the next place: each value comes up at many places
-            for text in (*VALUES[number % 3 :: 3], None):
+            # every fourth, others at the next place: each value comes up at many places
+            for text in (*VALUES[number % 4 :: 4], None):
                 file.write_text(replaced(summary, place, text))
                 capsys.readouterr()
                 statuses.append(status(whole))
@@ -99,7 +99,7 @@ def test_a_summary_with_any_value_of_another_kind_anywhere_gives_a_page_or_a_sen
                     assert len(printed) < 700 + 2 * len(str(whole))
     finally:
         file.write_text(before)
-    assert len(statuses) > 300
+    assert len(statuses) > 200
     assert {0, 2} == set(statuses)
 
 
@@ -202,7 +202,7 @@ anything = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=60)
 @given(anything, st.data())
 def test_a_summary_with_any_json_anywhere_gives_a_page_or_a_sentence(whole: Path, value: Any, data: Any):
     file = whole / "summary.json"
