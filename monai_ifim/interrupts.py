@@ -9,6 +9,7 @@ at the end.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGVTALRM", "SIGUSR1", "SIG
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 _handlers: dict[int, Any] = {}  # the callers', while their signals wait
+_last: dict[int, Any] = {}  # the same, afterwards
 _waiting: list[tuple[int, Any]] = []
 
 
@@ -47,7 +49,7 @@ def deferred(function: Callable[_P, _T]) -> Callable[_P, _T]:
             for number in _SIGNALS:
                 handler = signal.getsignal(number)
                 if callable(handler) and handler is not _wait:
-                    _handlers[number] = handler
+                    _handlers[number] = _last[number] = handler
                     signal.signal(number, _wait)
             return function(*arguments, **keyword_arguments)
         finally:
@@ -64,7 +66,9 @@ def safe_point() -> None:
 
 
 def _wait(number: int, frame: Any) -> None:
-    if _waiting and number in _handlers:
+    if number not in _handlers:  # somebody kept this function as the handler that was there
+        _last[number](number, frame)
+    elif _waiting:
         _handlers[number](number, frame)
     else:
         _waiting.append((number, frame))
@@ -76,7 +80,8 @@ def _give_back() -> None:
     while _handlers:
         try:  # a handler that is back may raise before the others are
             for number in list(_handlers):
-                signal.signal(number, _handlers[number])
+                if signal.getsignal(number) is _wait:  # else somebody set another one meanwhile
+                    signal.signal(number, _handlers[number])
                 del _handlers[number]
         except BaseException as raised:
             error = raised
@@ -85,3 +90,7 @@ def _give_back() -> None:
         handlers[number](number, frame)
     if error is not None:
         raise error
+
+
+if hasattr(os, "register_at_fork"):  # a child process has nothing to wait for
+    os.register_at_fork(after_in_child=_give_back)

@@ -106,6 +106,26 @@ def test_a_handler_that_does_not_raise_is_called_once():
     assert called == [signal.SIGUSR1]
 
 
+def test_a_handler_that_is_set_inside_stays_and_one_kept_from_inside_still_answers(raising):
+    called, kept = [], []
+
+    @deferred
+    def work():
+        kept.append(signal.getsignal(signal.SIGUSR1))
+        signal.signal(signal.SIGUSR1, lambda number, frame: called.append(number))
+
+    before = signal.getsignal(signal.SIGUSR1)
+    work()
+    try:
+        send()
+        assert called == [signal.SIGUSR1]
+        signal.signal(signal.SIGUSR1, kept[0])
+        with pytest.raises(Interrupted):
+            send()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_other_threads_leave_the_handlers_alone(raising):
     seen = []
     thread = threading.Thread(target=deferred(lambda: seen.append(signal.getsignal(signal.SIGUSR1))))

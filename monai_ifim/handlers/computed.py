@@ -71,11 +71,16 @@ class Computed:
         theirs = theirs if self.rows is None else theirs[list(self.rows)]
         if theirs.shape != outputs.shape or not theirs.dtype.is_floating_point:
             return False
-        difference = differing(outputs, theirs, self.precision)
+        difference = differing(outputs, theirs, self.precision, model.unit)
         if not difference:
             return bool(torch.isfinite(outputs).all(dim=1).any())
-        as_probabilities = (torch.softmax(outputs, dim=1), torch.sigmoid(outputs))
-        if any(not differing(values, theirs, self.precision) for values in as_probabilities):
+        if ((theirs == 0) | (theirs == 1)).all():  # decisions
+            return True
+        scaled = outputs / getattr(model.likelihood, "temperature", 1.0)
+        softmax, sigmoid = torch.log_softmax(scaled, dim=1), torch.nn.functional.logsigmoid(scaled)
+        if any(not differing(values, theirs, self.precision) for values in (scaled, softmax, sigmoid)):
+            return True
+        if any(not differing(values.exp(), theirs, self.precision) for values in (softmax, sigmoid)):
             return True
         found = f"They differ by up to {difference:.3g}, of outputs up to {float(theirs.abs().max()):.3g}"
         changing = model.changing
@@ -91,8 +96,9 @@ class Computed:
             f"iFIM computes other outputs for the images than the evaluator did in the same iteration. {found}."
             f"{in_half} Something differs between both passes: the network draws random numbers in evaluation mode, "
             "changes its images or its state in place, uses the statistics of the batch, or depends on the memory "
-            "layout; or prepare_batch, the inferer or a handler changed images or further inputs on the way. The "
-            "Fisher information would be that of other predictions than the evaluator's."
+            "layout; or the evaluator's output is not the network's; or prepare_batch, the inferer or a handler changed "
+            "images or further inputs on the way. The Fisher information would be that of other predictions than the "
+            "evaluator's."
         )
 
 

@@ -21,10 +21,12 @@ class Layout:
     Args:
         kind: ``dict``, ``list`` or ``tuple``.
         channels: for each entry that varies, its key and how many channels it has.
+        order: the keys of all entries.
     """
 
     kind: type
     channels: tuple[tuple[Any, int], ...]
+    order: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,7 @@ def join(inputs: Mapping[Any, Any] | Sequence[Any], only: Any = None) -> tuple[T
     layout = Layout(
         dict if isinstance(inputs, Mapping) else tuple if isinstance(inputs, tuple) else list,
         tuple((key, image.shape[1]) for key, image in found.items()),
+        tuple(entries),
     )
     held = {key: value for key, value in entries.items() if key not in found}
     return torch.cat(list(found.values()), dim=1), Container(layout, held)
@@ -92,7 +95,8 @@ class Joined(nn.Module):
         """What the network gives for the container."""
         pieces = images.split([count for _, count in self.layout.channels], dim=1)
         entries = dict(held) | {key: piece for (key, _), piece in zip(self.layout.channels, pieces)}
-        container: Any = entries if self.layout.kind is dict else self.layout.kind(entries[k] for k in sorted(entries))
+        entries = {key: entries[key] for key in self.layout.order}
+        container: Any = entries if self.layout.kind is dict else self.layout.kind(entries.values())
         return self.network(container, *arguments, **keyword_arguments)
 
 

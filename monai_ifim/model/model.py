@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from monai_ifim.checks import is_whole
 from monai_ifim.interrupts import deferred
-from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
+from monai_ifim.likelihoods import Gaussian, LikelihoodLike, resolve_likelihood
 from monai_ifim.model.batching import default_batch_size, is_out_of_memory
 from monai_ifim.model.inputs import check_inputs, input_values, inputs_of_rows, plain_tensor, usable_inputs
 from monai_ifim.model.replacements import Replacements
@@ -261,6 +261,11 @@ class Model:
         return tangent
 
     @property
+    def unit(self) -> float:
+        """The least output that rounding is relative to: 1 for logits, whose smaller changes leave probabilities."""
+        return 0.0 if isinstance(self.likelihood, Gaussian) else 1.0
+
+    @property
     def changing(self) -> tuple[str, ...]:
         """Paths of the state that a pass is known to change (and that is given back)."""
         return changing_state(self.network)
@@ -271,7 +276,8 @@ class Model:
         verdict, replacements = self._verdict(images), self._replacements
         suitable = {
             _NORMALISATION: replacements.suit_normalisation(images.device),
-            _CHANNELS_LAST: replacements.suit_channels_last(images),
+            # a copy of a weight would be changed in its place
+            _CHANNELS_LAST: replacements.suit_channels_last(images) and not verdict.changing,
         }
         untried = [name for name, suits in suitable.items() if suits and name not in verdict.sound]
         if verdict.changing is None or not verdict.alone or untried:
@@ -282,7 +288,10 @@ class Model:
             yield
 
     def _verdict(self, images: Tensor) -> Verdict:
-        return verdict_of(self.network, (images.ndim, images.dtype, images.device.type))
+        # replacements are for 2D images, and may be sound for images of one size only
+        size = images.shape[1:] if images.ndim == 4 else images.ndim
+        method = getattr(self.network, "__name__", "")  # of a module that has several
+        return verdict_of(self.network, (size, images.dtype, images.device.type, method))
 
     def _try_out(self, images: Tensor, verdict: Verdict, replacements: Sequence[str]) -> None:
         def outputs_of(some: Tensor, rows: Sequence[int], channels_last: bool = False) -> Tensor:
@@ -294,7 +303,7 @@ class Model:
         few = list(range(min(2, len(images))))
         with torch.no_grad():
             try_state(verdict, self.network, lambda: outputs_of(images[few], few))
-            try_alone(verdict, images, outputs_of, precision)
+            try_alone(verdict, images, outputs_of, precision, self.unit)
         for name in replacements:
             with torch.enable_grad():
                 try_replacement(
@@ -305,6 +314,7 @@ class Model:
                     lambda some, name=name: outputs_of(some, few, name == _CHANNELS_LAST),  # type: ignore[misc]
                     self._replacements.plain_normalisation(images.device) if name == _NORMALISATION else nullcontext(),
                     precision,
+                    self.unit,
                 )
 
     def _normalised(self, images: Tensor) -> AbstractContextManager[None]:
@@ -332,8 +342,9 @@ class Model:
         return self.likelihood.arrange(plain_tensor(self._selected(outputs)), images.shape[0]).to(images.device)
 
     def _called(self, images: Tensor) -> Any:
-        sound = self._verdict(images).sound
-        if sound.get(_CHANNELS_LAST, False) and self._replacements.suit_channels_last(images):
+        verdict = self._verdict(images)
+        sound = verdict.sound
+        if not verdict.changing and sound.get(_CHANNELS_LAST, False) and self._replacements.suit_channels_last(images):
             try:
                 return self._channels_last(images)
             except _LAYOUT_ERRORS as error:  # it depends on the shape whether a network can do with it

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import copy
 import random
+import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 _HOLDERS = ("_parameters", "_buffers", "_modules")
 _BOOKKEEPING = set(vars(nn.Module())) - set(_HOLDERS)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Whose objects are looked into, beside those of classes that are defined beside the network's own.
+_HELPERS = ("monai.transforms.", "monai.metrics.")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -27,7 +30,8 @@ class Snapshot:
 
     Kept are the layers, parameters, buffers and attributes of every module; the tensors, arrays and random generators
     among them, also in lists, tuples, sets and dictionaries, and in objects of classes that are defined beside the
-    network's own. What is hidden elsewhere (a global variable, a closure) is not seen.
+    network's own or in MONAI's transforms and metrics. What is hidden elsewhere (a global variable, a closure, slots,
+    objects of other libraries, the values of sparse tensors) is not seen.
 
     Args:
         network: any callable; only an ``nn.Module`` has a state.
@@ -75,7 +79,7 @@ class Snapshot:
         waiting = [(value, path)]
         while waiting:  # not by recursion: networks can be deep
             value, path = waiting.pop()
-            if isinstance(value, _PLAIN) or id(value) in self._seen:
+            if type(value) in weakref.ProxyTypes or isinstance(value, _PLAIN) or id(value) in self._seen:
                 continue
             self._seen[id(value)] = value  # which must live, so that no other object gets its id
             if isinstance(value, Tensor):
@@ -90,17 +94,21 @@ class Snapshot:
                     if name in _HOLDERS:
                         self._holders.append(_Holder(item, dict(item), path))
                         waiting.extend((inside, _joined(path, key)) for key, inside in item.items())
+                    elif name in _BOOKKEEPING and isinstance(item, dict):  # of hooks
+                        self._holders.append(_Holder(item, dict(item), _joined(path, name)))
                     elif name not in _BOOKKEEPING:
                         waiting.append((item, _joined(path, name)))
-            elif isinstance(value, (MutableMapping, list, set, deque)):
-                kept = dict(value) if isinstance(value, MutableMapping) else list(value)
+            elif isinstance(value, (dict, list, set, deque)):
+                kept = dict(value) if isinstance(value, dict) else list(value)
                 self._holders.append(_Holder(value, kept, path))
                 waiting.extend(_items(value, path))
             elif isinstance(value, tuple):
                 waiting.extend(_items(value, path))
             elif (access := _access(value)) is not None and self._copies(path):
                 self._values.append(_Value(path, value, *access))
-            elif type(value).__module__ in self._homes and hasattr(value, "__dict__"):
+            elif (type(value).__module__ in self._homes or type(value).__module__.startswith(_HELPERS)) and hasattr(
+                value, "__dict__"
+            ):
                 own = vars(value)
                 if isinstance(own, dict):  # not of a class
                     self._holders.append(_Holder(own, dict(own), path))
@@ -109,6 +117,8 @@ class Snapshot:
     def _keep_tensor(self, tensor: Tensor, path: str) -> None:
         if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)) or tensor.is_meta or tensor.is_inference():
             return  # the first two have no values, and those of inference mode are refused later
+        if tensor.is_nested or tensor.layout != torch.strided:
+            return  # no plain memory; another tensor in its place is noticed
         kept = tensor.detach().clone() if self._copies(path) else None
         self._tensors.append(_Tensor(path, tensor, tensor.data, kept))
 
@@ -144,10 +154,9 @@ class _Holder(NamedTuple):
     hidden: Collection[str] = ()
 
     def restore(self) -> Iterator[str]:
-        if isinstance(self.held, MutableMapping):
-            if len(self.held) == len(self.kept) and all(
-                name in self.held and self.held[name] is item for name, item in self.kept.items()
-            ):
+        if isinstance(self.held, dict):
+            same = list(self.held) == list(self.kept)
+            if same and all(self.held[name] is item for name, item in self.kept.items()):
                 return
             for name in {**self.kept, **self.held}:
                 equal = name in self.held and name in self.kept and _same(self.held[name], self.kept[name])
@@ -224,7 +233,7 @@ def _equal_states(one: Any, other: Any) -> bool:
 
 def _items(value: Any, path: str) -> list[tuple[Any, str]]:
     """What a container holds, with its paths."""
-    if isinstance(value, MutableMapping):
+    if isinstance(value, dict):
         return [(item, _joined(path, str(name))) for name, item in value.items()]
     return [(item, f"{path}[{place}]") for place, item in enumerate(value)]
 
@@ -237,13 +246,17 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two objects are one, or have equal values."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return _same_bits(one, other)
-    return one is other or (isinstance(one, _PLAIN) and type(one) is type(other) and one == other)
+    if one is other:
+        return True
+    both_nan = one != one and other != other if isinstance(one, float) and isinstance(other, float) else False
+    return both_nan or (isinstance(one, _PLAIN) and type(one) is type(other) and one == other)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
         return False
-    one, other = (torch.view_as_real(t.detach().resolve_conj()) if t.is_complex() else t.detach() for t in (one, other))
+    one, other = (tensor.detach().resolve_conj().resolve_neg() for tensor in (one, other))
+    one, other = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in (one, other))
     if one.is_floating_point() and one.layout == torch.strided:  # as integers NaN equals itself, and 0 is not -0
         one, other = (tensor.view(_INTEGERS[tensor.element_size()]) for tensor in (one, other))
     return torch.equal(one, other)

@@ -64,7 +64,7 @@ def forget_verdicts(network: Callable) -> None:
         return
 
 
-def differing(outputs: Tensor, others: Tensor, precision: torch.dtype | None = None) -> float:
+def differing(outputs: Tensor, others: Tensor, precision: torch.dtype | None = None, unit: float = 0.0) -> float:
     """The greatest difference between outputs (B, outputs) and others of the same images; 0 where it is rounding.
 
     Rounding is the square root of the precision's, relative to the greatest output, and 1e-5 at least: a network may
@@ -74,6 +74,7 @@ def differing(outputs: Tensor, others: Tensor, precision: torch.dtype | None = N
         outputs: (B, outputs).
         others: (B, outputs).
         precision: the coarsest dtype that either was computed in; default that of the outputs.
+        unit: the least output that rounding is relative to.
     """
     rounding = max(torch.finfo(dtype).eps for dtype in (precision or outputs.dtype, outputs.dtype, others.dtype))
     if outputs.device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
@@ -83,7 +84,7 @@ def differing(outputs: Tensor, others: Tensor, precision: torch.dtype | None = N
     if not len(found):
         return 0.0
     difference = float((found - expected).abs().max())
-    greatest = float(torch.maximum(found.abs(), expected.abs()).max())
+    greatest = max(unit, float(torch.maximum(found.abs(), expected.abs()).max()))
     return difference if difference > max(rounding**0.5, _LEAST_TOLERANCE) * greatest else 0.0
 
 
@@ -100,7 +101,11 @@ def try_state(verdict: Verdict, network: Callable, passes: Callable[[], Any]) ->
 
 
 def try_alone(
-    verdict: Verdict, images: Tensor, outputs: Callable[[Tensor, list[int]], Tensor], precision: torch.dtype
+    verdict: Verdict,
+    images: Tensor,
+    outputs: Callable[[Tensor, list[int]], Tensor],
+    precision: torch.dtype,
+    unit: float = 0.0,
 ) -> None:
     """Compare the outputs of an image alone with those in a batch.
 
@@ -109,9 +114,10 @@ def try_alone(
         images: (B, C_in, *spatial).
         outputs: of images that stand for certain rows of the batch.
         precision: the coarsest dtype of images and network.
+        unit: the least output that rounding is relative to.
 
     Raises:
-        ValueError: When they differ by more than rounding, or an image cannot pass alone.
+        ValueError: When they differ by more than rounding.
     """
     finite = torch.isfinite(images).flatten(1).all(dim=1).nonzero().flatten().tolist()
     if verdict.alone or not finite:
@@ -125,24 +131,25 @@ def try_alone(
         if len(images) > 1 and not is_out_of_memory(error):
             raise
         return  # a network for one image at a time, or no room for two
-    try:
-        alone = outputs(last[None], single)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise ValueError(
-            f"An image in a batch can pass the network, but not alone ({error}), so something mixes the images of a "
-            "batch (batch statistics, for one), and the Fisher information of one image is not defined."
-        ) from error
-    difference = differing(together, alone, precision)
+
+    def by_itself() -> Tensor:
+        try:
+            return outputs(last[None], single)
+        except Exception as error:  # a network for even batches, or one that squeezes a batch of one
+            if is_out_of_memory(error):
+                raise
+            return outputs(torch.stack([last, last]), single * 2)[1:]
+
+    alone = by_itself()
+    difference = differing(together, alone, precision, unit)
     if not difference:
         return
     verdict.alone = False
-    again = outputs(last[None], single)
+    again = by_itself()
     cause = (
         "The same image twice gives other outputs, too: something draws random numbers (dropout as a function with "
         "training=True, noise, a random generator) or changes with every pass."
-        if differing(alone, again, precision)
+        if differing(alone, again, precision, unit)
         else "Something mixes the images of a batch: batch statistics (F.batch_norm with training=True), a mean, a "
         "softmax or a sorting along the batch axis, or a reshaping that loses it."
     )
@@ -160,6 +167,7 @@ def try_replacement(
     replaced: Callable[[Tensor], Tensor],
     inside: AbstractContextManager,
     precision: torch.dtype,
+    unit: float = 0.0,
 ) -> None:
     """Compare outputs and gradients of a network with a replacement inside to those of the network as it is.
 
@@ -171,6 +179,7 @@ def try_replacement(
         replaced: the same with the replacement.
         inside: a context for the replacement's two passes.
         precision: the coarsest dtype of images and network.
+        unit: the least output that rounding is relative to.
     """
     try:
         right = _outputs_and_gradient(images, plain)
@@ -179,7 +188,7 @@ def try_replacement(
     except Exception:  # whatever a network says to what it does not expect; or there is no room to try
         verdict.sound[name] = False
         return
-    verdict.sound[name] = _alike(found, right, precision)
+    verdict.sound[name] = _alike(found, right, precision, unit)
 
 
 def _outputs_and_gradient(images: Tensor, outputs: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -191,8 +200,10 @@ def _outputs_and_gradient(images: Tensor, outputs: Callable[[Tensor], Tensor]) -
     return found.detach(), torch.autograd.grad(found, images, weights, allow_unused=True)[0]
 
 
-def _alike(found: tuple[Tensor, Tensor | None], right: tuple[Tensor, Tensor | None], precision: torch.dtype) -> bool:
-    if found[0].shape != right[0].shape or differing(found[0], right[0], precision):
+def _alike(
+    found: tuple[Tensor, Tensor | None], right: tuple[Tensor, Tensor | None], precision: torch.dtype, unit: float
+) -> bool:
+    if found[0].shape != right[0].shape or differing(found[0], right[0], precision, unit):
         return False
     if found[1] is None or right[1] is None:
         return found[1] is right[1]

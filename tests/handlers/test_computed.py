@@ -93,7 +93,13 @@ def test_every_epoch_is_compared_anew():
         engine.run()
 
 
-@pytest.mark.parametrize("function", [lambda z: z.softmax(1), torch.sigmoid, lambda z: z.argmax(1), lambda z: None])
+EVALUATED = [
+    *(lambda z: z.softmax(1), torch.sigmoid, lambda z: z.log_softmax(1), functional.logsigmoid),
+    *(lambda z: z.argmax(1), lambda z: None, lambda z: functional.one_hot(z.argmax(1), 3).double()),
+]
+
+
+@pytest.mark.parametrize("function", EVALUATED)
 def test_an_evaluator_that_gives_probabilities_or_decisions_in_place_of_outputs_is_no_fault(function):
     engine = SupervisedEvaluator(CPU, DataLoader(items(pictures()), batch_size=4), network=CNN())
     engine.add_event_handler(

@@ -131,6 +131,13 @@ def small_ct_evaluated(inputs_of):
     ).run()
 
 
+def test_the_order_of_the_entries_stays_also_where_one_alone_varies():
+    seen = []
+    images, container = join({"a": torch.zeros(1, 1, 2, 2), "b": torch.ones(1, 1, 2, 2), "c": [1]}, only="b")
+    Joined(seen.append, container.layout)(images, container.held)
+    assert list(seen[0]) == ["a", "b", "c"]
+
+
 def test_components_of_joined_images_are_written(tmp_path):
     evaluated(KINDS["dictionary"], lambda handler: IFIMSaver(handler, tmp_path, components=True), shown=1)
     assert list((tmp_path / "ifim" / "components").rglob("*.nii.gz"))

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import deque
+from collections import OrderedDict, deque
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.transforms import RandGaussianNoise
 from torch import nn
 
 from monai_ifim import input_fisher
@@ -132,6 +133,48 @@ def test_what_did_not_change_is_not_written_and_equal_values_in_a_new_object_do_
     assert snapshot.restore() == []
     assert network.cache is old
     assert [tensor._version for tensor in (*network.parameters(), *network.buffers())] == versions
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        torch.eye(3).to_sparse(),
+        torch.eye(3).to_sparse_csr(),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        torch.ones(2, dtype=torch.complex64).conj().imag,
+        float("nan"),
+    ],
+    ids=["sparse", "sparse rows", "nested", "negative bit", "NaN"],
+)
+def test_odd_attributes_are_no_change_and_no_crash(held):
+    network = Everything()
+    network.held = held
+    assert Snapshot(network).restore() == []
+
+
+def test_hooks_that_a_pass_renews_and_the_order_of_a_cache_are_given_back():
+    network = Everything()
+    handle = network.inside.register_forward_hook(lambda *_: None)
+    network.cached = OrderedDict(a=1, b=2)
+    snapshot = Snapshot(network)
+    handle.remove()
+    network.inside.register_forward_hook(lambda *_: None)
+    network.cached.move_to_end("a")
+    found = snapshot.restore()
+    assert any(path.startswith("inside._forward_hooks") for path in found)
+    assert list(network.inside._forward_hooks) == [handle.id]
+    assert list(network.cached) == ["a", "b"]
+
+
+def test_random_transforms_of_monai_inside_a_network_are_given_back():
+    network = Everything()
+    network.noise = RandGaussianNoise(prob=1.0)
+    network.noise.set_random_state(seed=1)
+    before = network.noise.R.get_state()[1].tolist()
+    snapshot = Snapshot(network)
+    network.noise(torch.zeros(1, 2, 2))
+    assert any(path.startswith("noise") for path in snapshot.restore())
+    assert network.noise.R.get_state()[1].tolist() == before
 
 
 def test_values_are_copied_for_the_paths_that_are_asked_for_only():

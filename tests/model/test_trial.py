@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -152,10 +154,54 @@ def test_images_that_do_not_stand_alone_are_refused_with_the_cause(step, cause, 
         entry(Step(step), images)
 
 
-def test_a_network_that_takes_no_single_image_is_refused_with_its_own_words():
+def test_a_network_that_takes_no_single_image_is_compared_in_other_company():
     network = Step(lambda features: functional.batch_norm(features, None, None, training=True))
-    with pytest.raises(ValueError, match=r"but not alone .Expected more than 1 value per channel.*mixes the images"):
-        input_fisher(network, torch.randn(4, 3, 2, 2).double())
+    images = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(2)).double()
+    with pytest.raises(ValueError, match="mixes the images"):
+        input_fisher(network, images)
+    squeezed = Step(lambda features: features[..., None, None].squeeze())  # of one image, the batch axis goes, too
+    torch.testing.assert_close(Model(squeezed).outputs(images), squeezed(images).detach())
+
+
+def test_an_output_near_zero_is_no_false_alarm():
+    torch.manual_seed(0)
+    network = DenseNet121(2, 1, 1).eval()
+    images = torch.randn(4, 1, 32, 32)
+    with torch.no_grad():
+        for row in range(4):
+            network.class_layers.out.bias -= network(images[row : row + 1])[0]
+            forget_verdicts(network)
+            Model(network, "sigmoid").outputs(images[row : row + 1])
+
+
+def test_a_replacement_is_sound_for_images_of_one_size_only():
+    small, large = torch.randn(2, 2, 4, 4).double(), torch.randn(2, 2, 8, 8).double()
+    network = Layout(strided_patches)
+    for images in (small, large):
+        torch.testing.assert_close(Model(network).outputs(images), network(images).detach(), rtol=1e-12, atol=1e-12)
+
+
+class Gated(nn.Module):
+    """A weight of four axes that decays in every pass, and is not kept for the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution, self.gate, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+        self.double().eval()
+
+    def forward(self, images):
+        with torch.no_grad():
+            self.gate.weight.mul_(0.9)
+            gate = self.gate(images).sigmoid()
+        return self.head((self.convolution(images) * gate).mean((2, 3)))
+
+
+def test_every_pass_of_a_network_that_changes_a_weight_starts_from_the_same():
+    network, images = Gated(), torch.randn(3, 2, 8, 8).double()
+    model, right = Model(network), copy.deepcopy(network)(images).detach()
+    for _ in range(3):
+        torch.testing.assert_close(model.outputs(images), right, rtol=1e-12, atol=1e-12)
 
 
 def efficient_net():
