@@ -96,9 +96,9 @@ class Computed:
             f"iFIM computes other outputs for the images than the evaluator did in the same iteration. {found}."
             f"{in_half} Something differs between both passes: the network draws random numbers in evaluation mode, "
             "changes its images or its state in place, uses the statistics of the batch, or depends on the memory "
-            "layout; or the evaluator's output is not the network's; or prepare_batch, the inferer or a handler changed "
-            "images or further inputs on the way. The Fisher information would be that of other predictions than the "
-            "evaluator's."
+            "layout; or the evaluator's output is not the network's; or prepare_batch, the inferer or a handler "
+            "changed images or further inputs on the way. The Fisher information would be that of other predictions "
+            "than the evaluator's."
         )
 
 
