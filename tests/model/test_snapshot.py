@@ -136,19 +136,19 @@ def test_what_did_not_change_is_not_written_and_equal_values_in_a_new_object_do_
 
 
 @pytest.mark.parametrize(
-    "held",
+    "make",
     [
-        torch.eye(3).to_sparse(),
-        torch.eye(3).to_sparse_csr(),
-        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
-        torch.ones(2, dtype=torch.complex64).conj().imag,
-        float("nan"),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.eye(3).to_sparse_csr(),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: torch.ones(2, dtype=torch.complex64).conj().imag,
+        lambda: float("nan"),
     ],
     ids=["sparse", "sparse rows", "nested", "negative bit", "NaN"],
 )
-def test_odd_attributes_are_no_change_and_no_crash(held):
+def test_odd_attributes_are_no_change_and_no_crash(make):
     network = Everything()
-    network.held = held
+    network.held = make()
     assert Snapshot(network).restore() == []
 
 
