@@ -92,5 +92,11 @@ def _give_back() -> None:
         raise error
 
 
-if hasattr(os, "register_at_fork"):  # a child process has nothing to wait for
-    os.register_at_fork(after_in_child=_give_back)
+def _forget() -> None:
+    """In a child process: what waits is the parent's to answer, and nothing waits here."""
+    _waiting.clear()
+    _give_back()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

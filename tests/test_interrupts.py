@@ -126,6 +126,31 @@ def test_a_handler_that_is_set_inside_stays_and_one_kept_from_inside_still_answe
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+def test_a_child_process_answers_its_own_signals_at_once_and_not_those_that_wait_in_its_parent(raising):
+    def child():
+        if raising:
+            return 1
+        try:
+            send()
+        except Interrupted:
+            return 0
+        return 2
+
+    @deferred
+    def work():
+        send()
+        process = os.fork()
+        if process == 0:
+            os._exit(child())
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+    codes = []
+    with pytest.raises(Interrupted):
+        deferred(lambda: codes.append(work()))()
+    assert codes == [0]
+
+
 def test_other_threads_leave_the_handlers_alone(raising):
     seen = []
     thread = threading.Thread(target=deferred(lambda: seen.append(signal.getsignal(signal.SIGUSR1))))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monai_ifim.model.batching import is_out_of_memory
 from monai_ifim.model.snapshot import Snapshot
+from monai_ifim.model.state import unwrap
 
 # Gradients of a float32 network differ more than its outputs: units at the kink of a ReLU change sides.
 _GRADIENT_TOLERANCE = 0.01
@@ -41,27 +42,26 @@ class Verdict:
 
 def verdict_of(network: Callable, kind: Any) -> Verdict:
     """The verdict on a network for images of one kind; an empty one where nothing was tried yet."""
-    try:
-        return _VERDICTS.setdefault(getattr(network, "__self__", network), {}).setdefault(kind, Verdict())
-    except TypeError:  # it has no hash, or no weak reference
-        return Verdict()
+    return _verdicts(network).setdefault(kind, Verdict())
 
 
 def changing_state(network: Callable) -> tuple[str, ...]:
     """Paths of the state that a pass of this network was found to change, for images of any kind."""
-    try:
-        verdicts = _VERDICTS.get(getattr(network, "__self__", network), {})
-    except TypeError:
-        return ()
-    return tuple(sorted({path for verdict in verdicts.values() for path in verdict.changing or ()}))
+    return tuple(sorted({path for verdict in _verdicts(network).values() for path in verdict.changing or ()}))
 
 
 def forget_verdicts(network: Callable) -> None:
     """Have the network tried anew."""
+    _verdicts(network).clear()
+
+
+def _verdicts(network: Callable) -> dict[Any, Verdict]:
+    """Those on a network by kind of images, inside whatever wraps it; of a method, those on its object."""
+    network = unwrap(network)
     try:
-        _VERDICTS.pop(getattr(network, "__self__", network), None)
-    except TypeError:
-        return
+        return _VERDICTS.setdefault(getattr(network, "__self__", network), {})
+    except TypeError:  # it has no hash, or no weak reference
+        return {}
 
 
 def differing(outputs: Tensor, others: Tensor, precision: torch.dtype | None = None, unit: float = 0.0) -> float:

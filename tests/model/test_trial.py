@@ -281,6 +281,17 @@ def test_trial_passes_are_made_once_a_network_until_they_are_forgotten():
     assert passes.count(1) == 1  # the image alone
 
 
+def test_a_wrapped_network_is_tried_anew_as_the_one_inside():
+    network, images, passes = truths.cnn(), truths.images(4), []
+    network.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    wrapped = torch.compile(network, backend="eager")  # runs as it was written
+    for again in (False, True):
+        if again:
+            forget_verdicts(wrapped)
+        input_fisher(wrapped, images)
+    assert passes.count(1) == 2  # the image alone, each time
+
+
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.floats(1e-6, 1e6), st.integers(0, 99))
 def test_rounding_is_no_difference_at_any_scale_and_a_tenth_of_the_greatest_output_is(dtype, scale, seed):
