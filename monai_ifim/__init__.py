@@ -1,13 +1,21 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Input-dependent Fisher information of classifiers and regression networks, for MONAI.
+"""Input-dependent Fisher information of classifiers, segmentation and regression networks, for MONAI.
 
 >>> from monai_ifim import input_fisher, sensitivity_curves
 """
 
-from monai_ifim.fisher import InputFisher, input_fisher
-from monai_ifim.likelihoods import Bernoulli, Categorical, Gaussian
-from monai_ifim.model import Model, PerImage
+from monai_ifim.fisher import InputFisher, Lanczos, input_fisher
+from monai_ifim.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    PooledSigmoid,
+    PooledSoftmax,
+    VoxelwiseSigmoid,
+    VoxelwiseSoftmax,
+)
+from monai_ifim.model import Model, PerImage, Windowed
 from monai_ifim.perturbation import SensitivityCurves, sensitivity_curves
 
 __all__ = [
@@ -15,9 +23,15 @@ __all__ = [
     "Categorical",
     "Gaussian",
     "InputFisher",
+    "Lanczos",
     "Model",
     "PerImage",
+    "PooledSigmoid",
+    "PooledSoftmax",
     "SensitivityCurves",
+    "VoxelwiseSigmoid",
+    "VoxelwiseSoftmax",
+    "Windowed",
     "input_fisher",
     "sensitivity_curves",
 ]

@@ -31,7 +31,7 @@ from monai_ifim import schema, statistics
 from monai_ifim.cells import from_cell, to_cell
 from monai_ifim.fisher import InputFisher
 from monai_ifim.likelihoods import Likelihood
-from monai_ifim.perturbation import ENDPOINTS
+from monai_ifim.perturbation import ENDPOINTS, is_endpoint
 
 _T = TypeVar("_T")
 # Counts up when a folder can no longer be read as before.
@@ -455,7 +455,7 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
             raise ValueError(f"it lacks {', '.join(missing)}")
         for column in table:
             table[column] = table[column].map(from_cell) if column in _TEXT else _checked(table[column])
-        if "endpoint" in table and (unknown := sorted(set(table.endpoint) - set(ENDPOINTS))):
+        if "endpoint" in table and (unknown := [name for name in table.endpoint.unique() if not is_endpoint(name)]):
             raise ValueError(f"{reprlib.repr(unknown[0])} is no endpoint")
         if name == "images.csv" and not table.image.is_unique:
             raise ValueError("an image stands there twice")

@@ -47,13 +47,13 @@ def _relative(scale: Tensor) -> Tensor:
 
 
 def unit(cotangents: Tensor) -> tuple[Tensor, Tensor]:
-    """Cotangents (n, B, outputs) of unit size, so that none underflows in float32, and their sizes (n, B).
+    """Cotangents (n, B, ...) of unit size, so that none underflows in float32, and their sizes (n, B).
 
     NaN, of an image that is not finite, becomes zero.
     """
     cotangents = cotangents.nan_to_num()
-    sizes = cotangents.abs().amax(dim=2)
-    return cotangents / sizes.clamp(min=_TINY).unsqueeze(2), sizes
+    sizes = cotangents.abs().flatten(2).amax(dim=2)
+    return cotangents / sizes.clamp(min=_TINY).view(*sizes.shape, *[1] * (cotangents.ndim - 2)), sizes
 
 
 def eigenvectors(factor: Tensor, scale: Tensor, basis: Tensor, ranks: Tensor) -> Tensor:

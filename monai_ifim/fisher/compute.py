@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from monai_ifim.checks import is_number, is_whole
-from monai_ifim.fisher.gram import solve_with_gram
+from monai_ifim.fisher.gram import ManyColumns, solve_with_gram
+from monai_ifim.fisher.leading import DEFAULT_DENSE_RANK, Lanczos, solve_with_lanczos
 from monai_ifim.fisher.spectrum import InputFisher, check_rank_and_energy
 from monai_ifim.interrupts import deferred
 from monai_ifim.likelihoods import LikelihoodLike
@@ -21,8 +24,9 @@ from monai_ifim.notices import notice
 DEFAULT_MOST_ELEMENTS = 2**28
 # Eigenvalues below this share of the greatest are numerical zeros: the square of float32's rounding, with room.
 DEFAULT_CUTOFF = 1e-12
-# By name: each takes a model, images and the options of input_fisher, and gives an InputFisher.
-SOLVERS: dict[str, Callable[..., InputFisher]] = {"gram": solve_with_gram}
+SOLVERS = ("gram", "lanczos")
+# Columns of G from which the leading pairs are cheaper than all columns: measured, see benchmarks.
+_MANY_COLUMNS, _COLUMNS_A_PAIR = 40, 20
 
 
 @deferred
@@ -38,22 +42,27 @@ def input_fisher(
     channel_mask: Sequence[bool] | Tensor | None = None,
     keep_factor: bool = True,
     most_elements: int = DEFAULT_MOST_ELEMENTS,
-    solver: str = "gram",
+    solver: str | Lanczos | None = None,
+    progress: bool = False,
 ) -> InputFisher:
     """Spectrum and leading eigenvectors of the input-dependent Fisher information matrix of each image.
 
-    One gradient-enabled forward pass and R vector-Jacobian products with respect to the images alone, R being C-1 for a
-    softmax over C classes and the number of outputs otherwise (Sengupta and Anastasio 2026; ``F = J^T M J``, from the
-    Gram matrix ``K = G^T G``).
+    For a classifier, one gradient-enabled forward pass and R vector-Jacobian products with respect to the images alone,
+    R being C-1 for a softmax over C classes and the number of outputs otherwise (Sengupta and Anastasio 2026; ``F = J^T
+    M J``, from the Gram matrix ``K = G^T G``). For a segmentation voxel by voxel, whose R is too great, and for the few
+    leading eigenvectors of many classes: products with F in a Lanczos iteration (:class:`~monai_ifim.fisher.Lanczos`).
 
     Args:
-        network: any callable from (B, C_in, *spatial) to outputs (B, outputs), in evaluation mode; it is not changed.
+        network: any callable from (B, C_in, *spatial) to outputs (B, outputs) or (B, C, *grid), in evaluation mode; it
+            is not changed.
             Or a :class:`~monai_ifim.model.Model`, which also has further inputs, the output key and the batch size.
         images: (B, C_in, *spatial), a floating dtype, in the units that the network reads.
-        likelihood: what the outputs mean: ``"softmax"`` (default), ``"sigmoid"``, ``"gaussian"`` or an object of
-            :mod:`monai_ifim.likelihoods`. A model has its own.
+        likelihood: what the outputs mean: ``"softmax"`` (default), ``"sigmoid"``, ``"gaussian"``, for a segmentation
+            ``"voxelwise_softmax"``, ``"voxelwise_sigmoid"``, ``"pooled_softmax"``, ``"pooled_sigmoid"``, or an object
+            of :mod:`monai_ifim.likelihoods`. A model has its own.
         rank: number k of leading eigenvectors, at most the numerical rank of each image.
         energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
+            Where not all eigenvalues are computed there is no such share, and the default is rank 4.
         temperature: divides the logits, of a likelihood that is given by name.
         cutoff: eigenvalues at or below this share of the greatest count as numerical zeros.
         channel_mask: one true or false (1 or 0) for each input channel: which of them may vary, such as red, green and
@@ -64,7 +73,11 @@ def input_fisher(
         most_elements: elements of G in memory at a time. Fewer images pass the network at a time where these do not
             suffice; where they do not for one image (many classes, large volumes), G is computed in blocks and not
             kept: more products, the same eigenvalues, and one more product for each kept eigenvector.
-        solver: how; ``"gram"`` is exact and needs R products.
+        solver: ``"gram"`` is exact and needs R products; ``"lanczos"`` finds the leading ``rank`` pairs with their
+            residuals, and estimates the trace; an object :class:`~monai_ifim.fisher.Lanczos` has its options. Default:
+            Lanczos for voxelwise likelihoods, and where ``rank`` is given and G has more than 40 + 20 rank columns;
+            else Gram.
+        progress: show how far the Lanczos iteration is.
 
     Returns:
         The :class:`InputFisher` of the batch, on the device of the images. An image that is not finite, or that gives
@@ -96,27 +109,38 @@ def input_fisher(
         raise ValueError(f"cutoff must lie between 0 and 1, got {cutoff!r}.")
     if not is_whole(most_elements, 1):
         raise ValueError(f"most_elements must be 1 or more, a whole number, got {most_elements!r}.")
-    if not isinstance(solver, str) or solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
+    if solver is not None and not isinstance(solver, Lanczos) and not (isinstance(solver, str) and solver in SOLVERS):
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, or a Lanczos object, got {solver!r}.")
     mask = varied_channels(channel_mask, images)
     model = Model.of(network, likelihood, temperature)
     model.check_inputs(len(images))
+    options = solver if isinstance(solver, Lanczos) else Lanczos()
+    kind = solver if isinstance(solver, str) else "lanczos" if solver or model.likelihood.many_columns else "gram"
+    if kind == "lanczos" and energy is not None:
+        raise ValueError(
+            "energy is a share of all eigenvalues, and the Lanczos solver computes the leading ones only. Give rank "
+            "instead, the number of eigenvectors."
+        )
+    most_columns = math.inf if solver is not None or rank is None else _MANY_COLUMNS + _COLUMNS_A_PAIR * rank
 
     def solve(rows: Tensor) -> InputFisher:
-        return SOLVERS[solver](
-            model.rows(rows),
-            images[rows],
-            rank=rank,
-            energy=energy,
-            cutoff=cutoff,
-            channel_mask=mask,
-            most_elements=int(most_elements),
-        )
+        nonlocal kind
+        some, rows_images = model.rows(rows), images[rows]
+        shared: dict[str, Any] = {"cutoff": cutoff, "channel_mask": mask}
+        if kind == "gram":
+            shared |= {"energy": energy, "most_elements": int(most_elements), "most_columns": most_columns}
+            try:
+                return solve_with_gram(some, rows_images, rank=rank, **shared)
+            except ManyColumns:
+                kind = "lanczos"
+                return solve(rows)
+        pairs = DEFAULT_DENSE_RANK if rank is None else int(rank)
+        return solve_with_lanczos(some, rows_images, rank=pairs, options=options, progress=progress, **shared)
 
     parts, batches = [], Batches(model.images_at_a_time(images))
     for rows, part in batches.run(torch.arange(len(images), device=images.device), solve):
         if part is None:
-            part = _did_not_fit(model.rows(rows), images[rows], mask, solver, batches)
+            part = _did_not_fit(model.rows(rows), images[rows], mask, kind, rank, batches)
         parts.append(part if keep_factor else part.without_factor())
     fisher = InputFisher.concatenate(parts)
     model.likelihood.check(fisher.outputs)
@@ -148,24 +172,32 @@ def checked_images(images: Tensor) -> Tensor:
 
 
 def _did_not_fit(
-    model: Model, images: Tensor, channel_mask: Tensor | None, solver: str, batches: Batches
+    model: Model, images: Tensor, channel_mask: Tensor | None, solver: str, rank: int | None, batches: Batches
 ) -> InputFisher:
     """Of one image (1, C_in, *spatial) whose backward pass does not fit into memory; a forward pass needs far less."""
     outputs = next(batches.run(torch.arange(1, device=images.device), lambda rows: model.outputs(images)))[1]
     if outputs is None:
         raise batches.refusal(images[0])
-    columns = model.likelihood.factor(outputs).rank
+    likelihood = model.likelihood.at(outputs)
+    columns = likelihood.factor(outputs).rank
+    if solver == "lanczos":
+        columns = min(rank or DEFAULT_DENSE_RANK, images.numel())
     nothing = torch.zeros(1, dtype=torch.int64, device=images.device)
+    unknown = torch.full((1, columns), torch.nan, dtype=torch.float64, device=images.device)
+    kept: dict[str, Any] = {}
+    if solver == "gram":
+        kept["_factor"] = images.new_zeros(1, 1, 1).expand(1, columns, images.numel())  # one element in memory
+        kept["_scale"] = torch.zeros(1, columns, dtype=torch.float64, device=images.device)
     return InputFisher(
-        eigenvalues=torch.full((1, columns), torch.nan, dtype=torch.float64, device=images.device),
+        eigenvalues=unknown,
         eigenvectors=torch.zeros_like(images).unsqueeze(1),
         rank=nothing,
         numerical_rank=nothing,
         outputs=outputs,
-        likelihood=model.likelihood,
+        likelihood=likelihood,
         solver=solver,
+        exact=solver == "gram",
         skipped={0: "out of memory at one image"},
         channel_mask=channel_mask,
-        _factor=images.new_zeros(1, 1, 1).expand(1, columns, images.numel()),  # one element in memory
-        _scale=torch.zeros(1, columns, dtype=torch.float64, device=images.device),
+        **kept,
     )

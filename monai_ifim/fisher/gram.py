@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_ifim.fisher.algebra import eigenvectors, orthonormal, products, solve_gram, unit
-from monai_ifim.fisher.spectrum import InputFisher, choose_rank
+from monai_ifim.fisher.spectrum import InputFisher, choose_rank, left_out
 from monai_ifim.likelihoods import FisherFactor
 from monai_ifim.model import FewerImages, Linearisation, Model, restricted
 
@@ -28,14 +29,19 @@ def solve_with_gram(
     cutoff: float,
     channel_mask: Tensor | None,
     most_elements: int,
+    most_columns: float = math.inf,
 ) -> InputFisher:
     """Spectrum of a batch of images from its Gram matrix; options as for :func:`monai_ifim.input_fisher`.
 
     Raises:
         FewerImages: When the columns of G of so many images have more than ``most_elements`` elements.
+        ManyColumns: When G has more than ``most_columns`` columns.
     """
     with model.linearised(images) as point:
-        columns = GramColumns(point, model.likelihood.factor(point.outputs), images, channel_mask)
+        likelihood = model.likelihood.at(point.outputs)
+        columns = GramColumns(point, likelihood.factor(point.outputs), images, channel_mask)
+        if columns.count > most_columns:
+            raise ManyColumns(columns.count)
         # the Gram matrix, its pieces and its eigenvectors are some ten float64 matrices (R, R) an image
         fitting = most_elements // max(1, columns.elements // len(images) + 20 * columns.count**2)
         if len(images) > max(1, fitting):
@@ -48,10 +54,9 @@ def solve_with_gram(
         else:
             inner, scale = columns.gram(most_elements)
         eigenvalues, basis = solve_gram(inner, scale)
-        skipped = _causes(images, point.outputs, eigenvalues)
+        skipped = left_out(images, point.outputs, eigenvalues, likelihood)
         if skipped:
-            left_out = torch.tensor(sorted(skipped), device=images.device)
-            eigenvalues[left_out] = torch.nan
+            eigenvalues[sorted(skipped)] = torch.nan
         numerical_rank = (eigenvalues > cutoff * eigenvalues[:, :1]).sum(dim=1)
         ranks = choose_rank(eigenvalues, numerical_rank, rank, energy)
         vectors = eigenvectors(factor, scale, basis, ranks) if kept else columns.eigenvectors(basis, ranks)
@@ -61,11 +66,20 @@ def solve_with_gram(
             rank=ranks,
             numerical_rank=numerical_rank,
             outputs=point.outputs,
-            likelihood=model.likelihood,
+            likelihood=likelihood,
+            products=columns.count,
             skipped=skipped,
             channel_mask=channel_mask,
             **kept,
         )
+
+
+class ManyColumns(Exception):
+    """G has so many columns that another solver is cheaper."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__(f"{columns} columns")
+        self.columns = columns
 
 
 class GramColumns:
@@ -158,17 +172,3 @@ class GramColumns:
     def _gradients(self, cotangents: Tensor, last: bool) -> Iterator[Tensor]:
         for gradient in self._point.vjp(cotangents, last):
             yield restricted(gradient, self._channel_mask)
-
-
-def _causes(images: Tensor, outputs: Tensor, eigenvalues: Tensor) -> dict[int, str]:
-    """Why images are left out, by their index."""
-    causes = [
-        (~torch.isfinite(images).flatten(1).all(dim=1), "the image has NaN or infinite values"),
-        (~torch.isfinite(outputs).all(dim=1), "the outputs of the network are NaN or infinite"),
-        (torch.isnan(eigenvalues).any(dim=1), "the gradient is NaN or infinite"),
-    ]
-    skipped: dict[int, str] = {}
-    for mask, cause in causes:
-        for index in mask.nonzero().flatten().tolist():
-            skipped.setdefault(index, cause)
-    return skipped

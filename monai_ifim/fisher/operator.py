@@ -63,7 +63,7 @@ class FisherOperator:
         if self._outputs is None:
             self._outputs = self.model.outputs(self.images)
         product = self.model.jvp(self.images, directions)
-        along = self.model.likelihood.factor(self._outputs).transposed_times(product)
+        along = self.model.likelihood.at(self._outputs).factor(self._outputs).transposed_times(product)
         return along.square().sum(dim=1)
 
     def matvec(self, directions: Tensor) -> Tensor:
@@ -76,9 +76,9 @@ class FisherOperator:
             ValueError: When the directions have another shape.
         """
         directions = self._checked(directions)
-        product = self.model.jvp(self.images, directions)
-        with self.model.linearised(self.images) as point:  # d -> J d -> S S^T J d -> J^T S S^T J d
-            factor = self.model.likelihood.factor(point.outputs)
+        with self.model.linearised(self.images, both=True) as point:  # d -> J d -> S S^T J d -> J^T S S^T J d
+            product = point.jvp(directions)
+            factor = self.model.likelihood.at(point.outputs).factor(point.outputs)
             cotangents, sizes = unit(factor.times(factor.transposed_times(product)).unsqueeze(0))
             (product,) = point.vjp(cotangents, last=True)
         return restricted(product.double() * sizes[0].view(-1, *[1] * (product.ndim - 1)), self.channel_mask)

@@ -24,16 +24,17 @@ class InputFisher:
     """Spectrum and leading eigenvectors of the iFIM of B images; made by :func:`input_fisher`.
 
     Attributes:
-        eigenvalues: (B, R) float64, descending, per squared unit of the network's input; all R of them, NaN for an
-            image that was left out.
+        eigenvalues: (B, R) float64, descending, per squared unit of the network's input; all R of them, or the leading
+            k where ``exact`` is False; NaN for an image that was left out.
         eigenvectors: (B, max rank, C_in, *spatial) in the dtype of the images, orthonormal, zero beyond ``rank[b]``;
             one row at least. The entry of largest magnitude is positive.
         rank: (B,) int64, how many eigenvectors the image has here (the k of the split).
         numerical_rank: (B,) int64, how many eigenvalues exceed the cut-off.
-        outputs: (B, outputs), as the network gave them.
-        likelihood: of the outputs; everything that is computed from this spectrum uses it.
+        outputs: (B, outputs), or (B, C, *grid) of a dense predictor, as the network gave them.
+        likelihood: of the outputs, its region fixed; everything that is computed from this spectrum uses it.
         solver: how the spectrum was computed.
         exact: whether the eigenvalues are all there are, up to rounding; a solver that stops early says False.
+        products: how many columns of G, or products with F, it took.
         skipped: index of each image that was left out, with the cause.
         channel_mask: (C_in,) bool, the channels that the iFIM, and all perturbations by it, are restricted to: the
             eigenvectors are zero in the others. None: all channels.
@@ -47,6 +48,7 @@ class InputFisher:
     likelihood: Likelihood
     solver: str = "gram"
     exact: bool = True
+    products: int = 0
     skipped: Mapping[int, str] = field(default_factory=dict)
     channel_mask: Tensor | None = None
     # The columns of G are scale[b, r] * factor[b, r]; kept apart so that no column underflows in float32.
@@ -54,6 +56,9 @@ class InputFisher:
     _scale: Tensor | None = field(default=None, repr=False)
     # (B, max rank), of a solver that measures them on its way
     _residuals: Tensor | None = field(default=None, repr=False)
+    # (B,) and (B,), of a solver that does not have all eigenvalues
+    _trace: Tensor | None = field(default=None, repr=False)
+    _trace_error: Tensor | None = field(default=None, repr=False)
 
     @property
     def logits(self) -> Tensor:
@@ -62,12 +67,29 @@ class InputFisher:
 
     @property
     def trace(self) -> Tensor:
-        """(B,) float64, the sum of the eigenvalues: the squared Frobenius norm of G."""
-        return self.eigenvalues.sum(dim=1)
+        """(B,) float64, the sum of all eigenvalues: the squared Frobenius norm of G.
+
+        An unbiased estimate where ``exact`` is False, with the standard error ``trace_error``; NaN without probes.
+        """
+        if self._trace is not None:
+            return self._trace
+        return self.eigenvalues.sum(dim=1) if self.exact else torch.full_like(self.eigenvalues[:, 0], torch.nan)
+
+    @property
+    def trace_error(self) -> Tensor:
+        """(B,) float64, standard error of ``trace``: zero where it is the sum of all eigenvalues; NaN if not known."""
+        if self._trace_error is not None:
+            return self._trace_error
+        return torch.zeros_like(self.trace).where(~torch.isnan(self.trace), torch.nan)
 
     @property
     def effective_rank(self) -> Tensor:
-        """(B,) float64, ``trace^2 / sum of squared eigenvalues``, from 1 to R; zero for an all-zero spectrum."""
+        """(B,) float64, ``trace^2 / sum of squared eigenvalues``, from 1 to R; zero for an all-zero spectrum.
+
+        NaN where ``exact`` is False: it needs all eigenvalues.
+        """
+        if not self.exact:
+            return torch.full_like(self.eigenvalues[:, 0], torch.nan)
         relative = self.eigenvalues / self.eigenvalues[:, :1].clamp(min=torch.finfo(torch.float64).tiny)
         return relative.sum(dim=1).square() / relative.square().sum(dim=1).clamp(min=1.0)
 
@@ -98,7 +120,8 @@ class InputFisher:
         if not self.can_quadratic:
             raise RuntimeError(
                 "d^T F d needs the factor G, which was dropped, and the kept eigenvectors do not span the spectrum. "
-                "Call input_fisher with keep_factor=True or energy=1, or use FisherOperator(model, images).quadratic."
+                "Use FisherOperator(model, images).quadratic, or, where all eigenvalues can be computed, input_fisher "
+                "with solver='gram' and keep_factor=True."
             )
         return self.quadratic_inside(directions)
 
@@ -116,7 +139,7 @@ class InputFisher:
     @property
     def can_quadratic(self) -> bool:
         """Whether :meth:`quadratic` works: G was kept, or the eigenvectors of all eigenvalues above the cut-off."""
-        return self._factor is not None or bool((self.rank >= self.numerical_rank).all())
+        return self._factor is not None or (self.exact and bool((self.rank >= self.numerical_rank).all()))
 
     def split(
         self, images: Tensor, rank: int | None = None, energy: float | None = None, reference: float | Tensor = 0.0
@@ -172,12 +195,16 @@ class InputFisher:
             energy: k as the least number of eigenvalues that hold this share of the trace.
 
         Raises:
-            ValueError: When both are given or out of range.
+            ValueError: When both are given or out of range, or energy is given and not all eigenvalues are known.
             RuntimeError: When more are asked for than are kept, and the factor was dropped.
         """
         if rank is None and energy is None:
             return self.eigenvectors
         check_rank_and_energy(rank, energy)
+        if not self.exact and energy is not None:
+            raise ValueError(
+                "energy is a share of all eigenvalues, and this spectrum has the leading ones only. Give rank instead."
+            )
         ranks = choose_rank(self.eigenvalues, self.numerical_rank, rank, energy)
         if (ranks <= self.rank).all():
             keep = torch.arange(self.eigenvectors.shape[1], device=ranks.device) < ranks.unsqueeze(1)
@@ -186,7 +213,8 @@ class InputFisher:
         if self._factor is None or self._scale is None:
             raise RuntimeError(
                 f"{int(ranks.max())} eigenvectors are asked for and {self.eigenvectors.shape[1]} are kept, and the "
-                "factor G was dropped. Call input_fisher with a higher rank or energy, or with keep_factor=True."
+                "factor G was not kept. Call input_fisher with a higher rank, or with solver='gram' and "
+                "keep_factor=True."
             )
         _, basis = solve_gram(products(self._factor, self._factor), self._scale)
         vectors = eigenvectors(self._factor, self._scale, basis, ranks)
@@ -254,7 +282,7 @@ class InputFisher:
             if isinstance(value, Tensor) and name != "channel_mask"  # the one that all images share
         }
         skipped = {place: self.skipped[row] for place, row in enumerate(index.tolist()) if row in self.skipped}
-        return replace(self, skipped=skipped, **picked)
+        return replace(self, skipped=skipped, likelihood=self.likelihood.rows(index), **picked)
 
     @property
     def factor_elements(self) -> int:
@@ -301,7 +329,8 @@ class InputFisher:
         masks = [None if part.channel_mask is None else part.channel_mask.tolist() for part in parts]
         if any(mask != masks[0] for mask in masks):
             raise ValueError(f"InputFisher.concatenate needs parts with one channel_mask, got {masks}.")
-        if any(part.likelihood != parts[0].likelihood or part.solver != parts[0].solver for part in parts):
+        first = parts[0]
+        if not all(first.likelihood.matches(part.likelihood) and part.solver == first.solver for part in parts):
             kinds = [f"{part.likelihood}, {part.solver}" for part in parts]
             raise ValueError(f"InputFisher.concatenate needs parts of one likelihood and solver, got {kinds}.")
         if len(parts) == 1:
@@ -314,15 +343,18 @@ class InputFisher:
         def joined(name: str) -> Tensor:
             return torch.cat([getattr(part, name) for part in parts])
 
+        exact = all(part.exact for part in parts)
+        estimated: dict[str, Any] = {} if exact else {"_trace": joined("trace"), "_trace_error": joined("trace_error")}
         return InputFisher(
             eigenvalues=joined("eigenvalues"),
             eigenvectors=torch.cat([_pad_axis_1(part.eigenvectors, most) for part in parts]),
             rank=joined("rank"),
             numerical_rank=joined("numerical_rank"),
             outputs=joined("outputs"),
-            likelihood=parts[0].likelihood,
-            solver=parts[0].solver,
-            exact=all(part.exact for part in parts),
+            likelihood=first.likelihood.joined([part.likelihood for part in parts[1:]]),
+            solver=first.solver,
+            exact=exact,
+            products=max(part.products for part in parts),
             skipped={
                 start + index: cause for start, part in zip(starts, parts) for index, cause in part.skipped.items()
             },
@@ -330,6 +362,7 @@ class InputFisher:
             _factor=joined("_factor") if keep_factor else None,
             _scale=joined("_scale") if keep_factor else None,
             _residuals=torch.cat([_pad_axis_1(part.residuals, most) for part in parts]) if measured else None,
+            **estimated,
         )
 
 
@@ -347,6 +380,29 @@ def choose_rank(eigenvalues: Tensor, numerical_rank: Tensor, rank: int | None, e
 def _pad_axis_1(values: Tensor, length: int) -> Tensor:
     missing = length - values.shape[1]
     return torch.cat([values, values.new_zeros(len(values), missing, *values.shape[2:])], dim=1) if missing else values
+
+
+def left_out(images: Tensor, outputs: Tensor, eigenvalues: Tensor, likelihood: Likelihood) -> dict[int, str]:
+    """Why images (B, C_in, *spatial) are left out, by their index.
+
+    Args:
+        images: (B, C_in, *spatial).
+        outputs: (B, ...), of the network.
+        eigenvalues: (B, n), NaN where there are none.
+        likelihood: of the outputs, fixed.
+    """
+    causes = [
+        (~torch.isfinite(images).flatten(1).all(dim=1), "the image has NaN or infinite values"),
+        (~torch.isfinite(outputs).flatten(1).all(dim=1), "the outputs of the network are NaN or infinite"),
+    ]
+    skipped: dict[int, str] = {}
+    for mask, cause in causes:
+        for index in mask.nonzero().flatten().tolist():
+            skipped.setdefault(index, cause)
+    skipped = dict(likelihood.without_information()) | skipped
+    for index in torch.isnan(eigenvalues).any(dim=1).nonzero().flatten().tolist():
+        skipped.setdefault(index, "the gradient is NaN or infinite")
+    return skipped
 
 
 def check_rank_and_energy(rank: int | None, energy: float | None) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from monai_ifim.checks import MOST, is_list, is_number, is_whole
 from monai_ifim.fisher import check_rank_and_energy
 from monai_ifim.handlers.agreement import OnError
-from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
+from monai_ifim.likelihoods import Dense, LikelihoodLike, resolve_likelihood
 from monai_ifim.model import check_channel_mask
 from monai_ifim.perturbation import (
     DEFAULT_DIRECTIONS,
@@ -235,7 +235,11 @@ class Options:
         if not isinstance(self.on_error, str) or self.on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', got {self.on_error!r}.")
         check_rank_and_energy(self.rank, self.energy)
-        resolve_likelihood(self.likelihood, self.temperature)
+        if isinstance(resolve_likelihood(self.likelihood, self.temperature), Dense):
+            raise ValueError(
+                f"likelihood={self.likelihood!r} is one of a segmentation, which the handler does not measure. Call "
+                "monai_ifim.input_fisher and sensitivity_curves for it."
+            )
         unlabelled = [d.name for d in resolve_directions(self.directions) if isinstance(d, LossGradient)]
         if unlabelled and self.label_key is None:
             raise ValueError(

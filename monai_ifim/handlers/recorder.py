@@ -187,6 +187,7 @@ class Recorder:
                 energy=self.options.energy,
                 channel_mask=self.options.channel_mask,
                 keep_factor=False,  # of all images together it would not fit into memory
+                solver="gram",  # the tables have all eigenvalues
             )
             if computed is not None and not self._compared:
                 self._compared = computed.compare(model, fisher.outputs)

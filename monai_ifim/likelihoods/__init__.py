@@ -16,27 +16,47 @@ from monai_ifim.likelihoods.base import (
 )
 from monai_ifim.likelihoods.bernoulli import Bernoulli
 from monai_ifim.likelihoods.categorical import Categorical
+from monai_ifim.likelihoods.dense import Dense
 from monai_ifim.likelihoods.discrete import Discrete, agreement
 from monai_ifim.likelihoods.gaussian import Gaussian
+from monai_ifim.likelihoods.pooled import PooledSigmoid, PooledSoftmax
+from monai_ifim.likelihoods.region import Region, boundary, foreground
+from monai_ifim.likelihoods.voxelwise import VoxelwiseSigmoid, VoxelwiseSoftmax
 
 __all__ = [
     "LIKELIHOODS",
     "Bernoulli",
     "Categorical",
+    "Dense",
     "DiagonalFactor",
     "Discrete",
     "FisherFactor",
     "Gaussian",
     "Likelihood",
     "LikelihoodLike",
+    "PooledSigmoid",
+    "PooledSoftmax",
+    "Region",
+    "VoxelwiseSigmoid",
+    "VoxelwiseSoftmax",
     "agreement",
+    "boundary",
+    "foreground",
     "label_matrix",
     "resolve_likelihood",
     "strip_trailing_axes",
 ]
 
 # By the names that options take.
-LIKELIHOODS: dict[str, type[Likelihood]] = {"softmax": Categorical, "sigmoid": Bernoulli, "gaussian": Gaussian}
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "softmax": Categorical,
+    "sigmoid": Bernoulli,
+    "gaussian": Gaussian,
+    "voxelwise_softmax": VoxelwiseSoftmax,
+    "voxelwise_sigmoid": VoxelwiseSigmoid,
+    "pooled_softmax": PooledSoftmax,
+    "pooled_sigmoid": PooledSigmoid,
+}
 LikelihoodLike = Union[str, Likelihood]
 
 
@@ -66,8 +86,8 @@ def resolve_likelihood(likelihood: LikelihoodLike, temperature: float = 1.0) -> 
     if kind is None:
         names = ", ".join(map(repr, LIKELIHOODS))
         raise ValueError(f"likelihood must be one of {names}, or a Likelihood object, got {likelihood!r}.")
-    if issubclass(kind, Discrete):
-        return kind(temperature)
+    if issubclass(kind, (Discrete, Dense)):
+        return kind(temperature=temperature)
     if temperature != 1.0:
         raise ValueError(f"likelihood={likelihood!r} has no temperature, got {temperature}.")
     return kind()

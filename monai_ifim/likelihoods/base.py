@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -73,7 +75,13 @@ class DiagonalFactor(FisherFactor):
 
 
 class Likelihood(ABC):
-    """A predictive distribution ``p(y | outputs)``, computed in float64 whatever the dtype of the outputs."""
+    """A predictive distribution ``p(y | outputs)``, computed in float64 whatever the dtype of the outputs.
+
+    Attributes:
+        many_columns: whether S usually has far more columns than can be computed one by one.
+    """
+
+    many_columns: ClassVar[bool] = False
 
     def arrange(self, outputs: Tensor, batch_size: int) -> Tensor:
         """The outputs as (B, outputs): trailing axes of length one are dropped.
@@ -89,8 +97,8 @@ class Likelihood(ABC):
         if arranged.ndim != 2 or arranged.shape[0] != batch_size:
             raise ValueError(
                 f"The network must give outputs of shape (B, outputs) for a batch of B = {batch_size} images, "
-                f"got {tuple(outputs.shape)}. Dense outputs (segmentation) are not supported; squeezed outputs "
-                "(B,) need an axis: outputs.unsqueeze(1)."
+                f"got {tuple(outputs.shape)}. Dense outputs (segmentation) need a likelihood over voxels, such as "
+                "VoxelwiseSoftmax() or VoxelwiseSigmoid(); squeezed outputs (B,) need an axis: outputs.unsqueeze(1)."
             )
         return arranged
 
@@ -139,6 +147,30 @@ class Likelihood(ABC):
             outputs: (B, outputs).
             targets: (B, variables), from :meth:`targets`.
         """
+
+    def at(self, outputs: Tensor) -> Likelihood:
+        """The likelihood with all that it takes from the unperturbed outputs (B, ...) fixed; itself if that is nothing.
+
+        Raises:
+            ValueError: When what it is made for does not fit the outputs.
+        """
+        return self
+
+    def rows(self, rows: Tensor) -> Likelihood:
+        """The likelihood of some images (n,) of the batch; itself where it is the same for all images."""
+        return self
+
+    def joined(self, others: Sequence[Likelihood]) -> Likelihood:
+        """One likelihood for the images of several batches, this one's first."""
+        return self
+
+    def matches(self, other: Likelihood) -> bool:
+        """Whether the other one means the same by the outputs of a network."""
+        return self == other
+
+    def without_information(self) -> Mapping[int, str]:
+        """Index of each image that this likelihood, once fixed, says nothing of, with the cause."""
+        return {}
 
     def noise_floor(self, outputs: Tensor) -> Tensor:
         """The KL divergence that the rounding of the outputs alone can make, nats, float64, (B,).

@@ -72,11 +72,7 @@ class Discrete(Likelihood):
             tensor([0.], dtype=torch.float64)
         """
         log_p, log_q = self.log_probabilities(outputs), self.log_probabilities(other)
-        t = log_q - log_p
-        # For t > 1 the two terms no longer cancel, and exp(t) alone could overflow.
-        large = log_q.exp() - log_p.exp() * (1 + t)
-        terms = torch.where(t > 1, large, log_p.exp() * _expm1_minus(t.clamp(max=1.0)))
-        return terms.sum(dim=(1, 2))
+        return divergence_terms(log_p, log_q).sum(dim=(1, 2))
 
     def fisher_rao_distance(self, outputs: Tensor, other: Tensor) -> Tensor:
         """Fisher-Rao geodesic distance ``4 arcsin(|sqrt p - sqrt q| / 2)``, float64, (B,), in radians.
@@ -135,6 +131,19 @@ class Discrete(Likelihood):
         """``(eps max|z| / temperature)^2``, nats, float64, (B,), with ``eps`` of the dtype of the logits."""
         rounding = torch.finfo(outputs.dtype).eps * outputs.double().abs().amax(dim=1)
         return (rounding / self.temperature).square()
+
+
+def divergence_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """``p (exp(t) - 1 - t)`` with ``t = log q - log p`` of each outcome: they sum to the KL divergence, without loss.
+
+    Args:
+        log_p: log-probabilities, float64, any shape.
+        log_q: the same shape.
+    """
+    t = log_q - log_p
+    # For t > 1 the two terms no longer cancel, and exp(t) alone could overflow.
+    large = log_q.exp() - log_p.exp() * (1 + t)
+    return torch.where(t > 1, large, log_p.exp() * _expm1_minus(t.clamp(max=1.0)))
 
 
 def agreement(decision: Tensor, other: Tensor) -> Tensor:

@@ -5,9 +5,11 @@
 from monai_ifim.model.batching import Batches, FewerImages, MemoryWarning, default_batch_size, is_out_of_memory
 from monai_ifim.model.channels import check_channel_mask, restricted, varied, varied_channels
 from monai_ifim.model.inputs import PerImage, input_values, inputs_of_rows, plain_tensor
-from monai_ifim.model.model import Linearisation, Model
+from monai_ifim.model.linearisation import Linearisation
+from monai_ifim.model.model import Model
 from monai_ifim.model.state import parameter_dtype, preserve_state, unwrap
 from monai_ifim.model.trial import differing, forget_verdicts
+from monai_ifim.model.windows import Windowed
 
 __all__ = [
     "Batches",
@@ -16,6 +18,7 @@ __all__ = [
     "MemoryWarning",
     "Model",
     "PerImage",
+    "Windowed",
     "check_channel_mask",
     "default_batch_size",
     "differing",

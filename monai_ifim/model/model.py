@@ -6,19 +6,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from monai_ifim.checks import is_whole
 from monai_ifim.interrupts import deferred
-from monai_ifim.likelihoods import Gaussian, LikelihoodLike, resolve_likelihood
+from monai_ifim.likelihoods import Gaussian, Likelihood, LikelihoodLike, resolve_likelihood
 from monai_ifim.model.batching import default_batch_size, is_out_of_memory
 from monai_ifim.model.inputs import check_inputs, input_values, inputs_of_rows, plain_tensor, usable_inputs
+from monai_ifim.model.linearisation import Linearisation
 from monai_ifim.model.replacements import Replacements
 from monai_ifim.model.state import (
     check_modules,
@@ -32,23 +32,13 @@ from monai_ifim.model.state import (
     unwrap,
 )
 from monai_ifim.model.trial import Verdict, changing_state, try_alone, try_replacement, try_state, verdict_of
+from monai_ifim.model.windows import Windowed, WindowedLinearisation
 
 # Names of replacements.
 _NORMALISATION, _CHANNELS_LAST = "plain_normalisation", "channels_last_weights"
 
 # Of what networks say to features in another memory layout.
 _LAYOUT_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
-
-_NO_GRADIENT = (
-    "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
-    "rounding, quantised layers, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."
-)
-
-
-_REENTRANT = (
-    "The network uses re-entrant gradient checkpointing, which gives no gradient with respect to the images alone. "
-    "Build it with torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-)
 
 
 class Model:
@@ -71,9 +61,11 @@ class Model:
             they become fewer, with a warning.
         chunk_size: vector-Jacobian products that are computed together (``is_grads_batched``); more than one can be
             faster for one image and many outputs, and takes as many times the memory of a backward pass.
+        windows: the sliding window that the images pass, see :class:`~monai_ifim.model.Windowed`; default the network
+            takes them whole.
 
     Raises:
-        TypeError: When the network cannot be called.
+        TypeError: When the network cannot be called, or ``windows`` is no :class:`~monai_ifim.model.Windowed`.
         ValueError: When an option is out of range, or the network is in training mode, mixes the images of a batch, or
             was made in inference mode.
 
@@ -94,6 +86,7 @@ class Model:
         keyword_arguments: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         chunk_size: int = 1,
+        windows: Windowed | None = None,
     ) -> None:
         self.network = unwrap(network)
         if not callable(self.network):
@@ -101,8 +94,11 @@ class Model:
         for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
             if value is not None and not is_whole(value, 1):
                 raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}.")
+        if windows is not None and not isinstance(windows, Windowed):
+            raise TypeError(f"windows must be Windowed(inferer), got {type(windows).__name__}.")
         self.likelihood = resolve_likelihood(likelihood, temperature)
         self.output_key = output_key
+        self.windows = windows
         self.arguments = tuple(usable_inputs(value) for value in arguments)
         self.keyword_arguments = {key: usable_inputs(value) for key, value in (keyword_arguments or {}).items()}
         self.batch_size = batch_size
@@ -128,7 +124,7 @@ class Model:
         if not isinstance(network, Model):
             return Model(network, "softmax" if likelihood is None else likelihood, temperature=temperature)
         given = network.likelihood if likelihood is None else resolve_likelihood(likelihood, temperature)
-        if given != network.likelihood or (likelihood is None and temperature != 1.0):
+        if not given.matches(network.likelihood) or (likelihood is None and temperature != 1.0):
             options = [f"likelihood={likelihood!r}"] * (likelihood is not None)
             options += [f"temperature={temperature}"] * (temperature != 1.0)
             raise ValueError(
@@ -145,9 +141,11 @@ class Model:
 
     def rows(self, rows: Tensor) -> Model:
         """The same model with the further inputs of some rows (n,) of the batch."""
-        if not self.arguments and not self.keyword_arguments:
+        likelihood = self.likelihood.rows(rows)
+        if not self.arguments and not self.keyword_arguments and likelihood is self.likelihood:
             return self
         cut = copy.copy(self)
+        cut.likelihood = likelihood
         cut.arguments = inputs_of_rows(self.arguments, rows)
         cut.keyword_arguments = inputs_of_rows(self.keyword_arguments, rows)
         return cut
@@ -175,38 +173,52 @@ class Model:
         with plain_arithmetic(images.device, differentiable=False), self._tried(images):
             return self._outputs(images)
 
+    def with_likelihood(self, likelihood: Likelihood) -> Model:
+        """The same model with another likelihood of its outputs."""
+        changed = copy.copy(self)
+        changed.likelihood = likelihood
+        return changed
+
     @contextmanager
-    def linearised(self, images: Tensor) -> Iterator[Linearisation]:
-        """One gradient-enabled forward pass, and the vector-Jacobian products behind it; the graph is freed at the end.
+    def linearised(self, images: Tensor, both: bool = False, low_memory: bool = False) -> Iterator[Linearisation]:
+        """One gradient-enabled forward pass, and products with the Jacobian behind it; the graph is freed at the end.
 
         The parameters require no gradient inside, so that no graph is kept for them, and gradient checkpointing, which
         calls its layers again in the backward pass, finds the parameters and layers of the forward pass.
 
         Args:
             images: (B, C_in, *spatial), plain.
+            both: whether Jacobian-vector products are asked for, too; fused attention, which has none, is left out.
+            low_memory: keep no graph between products: more passes, less memory.
 
         Raises:
             TypeError: When the network returns something else than a tensor.
-            ValueError: When the outputs are not (B, outputs) or do not depend differentiably on the images.
+            ValueError: When the outputs do not fit the likelihood or do not depend differentiably on the images.
         """
-        with plain_arithmetic(images.device, differentiable=True), frozen_parameters(self._modules):
-            with self._tried(images), self._normalised(images):  # around the backward passes, too
-                inputs = images.clone().requires_grad_()
-                point = Linearisation(inputs, self._outputs(inputs), self.chunk_size)
-                del inputs
-                try:
-                    yield point
-                finally:
-                    point.close()
+        with (
+            plain_arithmetic(images.device, differentiable=True),
+            frozen_parameters(self._modules),
+            ExitStack() as held,
+        ):
+            if both:
+                held.enter_context(sdpa_kernel(SDPBackend.MATH))
+            held.enter_context(self._tried(images))
+            held.enter_context(self._normalised(images))  # around the backward passes, too
+            preferred = self._verdict(images).ways
+            options = (self._outputs, images, self.chunk_size, low_memory, preferred)
+            point = (
+                Linearisation(*options)
+                if self.windows is None
+                else WindowedLinearisation(*options, windows=self.windows, network=self._of_window)
+            )
+            try:
+                yield point
+            finally:
+                point.close()
 
     @deferred
     def jvp(self, images: Tensor, directions: Tensor) -> Tensor:
-        """Jacobian-vector products ``J d``, (B, outputs), by two backward passes.
-
-        ``J d`` is the derivative of ``<J^T w, d>`` with respect to ``w``, and is checked by ``<w, J d> = <J^T w, d>``.
-        Where a backward pass cannot be differentiated, or its graph does not fit into memory, by forward-mode automatic
-        differentiation; it comes second because its first use in a process imports torch's compiler, for seconds, with
-        a DeprecationWarning and new warning filters.
+        """Jacobian-vector products ``J d``, shaped like the outputs; see :meth:`Linearisation.jvp`.
 
         Args:
             images: (B, C_in, *spatial), plain.
@@ -214,51 +226,11 @@ class Model:
 
         Raises:
             TypeError: When the network returns something else than a tensor.
-            ValueError: When the outputs are not (B, outputs) or do not depend differentiably on the images.
+            ValueError: When the outputs do not fit the likelihood or do not depend differentiably on the images.
             RuntimeError: When the network supports neither way.
         """
-        with plain_arithmetic(images.device, differentiable=True), frozen_parameters(self._modules):
-            # fused attention supports neither way
-            with sdpa_kernel(SDPBackend.MATH):
-                ways = (self._jvp_backward, self._jvp_forward)
-                causes: list[Exception] = []
-                for way in ways:
-                    try:
-                        with self._tried(images), self._normalised(images):
-                            return way(images.clone(), directions.to(images).clone())
-                    except (RuntimeError, MemoryError, Warning) as error:  # a warning that the caller made an error
-                        if "use_reentrant" in str(error):
-                            raise ValueError(_REENTRANT) from error
-                        causes.append(error.with_traceback(None))  # which would keep the graph
-        shortage = next((error for error in causes if is_out_of_memory(error)), None)
-        if shortage is not None:
-            raise shortage
-        backward, forward = (next(iter(str(error).splitlines()), type(error).__name__) for error in causes)
-        raise RuntimeError(
-            "The network supports no Jacobian-vector product, neither by two backward passes "
-            f"({backward}) nor by forward-mode automatic differentiation ({forward})."
-        )
-
-    def _jvp_backward(self, images: Tensor, directions: Tensor) -> Tensor:
-        outputs = self._outputs(images.requires_grad_())
-        if not outputs.requires_grad:
-            raise ValueError(_NO_GRADIENT)
-        weights = torch.arange(outputs.shape[1], device=outputs.device).cos().to(outputs)  # of no matter, but not zero
-        weights = weights.expand_as(outputs).clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(outputs, images, weights, create_graph=True, allow_unused=True)
-        if gradient is None:
-            raise ValueError(_NO_GRADIENT)
-        (product,) = torch.autograd.grad(gradient, weights, directions)
-        if not _are_adjoint(weights.detach(), product, gradient.detach(), directions):
-            raise RuntimeError("a part of the backward pass cannot be differentiated")
-        return product
-
-    def _jvp_forward(self, images: Tensor, directions: Tensor) -> Tensor:
-        with torch.no_grad(), forward_ad.dual_level():
-            tangent = forward_ad.unpack_dual(self._outputs(forward_ad.make_dual(images, directions))).tangent
-        if tangent is None:
-            raise RuntimeError("the outputs have no tangent")
-        return tangent
+        with self.linearised(images, both=True) as point:
+            return point.jvp(directions)
 
     @property
     def unit(self) -> float:
@@ -358,11 +330,21 @@ class Model:
             return self._plain(images, torch.channels_last)
 
     def _plain(self, images: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Any:
+        if self.windows is not None:
+            return self.windows.outputs(images, self._of_window)
+        return self._of_network(images, memory_format)
+
+    def _of_window(self, patch: Tensor) -> Tensor:
+        return self._selected(self._of_network(patch), of_window=True)
+
+    def _of_network(self, images: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Any:
         arguments, keyword_arguments = input_values(self.arguments), input_values(self.keyword_arguments)
         # a copy of the images, as the first layer may work in place
         return self.network(images.clone(memory_format=memory_format), *arguments, **keyword_arguments)
 
-    def _selected(self, outputs: Any) -> Tensor:
+    def _selected(self, outputs: Any, of_window: bool = False) -> Tensor:
+        if self.windows is not None and not of_window and isinstance(outputs, Tensor):
+            return outputs  # selected in every window
         if self.output_key is not None and isinstance(outputs, Tensor):
             raise TypeError(
                 f"output_key={self.output_key!r} is given, but the network returns one tensor. Leave output_key out."
@@ -380,74 +362,3 @@ class Model:
                 f"output_key ({choices})."
             )
         return outputs
-
-
-def _are_adjoint(weights: Tensor, product: Tensor, gradient: Tensor, directions: Tensor) -> bool:
-    """Whether ``<w, J d> = <J^T w, d>`` for each image, up to the rounding of a deep network."""
-    terms = (gradient.double() * directions.double()).flatten(1)
-    difference = (weights.double() * product.double()).sum(dim=1) - terms.sum(dim=1)
-    eps = torch.finfo(product.dtype).eps
-    lengths = [torch.linalg.vector_norm(values.flatten(1), dim=1).double() for values in (gradient, directions)]
-    rounding = 100 * (eps**0.5 * torch.linalg.vector_norm(terms, dim=1) + eps * lengths[0] * lengths[1])
-    return not bool((difference.abs() > rounding).any())  # NaN is no matter here
-
-
-class Linearisation:
-    """The outputs of a model at some images, and products with their Jacobian; made by :meth:`Model.linearised`.
-
-    Args:
-        inputs: (B, C_in, *spatial), the images as the leaves of the graph.
-        outputs: (B, outputs), behind them.
-        chunk_size: vector-Jacobian products that are computed together.
-
-    Attributes:
-        outputs: (B, outputs), without the graph.
-
-    Raises:
-        ValueError: When the outputs do not depend differentiably on the images.
-    """
-
-    def __init__(self, inputs: Tensor, outputs: Tensor, chunk_size: int = 1) -> None:
-        if not outputs.requires_grad:
-            raise ValueError(_NO_GRADIENT)
-        self.outputs = outputs.detach()
-        self._graph: tuple[Tensor, Tensor] | None = (inputs, outputs)
-        self.chunk_size = chunk_size
-
-    def vjp(self, cotangents: Tensor, last: bool = False) -> Iterator[Tensor]:
-        """Vector-Jacobian products ``J^T u``, each (B, C_in, *spatial), with respect to the images alone.
-
-        Args:
-            cotangents: (n, B, outputs).
-            last: whether no further products are asked for, so that the graph can be freed.
-
-        Raises:
-            ValueError: When the outputs do not depend differentiably on the images, or a part of the network runs under
-                re-entrant checkpointing.
-        """
-        if self._graph is None:
-            raise RuntimeError("The graph was freed: vjp works inside the `with` of Model.linearised only.")
-        inputs, outputs = self._graph
-        pieces = cotangents.to(outputs.dtype).split(self.chunk_size)
-        for number, piece in enumerate(pieces, start=1):
-            together = len(piece) > 1
-            try:
-                (gradient,) = torch.autograd.grad(
-                    outputs,
-                    inputs,
-                    piece if together else piece[0],
-                    retain_graph=not last or number < len(pieces),
-                    allow_unused=True,
-                    is_grads_batched=together,
-                )
-            except RuntimeError as error:
-                if "use_reentrant" not in str(error):
-                    raise
-                raise ValueError(_REENTRANT) from error
-            if gradient is None:
-                raise ValueError(_NO_GRADIENT)
-            yield from gradient.unbind() if together else (gradient,)
-
-    def close(self) -> None:
-        """Free the graph."""
-        self._graph = None

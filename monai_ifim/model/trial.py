@@ -33,11 +33,13 @@ class Verdict:
         changing: paths of the state that a pass changes.
         alone: whether an image was compared alone and in a batch (or cannot be), and gave the same outputs.
         sound: for each replacement that was tried, whether it gives the outputs and gradients of the network itself.
+        ways: the faster way of Jacobian-vector products, once that is known.
     """
 
     changing: tuple[str, ...] | None = None
     alone: bool = False
     sound: dict[str, bool] = field(default_factory=dict)
+    ways: list[str] = field(default_factory=list)
 
 
 def verdict_of(network: Callable, kind: Any) -> Verdict:
@@ -65,21 +67,21 @@ def _verdicts(network: Callable) -> dict[Any, Verdict]:
 
 
 def differing(outputs: Tensor, others: Tensor, precision: torch.dtype | None = None, unit: float = 0.0) -> float:
-    """The greatest difference between outputs (B, outputs) and others of the same images; 0 where it is rounding.
+    """The greatest difference between outputs (B, ...) and others of the same images; 0 where it is rounding.
 
     Rounding is the square root of the precision's, relative to the greatest output, and 1e-5 at least: a network may
     compute in less inside. Images with outputs that are not finite do not count.
 
     Args:
-        outputs: (B, outputs).
-        others: (B, outputs).
+        outputs: (B, ...).
+        others: (B, ...).
         precision: the coarsest dtype that either was computed in; default that of the outputs.
         unit: the least output that rounding is relative to.
     """
     rounding = max(torch.finfo(dtype).eps for dtype in (precision or outputs.dtype, outputs.dtype, others.dtype))
     if outputs.device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
         rounding = max(rounding, _TF32)
-    finite = torch.isfinite(outputs).all(dim=1) & torch.isfinite(others).all(dim=1)
+    finite = torch.isfinite(outputs).flatten(1).all(dim=1) & torch.isfinite(others).flatten(1).all(dim=1)
     found, expected = outputs[finite].double(), others[finite].double()
     if not len(found):
         return 0.0
@@ -196,7 +198,7 @@ def _outputs_and_gradient(images: Tensor, outputs: Callable[[Tensor], Tensor]) -
     found = outputs(images)
     if not found.requires_grad:
         return found, None
-    weights = torch.arange(found.shape[1], device=found.device).cos().to(found).expand_as(found)
+    weights = torch.arange(found[0].numel(), device=found.device).cos().to(found).view_as(found[0]).expand_as(found)
     return found.detach(), torch.autograd.grad(found, images, weights, allow_unused=True)[0]
 
 

@@ -29,7 +29,15 @@ from monai_ifim.perturbation.directions import (
     randomise_phases,
     resolve_directions,
 )
-from monai_ifim.perturbation.endpoints import ENDPOINTS, Endpoint, Measurement, endpoints_of, measurement
+from monai_ifim.perturbation.endpoints import (
+    ENDPOINTS,
+    Endpoint,
+    Measurement,
+    endpoints_of,
+    is_endpoint,
+    measured_endpoints,
+    measurement,
+)
 
 __all__ = [
     "DEFAULT_DIRECTIONS",
@@ -52,6 +60,8 @@ __all__ = [
     "check_strengths",
     "endpoints_of",
     "image_contrast",
+    "is_endpoint",
+    "measured_endpoints",
     "measurement",
     "perturb",
     "randomise_phases",

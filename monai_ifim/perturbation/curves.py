@@ -53,7 +53,8 @@ class SensitivityCurves:
         unperturbed: one row an image: ``image``, ``predicted`` and ``label`` (as text, ``"0 1 1"`` for several outputs;
             None without labels), ``noise_floor`` (the KL that rounding alone can make). Over classes ``confidence``,
             ``correct``, ``probability_0, probability_1, ...`` of the outputs and, with labels, ``truth_0, truth_1,
-            ...`` (1 where the label says so, else 0); in regression ``error``, ``output_0, ...``, ``target_0, ...``.
+            ...`` (1 where the label says so, else 0); in regression ``error``, ``output_0, ...``, ``target_0, ...``; in
+            segmentation ``dice``, ``volume_1, ...`` and ``label_volume_1, ...`` (voxels).
         skipped: for each direction, the images that it left out, with the cause.
         kept_norm: for each direction, (draws, B): its length before it was made a unit one. For ``low`` and
             ``low_matched`` it is what the projection on the complement left of a unit direction.
@@ -68,13 +69,16 @@ class SensitivityCurves:
     def to_frame(self, predictions: bool = False) -> pd.DataFrame:
         """The long table, one row an image, direction, strength, draw and sign.
 
-        Columns: ``image, direction, strength, draw, sign, kl`` (nats), ``kl_quadratic`` (its local prediction, nats).
-        Over classes ``fisher_rao`` (radians), ``confidence_drop`` (of the class predicted before), ``flipped, correct``
-        (0 or 1, a share of the labels for multi-label outputs; ``correct`` is NaN without labels); in regression
-        ``shift, error`` (units of the outputs). With clipping, ``clipped``, the share of the voxels that it limited.
+        Columns: ``image, direction, strength, draw, sign, kl`` (nats; per voxel in segmentation), ``kl_quadratic`` (its
+        local prediction). Over classes ``fisher_rao`` (radians), ``confidence_drop`` (of the class predicted before),
+        ``flipped, correct`` (0 or 1, a share of the labels for multi-label outputs; ``correct`` is NaN without labels);
+        in regression ``shift, error`` (units of the outputs); in segmentation ``changed, volume_change,
+        volume_change_1, ..., overlap, dice, dice_drop, near_boundary`` (shares and Dice coefficients). With clipping,
+        ``clipped``, the share of the voxels that it limited.
 
         Args:
-            predictions: also ``probability_0, probability_1, ...`` (``output_0, ...`` in regression).
+            predictions: also ``probability_0, probability_1, ...`` (``output_0, ...`` in regression; ``volume_1, ...``,
+                voxels of each class, in segmentation).
         """
         return self._frame.join(self._predictions) if predictions else self._frame.copy()
 
@@ -94,19 +98,21 @@ def sensitivity_curves(
     clip: Sequence[float] | None = None,
     donors: Tensor | None = None,
     positions: Sequence[int] | None = None,
+    optional: Sequence[str] = (),
 ) -> SensitivityCurves:
     """What changes of the images along each direction do to the predictions.
 
     Args:
-        network: any callable from (B, C_in, *spatial) to outputs (B, outputs), in evaluation mode, or a
-            :class:`~monai_ifim.model.Model`. The likelihood is that of ``fisher``.
+        network: any callable from (B, C_in, *spatial) to outputs (B, outputs) or (B, C, *grid), in evaluation mode, or
+            a :class:`~monai_ifim.model.Model`. The likelihood is that of ``fisher``.
         images: (B, C_in, *spatial), a floating dtype.
         fisher: their spectrum, from :func:`~monai_ifim.input_fisher`. Where it has a channel mask, only its channels
             are changed.
         directions: names in ``DIRECTIONS``, or objects of :mod:`monai_ifim.perturbation.directions`.
         strengths: root mean square of the change, in units of ``sigma``.
         draws: random directions an image, where a direction is random.
-        labels: (B,), (B, 1) or one value an output, for accuracy or error.
+        labels: (B,), (B, 1) or one value an output, for accuracy or error; of segmentations (B, 1, *grid), or (B, C,
+            *grid) for sigmoids.
         seed: of the random directions.
         sigma: the unit of the strengths, in the units of the images; default each image's own standard deviation (of
             the channels that are changed).
@@ -115,6 +121,7 @@ def sensitivity_curves(
         donors: (B, C_in, *spatial), the eigenvectors of the direction ``transfer``; default the next image's,
             cyclically.
         positions: place of each image in its data set; with the seed it fixes the random numbers. Default 0 to B - 1.
+        optional: names of endpoints that are measured where they are asked for only: ``"hausdorff"`` of segmentations.
 
     Returns:
         The :class:`SensitivityCurves`. Where memory is short fewer images pass the network at a time, with a warning,
@@ -151,7 +158,7 @@ def sensitivity_curves(
     if donors is not None and donors.shape != images.shape:
         raise ValueError(f"donors must have the shape of the images, {tuple(images.shape)}, got {tuple(donors.shape)}.")
     contrast = image_contrast(images, sigma, fisher.channel_mask)
-    passes = _Passes(model, images, fisher, labels)
+    passes = _Passes(model, images, fisher, labels, optional)
     donors = None if donors is None else plain_tensor(donors)
     positions = range(batch) if positions is None else [int(position) for position in positions]
     inputs = DirectionInputs(images, fisher, donors, positions, seed, model, passes.targets, passes.batches.size)
@@ -294,13 +301,13 @@ def _checked(network: Callable | Model, images: Tensor, fisher: InputFisher) -> 
             f"images of shape {tuple(fisher.eigenvectors.shape[2:])}."
         )
     model = Model.of(network) if isinstance(network, Model) else Model(network, fisher.likelihood)
-    if model.likelihood != fisher.likelihood:
+    if not model.likelihood.matches(fisher.likelihood):
         raise ValueError(
             f"The model has the likelihood {model.likelihood}, but the spectrum was computed with {fisher.likelihood}. "
             "Pass the model that the spectrum was computed with."
         )
     model.check_inputs(len(images))
-    return images, model
+    return images, model.with_likelihood(fisher.likelihood)  # whose region is fixed
 
 
 # Some perturbed images (n, C_in, *spatial), their rows (n,) and the share (n,) of their voxels that were clipped.
@@ -310,22 +317,25 @@ _Piece = tuple[Tensor, Tensor, Tensor]
 class _Passes:
     """Forward passes of perturbed images in full batches, and what they are measured against."""
 
-    def __init__(self, model: Model, images: Tensor, fisher: InputFisher, labels: Tensor | None) -> None:
+    def __init__(
+        self, model: Model, images: Tensor, fisher: InputFisher, labels: Tensor | None, optional: Sequence[str] = ()
+    ) -> None:
         self.model, self.images, self.channel_mask = model, images, fisher.channel_mask
         self.batches = Batches(model.images_at_a_time(images))
         everyone = torch.arange(len(images), device=images.device)
         nothing = torch.zeros(len(images), dtype=torch.float64, device=images.device)
         self._outputs, self.unknown_curvature = fisher.outputs, ""  # why some curvature cannot be computed
-        outputs, _, _, fits = self._forward(iter([(images, everyone, nothing)]))
+        passed = list(self._forward(iter([(images, everyone, nothing)])))
+        outputs, fits = torch.cat([one[0] for one in passed]), torch.cat([one[3] for one in passed])
         if not fits.all():  # where memory is too short for a forward pass, those of the spectrum stay
-            outputs = torch.where(fits.unsqueeze(1), outputs, fisher.outputs)
+            outputs = torch.where(fits.view(-1, *[1] * (outputs.ndim - 1)), outputs, fisher.outputs)
         model.likelihood.check(outputs)
         self.targets: Tensor | None = None
         if labels is not None:
             self.targets = model.likelihood.targets(plain_tensor(labels).to(outputs.device), outputs.shape[1])
             if len(self.targets) != len(images):
                 raise ValueError(f"labels must be {len(images)}, one an image, got {len(self.targets)}.")
-        self.measured = measurement(model.likelihood, outputs, self.targets)
+        self.measured = measurement(model.likelihood, outputs, self.targets, optional)
 
     def pieces(self, change: Tensor, rows: Tensor, steps: Tensor, clip: Sequence[float] | None) -> Iterator[_Piece]:
         """The images ``images[rows] + steps * change[rows]``, at most a batch at a time."""
@@ -339,19 +349,29 @@ class _Passes:
 
     def measure(self, pieces: Iterator[_Piece]) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
         """Endpoints and predictions of perturbed images, one row each, and why a row cannot be used, or ``""``."""
-        outputs, rows, clipped, fits = self._forward(pieces)
-        table = self.measured.after(rows, outputs).assign(clipped=clipped.cpu().numpy())
-        finite = torch.isfinite(outputs).all(dim=1).cpu().numpy()
-        trouble = np.where(finite, "", "the outputs for the perturbed image are NaN or infinite")
-        trouble = np.where(fits.cpu().numpy(), trouble, "out of memory at one image")
-        return table, self.measured.predictions(outputs), trouble
+        tables, predictions, trouble = [], [], []
+        for outputs, rows, clipped, fits in self._forward(pieces):  # dense outputs of all would not fit into memory
+            tables.append(self.measured.after(rows, outputs).assign(clipped=clipped.cpu().numpy()))
+            predictions.append(self.measured.predictions(outputs))
+            finite = torch.isfinite(outputs).flatten(1).all(dim=1).cpu().numpy()
+            cause = np.where(finite, "", "the outputs for the perturbed image are NaN or infinite")
+            trouble.append(np.where(fits.cpu().numpy(), cause, "out of memory at one image"))
+        if not tables:  # every image was left out
+            none = torch.zeros(0, dtype=torch.int64, device=self.images.device)
+            tables.append(self.measured.after(none, self._outputs[:0]).assign(clipped=0.0))
+            predictions.append(self.measured.predictions(self._outputs[:0]))
+            trouble.append(np.zeros(0, dtype=str))
+        return (
+            pd.concat(tables, ignore_index=True),
+            pd.concat(predictions, ignore_index=True),
+            np.concatenate(trouble),
+        )
 
-    def _forward(self, pieces: Iterator[_Piece]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Outputs (n, outputs) of all pieces, NaN of an image too large for memory; rows; clipped shares; which fit.
+    def _forward(self, pieces: Iterator[_Piece]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Outputs (n, ...) of all pieces, NaN of an image too large for memory; rows; clipped shares; which fit.
 
         The pieces pass the network in full batches, whatever they were computed in.
         """
-        done: list[tuple[Tensor, ...]] = []
         lost = torch.full_like(self._outputs[:1], torch.nan)
         for images, rows, clipped in _full_batches(pieces, self.batches.size):
 
@@ -360,12 +380,7 @@ class _Passes:
 
             for some, found in self.batches.run(torch.arange(len(rows), device=rows.device), outputs):
                 fits = torch.full_like(some, found is not None, dtype=torch.bool)
-                done.append((lost if found is None else found, rows[some], clipped[some], fits))
-        if not done:  # every image was left out
-            none = torch.zeros(0, device=self.images.device)
-            return self._outputs[:0], none.long(), none.double(), none.bool()
-        found, rows, clipped, fits = (torch.cat(values) for values in zip(*done))
-        return found, rows, clipped, fits
+                yield lost if found is None else found, rows[some], clipped[some], fits
 
     def curvature(self, inputs: DirectionInputs, change: Tensor, kept: Tensor) -> Tensor:
         """``d^T F d`` of changes: from the kept spectrum where it suffices, else by Jacobian-vector products.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from monai_ifim.perturbation import ENDPOINTS
+from monai_ifim.perturbation import ENDPOINTS, measured_endpoints
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, auc_interval, bootstrap_interval
 
 _CURVE_TABLE = ["direction", "strength", "endpoint", "statistic", "value", "low", "high", "count", "degenerate"]
@@ -85,11 +85,10 @@ def curve_table(
 
     def add(direction: str, strength: float, values: pd.DataFrame, scores: pd.DataFrame) -> None:
         place = {"direction": direction, "strength": strength}
-        for point in ENDPOINTS.values():
-            if point.column in values:
-                of_groups = per_group(values[point.column], used)
-                interval = bootstrap_interval(of_groups, point.statistic, resamples=resamples, seed=seed)
-                rows.append(place | {"endpoint": point.name, "statistic": point.statistic} | vars(interval))
+        for name, column, point in measured_endpoints(values.columns):
+            of_groups = per_group(values[column], used)
+            interval = bootstrap_interval(of_groups, point.statistic, resamples=resamples, seed=seed)
+            rows.append(place | {"endpoint": name, "statistic": point.statistic} | vars(interval))
         if truth.notna().to_numpy().any() and len(scores.columns):
             interval = auc_interval(*truth_and_scores(truth, scores, used), resamples=resamples, seed=seed)
             statistic = {"endpoint": "auc", "statistic": ENDPOINTS["auc"].statistic}
@@ -153,7 +152,7 @@ def cells(curves: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:
 
 def image_values(part: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """One row an image: means of the endpoints there are over draws and signs, and ``kl_ratio``."""
-    columns = [point.column for point in ENDPOINTS.values() if point.column in part]
+    columns = [column for _, column, _ in measured_endpoints(part.columns)]
     values = part.groupby("image")[columns].mean().astype(float)
     values = values.drop(columns=[name for name in _UNPERTURBED if name in values and values[name].isna().all()])
     if {"kl", "kl_quadratic"} <= set(columns):

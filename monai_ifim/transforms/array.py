@@ -17,9 +17,9 @@ from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor, nn
 
 from monai_ifim.checks import is_list, is_number
-from monai_ifim.fisher import check_rank_and_energy, input_fisher
+from monai_ifim.fisher import Lanczos, check_rank_and_energy, input_fisher
 from monai_ifim.interrupts import deferred
-from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
+from monai_ifim.likelihoods import Dense, Likelihood, LikelihoodLike, resolve_likelihood
 from monai_ifim.model import Model, check_channel_mask, parameter_dtype, plain_tensor, preserve_state
 from monai_ifim.notices import notices_to
 from monai_ifim.perturbation import (
@@ -49,11 +49,12 @@ class IFIMSplit(Transform):
     network as it was.
 
     Args:
-        network: from (1, C_in, *spatial) to outputs (1, outputs). It runs in evaluation mode, and its state is
-            restored; the image is moved to its device.
-        likelihood: ``"softmax"``, ``"sigmoid"``, ``"gaussian"`` or an object of :mod:`monai_ifim.likelihoods`.
+        network: from (1, C_in, *spatial) to outputs (1, outputs) or (1, C, *grid). It runs in evaluation mode, and its
+            state is restored; the image is moved to its device.
+        likelihood: a name or an object as for :func:`monai_ifim.input_fisher`.
         rank: number of leading eigenvectors.
-        energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95.
+        energy: instead of ``rank``, the least number of eigenvalues that hold this share of the trace; default 0.95,
+            and rank 4 for a segmentation, voxel by voxel.
         temperature: divides the logits, of a likelihood that is given by name.
         reference: ``x0``, a constant or an image (C_in, *spatial).
         output_key: which output of a network that returns a tuple, list or dictionary.
@@ -103,7 +104,8 @@ class IFIMSplit(Transform):
             img: (C_in, *spatial), as the network reads it.
 
         Returns:
-            ``high`` and ``low``, like the image, on its device; and the eigenvalues, float64, (R,), descending.
+            ``high`` and ``low``, like the image, on its device; and the eigenvalues, float64, descending: (R,), or of a
+            segmentation, voxel by voxel, the leading ones (rank,).
 
         Raises:
             ValueError: When the image, its outputs or its gradient are not finite.
@@ -114,7 +116,13 @@ class IFIMSplit(Transform):
         with preserve_state(self.network, copies=False):
             model = Model(self.network, self.likelihood, output_key=self.output_key)
             fisher = input_fisher(
-                model, batch, rank=self.rank, energy=self.energy, channel_mask=self.channel_mask, keep_factor=False
+                model,
+                batch,
+                rank=self.rank,
+                energy=self.energy,
+                channel_mask=self.channel_mask,
+                keep_factor=False,
+                solver=_solver(self.likelihood),
             )
         if fisher.skipped:
             raise ValueError(f"The image cannot be split: {fisher.skipped[0]}.")
@@ -228,8 +236,8 @@ class RandIFIMPerturb(RandomizableTransform):
 
         Args:
             img: (C_in, *spatial), as the network reads it.
-            label: of the image, for :class:`monai_ifim.perturbation.LossGradient`: class, one-hot, multi-label, or one
-                number an output in regression.
+            label: of the image, for :class:`monai_ifim.perturbation.LossGradient`: class, one-hot, multi-label, one
+                number an output in regression, or the label map (1 or C, *grid) of a segmentation.
             randomize: draw anew; otherwise as drawn before.
 
         Returns:
@@ -261,11 +269,19 @@ class RandIFIMPerturb(RandomizableTransform):
         batch = _as_batch(plain, self.network)
         with preserve_state(self.network, copies=False), notices_to(lambda *_: None):  # a cause goes into the meta-data
             model = Model(self.network, self.likelihood, output_key=self.output_key)
-            fisher = input_fisher(model, batch, rank=self.rank, energy=self.energy, channel_mask=self.channel_mask)
+            fisher = input_fisher(
+                model,
+                batch,
+                rank=self.rank,
+                energy=self.energy,
+                channel_mask=self.channel_mask,
+                solver=_solver(self.likelihood),
+            )
             if fisher.skipped:
                 return plain, self._unperturbed(fisher.skipped[0])
             if label is not None:
-                labels = plain_tensor(torch.as_tensor(label, device=batch.device)).reshape(1, -1)
+                labels = plain_tensor(torch.as_tensor(label, device=batch.device))
+                labels = labels.unsqueeze(0) if isinstance(self.likelihood, Dense) else labels.reshape(1, -1)
                 label = self.likelihood.targets(labels, fisher.outputs.shape[1])
             contrast = image_contrast(batch, self.sigma, fisher.channel_mask)
             inputs = DirectionInputs(batch, fisher, None, [0], seed, model, label)
@@ -285,6 +301,11 @@ class RandIFIMPerturb(RandomizableTransform):
         # the same keys and types as where an image was perturbed, so that both can stand in one batch
         nothing = {"strength": 0.0, "sign": 0, "sigma": np.nan, "norm": 0.0, "clipped": 0.0}
         return {"direction": self.direction.name, **nothing, "cause": cause}
+
+
+def _solver(likelihood: Likelihood) -> str | Lanczos:
+    """All eigenvalues where these are few; else the leading ones, without the trace, which nobody reads here."""
+    return Lanczos(probes=0) if likelihood.many_columns else "gram"
 
 
 def _as_batch(plain: Tensor, network: nn.Module) -> Tensor:

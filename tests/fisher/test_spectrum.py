@@ -301,9 +301,11 @@ def test_without_the_factor_quadratic_and_a_split_beyond_the_stored_rank_raise_w
     for fisher in (input_fisher(MLP, FLAT, rank=1, keep_factor=False), kept.without_factor()):
         assert not fisher.can_quadratic
         assert fisher.factor_elements == 0
-        with pytest.raises(RuntimeError, match="keep_factor=True or energy=1, or use FisherOperator"):
+        with pytest.raises(RuntimeError, match=r"Use FisherOperator.*solver='gram' and keep_factor=True"):
             fisher.quadratic(FLAT)
-        with pytest.raises(RuntimeError, match=r"3 eigenvectors are asked for and 1 are kept.*keep_factor=True"):
+        with pytest.raises(
+            RuntimeError, match=r"3 eigenvectors are asked for and 1 are kept.*solver='gram' and keep_factor=True"
+        ):
             fisher.split(FLAT, rank=3)
         torch.testing.assert_close(fisher.split(FLAT, rank=1)[0], kept.split(FLAT, rank=1)[0])
 

@@ -15,6 +15,10 @@ from monai_ifim.likelihoods import (
     Categorical,
     Discrete,
     Gaussian,
+    PooledSigmoid,
+    PooledSoftmax,
+    VoxelwiseSigmoid,
+    VoxelwiseSoftmax,
     resolve_likelihood,
     strip_trailing_axes,
 )
@@ -162,7 +166,12 @@ def test_names_and_objects_resolve_to_likelihoods():
         "softmax": Categorical(),
         "sigmoid": Bernoulli(),
         "gaussian": Gaussian(),
+        "voxelwise_softmax": VoxelwiseSoftmax(),
+        "voxelwise_sigmoid": VoxelwiseSigmoid(),
+        "pooled_softmax": PooledSoftmax(),
+        "pooled_sigmoid": PooledSigmoid(),
     }
+    assert resolve_likelihood("pooled_sigmoid", 3.0) == PooledSigmoid(temperature=3.0)
     assert resolve_likelihood("sigmoid", 3.0) == Bernoulli(3.0)
     own = Categorical(2.0)
     assert resolve_likelihood(own) is own
@@ -171,7 +180,7 @@ def test_names_and_objects_resolve_to_likelihoods():
 @pytest.mark.parametrize(
     ("likelihood", "temperature", "message"),
     [
-        ("gauss", 1.0, r"'softmax', 'sigmoid', 'gaussian', or a Likelihood object, got 'gauss'"),
+        ("gauss", 1.0, r"'softmax', 'sigmoid', 'gaussian', .*, or a Likelihood object, got 'gauss'"),
         (None, 1.0, "got None"),
         (Categorical(), 2.0, r"Give the temperature in the object, Categorical\(temperature=2.0\)"),
         (Gaussian(), 2.0, r"Gaussian.*not beside it"),

@@ -32,7 +32,10 @@ class Endpoint:
         unperturbed: whether the unperturbed images have it too (under ``column`` in the table of images), logged as
             ``ifim_<name>`` where there are labels.
         compared: whether directions are compared by it.
-        value: computes it, float64, (n,), from a measurement, the rows (n,) of the images and the outputs (n, outputs)
+        per_class: whether ``value`` gives one number a class, (n, classes); the column is their mean, without
+            those that are NaN, and ``<column>_<class>`` stand beside it.
+        optional: whether it is measured where it is asked for only, since it takes long.
+        value: computes it, float64, (n,), from a measurement, the rows (n,) of the images and the outputs (n, ...)
             after the change; None where it is computed from other columns.
     """
 
@@ -48,6 +51,8 @@ class Endpoint:
     logged: bool = False
     unperturbed: bool = False
     compared: bool = False
+    per_class: bool = False
+    optional: bool = False
     value: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
 
@@ -58,9 +63,11 @@ COMMON = (
         Endpoint("size", "size", "image contrast",
                  "root mean square of the removed part over the contrast of the image",
                  "Size of the removed part", "RMS / image contrast"),
-        Endpoint("kl", "kl", "nats", "KL divergence from the prediction to the one after the change",
+        Endpoint("kl", "kl", "nats",
+                 "KL divergence from the prediction to the one after the change (per voxel, of dense outputs)",
                  "Change of the prediction", "KL divergence (nats)", log_axis=True, logged=True, compared=True,
-                 value=lambda measured, rows, after: measured.likelihood.kl_divergence(measured.outputs[rows], after)),
+                 value=lambda measured, rows, after:
+                 measured.likelihood.rows(rows).kl_divergence(measured.outputs[rows], after)),
         Endpoint("kl_quadratic", "kl_quadratic", "nats",
                  "half of delta^T F delta: the KL divergence that the Fisher information predicts"),
         Endpoint("kl_ratio", "kl_ratio", "1",
@@ -83,15 +90,27 @@ class Measurement(ABC):
 
     own: ClassVar[tuple[Endpoint, ...]]
 
-    def __init__(self, likelihood: Any, outputs: Tensor, targets: Tensor | None) -> None:
-        self.likelihood, self.outputs, self.targets = likelihood, outputs, targets
+    def __init__(
+        self, likelihood: Any, outputs: Tensor, targets: Tensor | None, optional: frozenset[str] = frozenset()
+    ) -> None:
+        self.likelihood, self.outputs, self.targets, self._optional = likelihood, outputs, targets, optional
 
     def after(self, rows: Tensor, outputs: Tensor) -> pd.DataFrame:
-        """A column an endpoint and a row a change: of the images ``rows`` (n,) to ``outputs`` (n, outputs)."""
-        endpoints = (*COMMON[0], *self.own)
-        return pd.DataFrame(
-            {point.column: point.value(self, rows, outputs).cpu().numpy() for point in endpoints if point.value}
-        )
+        """A column an endpoint and a row a change: of the images ``rows`` (n,) to ``outputs`` (n, ...)."""
+        columns = {}
+        for point in (*COMMON[0], *self.own):
+            if point.value is None or (point.optional and point.name not in self._optional):
+                continue
+            values = point.value(self, rows, outputs).cpu()
+            columns[point.column] = (values.nanmean(dim=1) if point.per_class else values).numpy()
+            if point.per_class:
+                names = [f"{point.column}_{label}" for label in self.classes(outputs)]
+                columns |= dict(zip(names, values.T.numpy()))
+        return pd.DataFrame(columns)
+
+    def classes(self, outputs: Tensor) -> list[int]:
+        """The classes of endpoints that have one number a class."""
+        return list(range(outputs.shape[1]))
 
     def unperturbed(self) -> pd.DataFrame:
         """One row an image: ``image, predicted, label, noise_floor`` and what the kind of likelihood adds."""
@@ -102,7 +121,7 @@ class Measurement(ABC):
             "noise_floor": self.likelihood.noise_floor(self.outputs).cpu().numpy(),
         }
         unchanged = self.after(torch.arange(len(self.outputs), device=self.outputs.device), self.outputs)
-        shared = unchanged[[point.column for point in self.own if point.unperturbed]]
+        shared = unchanged[[point.column for point in self.own if point.unperturbed and point.column in unchanged]]
         return pd.concat([pd.DataFrame(columns), shared, self.further()], axis=1)
 
     def labelled(self) -> list[str] | None:
@@ -119,7 +138,7 @@ class Measurement(ABC):
 
     @abstractmethod
     def predictions(self, outputs: Tensor) -> pd.DataFrame:
-        """One column an output, from outputs (n, outputs)."""
+        """One column an output, or a class of dense outputs, from outputs (n, ...)."""
 
 
 def texts(values: Tensor) -> list[str]:

@@ -17,8 +17,10 @@ class DiscreteMeasurement(Measurement):
 
     likelihood: Discrete
 
-    def __init__(self, likelihood: Discrete, outputs: Tensor, targets: Tensor | None) -> None:
-        super().__init__(likelihood, outputs, targets)
+    def __init__(
+        self, likelihood: Discrete, outputs: Tensor, targets: Tensor | None, optional: frozenset[str] = frozenset()
+    ) -> None:
+        super().__init__(likelihood, outputs, targets, optional)
         self.decision = likelihood.decision(outputs)
         self.confidence = likelihood.decision_probability(outputs, self.decision)
 

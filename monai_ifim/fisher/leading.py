@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The iterative solver: leading eigenpairs of the iFIM from products with it, for outputs too many to differentiate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from monai_ifim.checks import is_number, is_whole
+from monai_ifim.fisher.algebra import unit
+from monai_ifim.fisher.lanczos import leading_pairs
+from monai_ifim.fisher.spectrum import InputFisher, left_out
+from monai_ifim.fisher.trace import estimated_trace
+from monai_ifim.interrupts import safe_point
+from monai_ifim.likelihoods import FisherFactor
+from monai_ifim.model import Linearisation, Model, restricted
+from monai_ifim.notices import notice
+
+DEFAULT_DENSE_RANK = 4
+
+
+@dataclass(frozen=True)
+class Lanczos:
+    """Options of the iterative solver, to be passed as ``input_fisher(..., solver=Lanczos(...))``.
+
+    A product with F is a Jacobian-vector and a vector-Jacobian product. How many it takes depends on the spectrum,
+    hardly on the size of the image: some 5 to 15 for the leading pair.
+
+    Args:
+        tolerance: greatest residual ``|F u - theta u|``, relative to the greatest eigenvalue.
+        probes: random vector-Jacobian products for the trace; with none it is NaN.
+        most_vectors: vectors in memory beside each image, rank + 2 or more; default 2 rank + 16.
+        most_products: products with F at most, whose end is told by a warning where pairs have not converged.
+        low_memory: keep no graph between products: more forward passes, less memory.
+        seed: of the random start and probes, which are the same for every image.
+
+    Raises:
+        ValueError: When an option is out of range.
+
+    Example:
+        >>> Lanczos(tolerance=1e-2, probes=0)
+        Lanczos(tolerance=0.01, probes=0, most_vectors=None, most_products=500, low_memory=False, seed=0)
+    """
+
+    tolerance: float = 1e-3
+    probes: int = 8
+    most_vectors: int | None = None
+    most_products: int = 500
+    low_memory: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.tolerance) and 0 < self.tolerance < 1):
+            raise ValueError(f"tolerance must lie between 0 and 1, got {self.tolerance!r}.")
+        for name, least in (("probes", 0), ("most_vectors", 3), ("most_products", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not is_whole(value, least) and not (name == "most_vectors" and value is None):
+                raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}.")
+
+
+def solve_with_lanczos(
+    model: Model,
+    images: Tensor,
+    *,
+    rank: int,
+    cutoff: float,
+    channel_mask: Tensor | None,
+    options: Lanczos,
+    progress: bool = False,
+) -> InputFisher:
+    """Leading eigenpairs of a batch of images; options as for :func:`monai_ifim.input_fisher`."""
+    with model.linearised(images, both=True, low_memory=options.low_memory) as point:
+        likelihood = model.likelihood.at(point.outputs)
+        factor = likelihood.factor(point.outputs)
+        operator = _Products(point, factor, images, channel_mask)
+        unknown = torch.zeros(len(images), 1, dtype=torch.float64, device=images.device)
+        skipped = left_out(images, point.outputs, unknown, likelihood)
+        generator = torch.Generator().manual_seed(options.seed)
+
+        def directions() -> Tensor:
+            """One and the same for all images, so that the result for an image does not depend on its batch."""
+            noise = torch.randn(images.shape[1:], generator=generator, dtype=torch.float64).to(images)
+            noise = restricted(noise.expand_as(images), channel_mask).flatten(1).clone()
+            noise[sorted(skipped)] = 0
+            return noise
+
+        with _shown(progress, len(images)) as show:
+            pairs = leading_pairs(
+                operator.product,
+                directions(),
+                rank,
+                tolerance=options.tolerance,
+                most_vectors=options.most_vectors,
+                most_products=options.most_products,
+                directions=directions,
+                progress=show,
+            )
+        bad = operator.not_finite
+        values, residuals = pairs.values, pairs.residuals
+        for index in bad.nonzero().flatten().tolist():
+            skipped.setdefault(index, "the gradient is NaN or infinite")
+        lost = torch.tensor(sorted(skipped), dtype=torch.int64, device=images.device)
+        rounding = max(cutoff, torch.finfo(images.dtype).eps)
+        ends = bool((values[:, -1] <= rounding * values[:, 0]).all()) or values.shape[1] == images[0].numel()
+        exact = bool(pairs.complete.all()) and ends
+        trace, error = (None, None)
+        if not exact:
+            trace, error = estimated_trace(
+                lambda number: operator.probe(options.seed + 1 + number), values, pairs.vectors, options.probes
+            )
+            trace[lost], error[lost] = torch.nan, torch.nan
+        values[lost] = torch.nan
+        if not pairs.converged.all():
+            worst = float((residuals.amax(dim=1) / values[:, 0]).nan_to_num().max())
+            notice(
+                f"The leading eigenpairs did not converge within most_products={options.most_products}: their greatest "
+                f"residual is {worst:.1e} of the greatest eigenvalue, and tolerance={options.tolerance}. See residuals."
+            )
+        ranks = (values > rounding * values[:, :1]).sum(dim=1)
+        vectors = pairs.vectors.view(*pairs.vectors.shape[:2], *images.shape[1:])
+        vectors[lost] = 0
+        return InputFisher(
+            eigenvalues=values,
+            eigenvectors=vectors,
+            rank=ranks,
+            numerical_rank=ranks.clone(),
+            outputs=point.outputs,
+            likelihood=likelihood,
+            solver="lanczos",
+            exact=exact,
+            products=pairs.products,
+            skipped=skipped,
+            channel_mask=channel_mask,
+            _residuals=residuals,
+            _trace=trace,
+            _trace_error=error,
+        )
+
+
+class _Products:
+    """``F v = J^T S S^T J v`` of flat vectors (B, D)."""
+
+    def __init__(self, point: Linearisation, factor: FisherFactor, images: Tensor, channel_mask: Tensor | None) -> None:
+        self._point, self._factor, self._images, self._channel_mask = point, factor, images, channel_mask
+        self.not_finite = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+
+    def product(self, vectors: Tensor) -> Tensor:
+        safe_point()
+        along = self._point.jvp(vectors.to(self._images).view_as(self._images))  # v -> J v -> S S^T J v
+        return self._transposed(self._factor.times(self._factor.transposed_times(along)))
+
+    def probe(self, seed: int) -> Tensor:
+        """``G w`` (B, D) of random signs w, the same for every image."""
+        safe_point()
+        generator = torch.Generator().manual_seed(seed)
+        signs = torch.randint(0, 2, (self._factor.rank,), generator=generator).double() * 2 - 1
+        signs = signs.to(self._images.device).expand(len(self._images), -1)
+        return self._transposed(self._factor.times(signs))
+
+    def _transposed(self, cotangents: Tensor) -> Tensor:
+        cotangents, sizes = unit(cotangents.unsqueeze(0))
+        (gradient,) = self._point.vjp(cotangents)
+        found = restricted(gradient, self._channel_mask).flatten(1).double() * sizes[0].unsqueeze(1)
+        self.not_finite |= ~torch.isfinite(found).all(dim=1)
+        return found.nan_to_num(posinf=0.0, neginf=0.0)
+
+
+@contextmanager
+def _shown(progress: bool, images: int) -> Iterator[Callable[[int, Tensor], None]]:
+    """A callback that shows how far the solver is, or does nothing."""
+    if not progress:
+        yield lambda *_: None
+        return
+    with tqdm(desc=f"iFIM of {images} image{'s' * (images > 1)}", unit=" products") as bar:
+
+        def show(done: int, residuals: Tensor) -> None:
+            bar.update(done - bar.n)
+            bar.set_postfix_str(f"residual {float(residuals.max()):.1e} of lambda_max")
+
+        yield show
