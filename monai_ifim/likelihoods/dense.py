@@ -290,7 +290,7 @@ class SoftmaxVoxelFactor(VoxelFactor):
         >>> log_p = torch.log(torch.tensor([[[0.5], [0.5]]], dtype=torch.float64))
         >>> factor = SoftmaxVoxelFactor(log_p, torch.ones(1, 1, 1, dtype=torch.float64))
         >>> s = factor.columns(0, 2, 1, log_p.device).flatten(1).T
-        >>> (s @ s.T).tolist()
+        >>> (s @ s.T).float().tolist()
         [[0.25, -0.25], [-0.25, 0.25]]
     """
 

@@ -33,10 +33,15 @@ def test_names_and_columns_are_unique_and_stand_in_the_order_of_display():
         assert places == sorted(places)
         assert all(ENDPOINTS[point.name] is point for point in endpoints_of(case.likelihood))
     for flag, names in {
-        "logged": ["kl", "confidence_drop", "flip_rate", "accuracy", "shift", "error"],
-        "unperturbed": ["accuracy", "error"],
-        "compared": ["kl", "confidence_drop", "shift"],
-        "percent": ["flip_rate", "accuracy", "clipped"],
+        "logged": [
+            *("kl", "confidence_drop", "flip_rate", "accuracy", "shift", "error"),
+            *("changed", "volume_change", "dice"),
+        ],
+        "unperturbed": ["accuracy", "error", "dice", "hausdorff"],
+        "compared": ["kl", "confidence_drop", "shift", "changed", "dice_drop"],
+        "percent": ["flip_rate", "accuracy", "changed", "volume_change", "near_boundary", "clipped"],
+        "per_class": ["volume_change"],
+        "optional": ["hausdorff"],
     }.items():
         assert [name for name, point in ENDPOINTS.items() if getattr(point, flag)] == names
 
@@ -52,8 +57,9 @@ def test_each_endpoint_has_a_sentence_a_unit_and_an_axis_where_it_has_a_panel(po
     assert (point.value is None) == (point.name in ("size", "kl_quadratic", "kl_ratio", "clipped", "auc"))
     assert not (point.log_axis and point.percent)
     if point.unperturbed:
-        assert point.logged
+        assert point.logged or point.optional
         assert point.value
+    assert not (point.logged and point.optional)
 
 
 def test_each_logged_endpoint_is_in_the_summary_and_among_its_names():
