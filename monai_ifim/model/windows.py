@@ -56,11 +56,12 @@ class Windowed:
         channels = images.shape[1]
         # what the inferer pads with is no part of the image, and does not change
         padding = float(getattr(self.inferer, "cval", 0.0))
-        inside = torch.full_like(images[:, :1], padding + 1)
+        mark = 0.0 if abs(padding) > 1 else 2.0  # far from it in any precision
+        inside = torch.full_like(images[:, :1], mark)
 
         def window(patch: Tensor) -> Tensor:
             image, direction, place = patch.split([channels, channels, 1], dim=1)
-            return product(image, torch.where(place == padding, 0.0, direction))
+            return product(image, torch.where(place == mark, direction, 0.0))
 
         return self.inferer(torch.cat([images, directions, inside], dim=1), window)
 
