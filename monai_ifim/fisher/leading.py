@@ -90,10 +90,14 @@ def solve_with_lanczos(
             noise[sorted(skipped)] = 0
             return noise
 
+        start = operator.probe(options.seed).to(
+            images.dtype
+        )  # in the range of F, and longer along what matters: a product less
+        start[sorted(skipped)] = 0
         with _shown(progress, len(images)) as show:
             pairs = leading_pairs(
                 operator.product,
-                directions(),
+                start,
                 rank,
                 tolerance=options.tolerance,
                 most_vectors=options.most_vectors,
