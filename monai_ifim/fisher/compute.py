@@ -140,7 +140,7 @@ def input_fisher(
     parts, batches = [], Batches(model.images_at_a_time(images))
     for rows, part in batches.run(torch.arange(len(images), device=images.device), solve):
         if part is None:
-            part = _did_not_fit(model.rows(rows), images[rows], mask, kind, rank, batches)
+            part = _did_not_fit(model.rows(rows), images[rows], mask, kind, most_columns, rank, batches)
         parts.append(part if keep_factor else part.without_factor())
     fisher = InputFisher.concatenate(parts)
     model.likelihood.check(fisher.outputs)
@@ -172,7 +172,13 @@ def checked_images(images: Tensor) -> Tensor:
 
 
 def _did_not_fit(
-    model: Model, images: Tensor, channel_mask: Tensor | None, solver: str, rank: int | None, batches: Batches
+    model: Model,
+    images: Tensor,
+    channel_mask: Tensor | None,
+    solver: str,
+    most_columns: float,
+    rank: int | None,
+    batches: Batches,
 ) -> InputFisher:
     """Of one image (1, C_in, *spatial) whose backward pass does not fit into memory; a forward pass needs far less."""
     outputs = next(batches.run(torch.arange(1, device=images.device), lambda rows: model.outputs(images)))[1]
@@ -180,6 +186,8 @@ def _did_not_fit(
         raise batches.refusal(images[0])
     likelihood = model.likelihood.at(outputs)
     columns = likelihood.factor(outputs).rank
+    if columns > most_columns:
+        solver = "lanczos"
     if solver == "lanczos":
         columns = min(rank or DEFAULT_DENSE_RANK, images.numel())
     nothing = torch.zeros(1, dtype=torch.int64, device=images.device)

@@ -21,7 +21,7 @@ from monai_ifim.fisher.algebra import combined, orthonormal, products, weighted_
 # Further vectors that the default holds beside twice the pairs that are asked for.
 _MORE_VECTORS = 16
 # A product shorter than this many roundings of the greatest eigenvalue is zero: the Krylov space is complete.
-_ROUNDINGS = 32
+ROUNDINGS = 32
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -149,7 +149,7 @@ class _KrylovSpace:
         values, basis = torch.linalg.eigh(self._t[:, : self.size, : self.size])
         values, basis = values.flip(-1).clamp(min=0), basis.flip(-1)
         self._scale = values[:, 0].clone()
-        rounding = _ROUNDINGS * torch.finfo(self._q.dtype).eps * self._scale
+        rounding = ROUNDINGS * torch.finfo(self._q.dtype).eps * self._scale
         short = self._length <= rounding
         # nothing comes out of a vector that was drawn at random from the rest: the rest of the spectrum is zero
         self.complete = self.complete | (self._fresh & short & (self._along[:, -1].abs() <= rounding))
@@ -194,7 +194,7 @@ class _KrylovSpace:
     def vectors(self, basis: Tensor, values: Tensor) -> Tensor:
         """The Ritz vectors (B, k, D) of the coefficients (B, size, n), zero where a value (B, k) is."""
         found = self._q.new_zeros(*values.shape, self._q.shape[2])
-        rounding = _ROUNDINGS * torch.finfo(self._q.dtype).eps * values[:, :1]
+        rounding = ROUNDINGS * torch.finfo(self._q.dtype).eps * values[:, :1]
         for index, some in enumerate((values > rounding).sum(dim=1).tolist()):
             if some:
                 held = self._q[index, : len(basis[index])]

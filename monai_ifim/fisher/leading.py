@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from monai_ifim.checks import is_number, is_whole
 from monai_ifim.fisher.algebra import unit
-from monai_ifim.fisher.lanczos import leading_pairs
+from monai_ifim.fisher.lanczos import ROUNDINGS, leading_pairs
 from monai_ifim.fisher.spectrum import InputFisher, left_out
 from monai_ifim.fisher.trace import estimated_trace
 from monai_ifim.interrupts import safe_point
@@ -110,7 +110,7 @@ def solve_with_lanczos(
         for index in bad.nonzero().flatten().tolist():
             skipped.setdefault(index, "the gradient is NaN or infinite")
         lost = torch.tensor(sorted(skipped), dtype=torch.int64, device=images.device)
-        rounding = max(cutoff, torch.finfo(images.dtype).eps)
+        rounding = max(cutoff, ROUNDINGS * torch.finfo(images.dtype).eps)  # as for the eigenvectors
         ends = bool((values[:, -1] <= rounding * values[:, 0]).all()) or values.shape[1] == images[0].numel()
         exact = bool(pairs.complete.all()) and ends
         trace, error = (None, None)

@@ -329,8 +329,9 @@ class InputFisher:
         masks = [None if part.channel_mask is None else part.channel_mask.tolist() for part in parts]
         if any(mask != masks[0] for mask in masks):
             raise ValueError(f"InputFisher.concatenate needs parts with one channel_mask, got {masks}.")
-        first = parts[0]
-        if not all(first.likelihood.matches(part.likelihood) and part.solver == first.solver for part in parts):
+        first, no_rows = parts[0], torch.zeros(0, dtype=torch.int64)  # what belongs to single images may differ
+        kind = first.likelihood.rows(no_rows)
+        if not all(kind.matches(part.likelihood.rows(no_rows)) and part.solver == first.solver for part in parts):
             kinds = [f"{part.likelihood}, {part.solver}" for part in parts]
             raise ValueError(f"InputFisher.concatenate needs parts of one likelihood and solver, got {kinds}.")
         if len(parts) == 1:
