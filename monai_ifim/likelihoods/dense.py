@@ -120,6 +120,8 @@ class Dense(Likelihood):
     def loss_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Gradient of Dice loss plus cross-entropy with respect to the logits, float64, (B, C, *grid), over all voxels.
 
+        That of each image is of its own loss, whatever else is in the batch.
+
         Args:
             outputs: (B, C, *grid), the logits.
             targets: from :meth:`targets`.
@@ -127,7 +129,7 @@ class Dense(Likelihood):
         self.check_targets(targets, outputs)
         with torch.inference_mode(False), torch.enable_grad():
             logits = outputs.detach().double().clone().requires_grad_()
-            loss = self.loss(logits / self.temperature, targets.clone())
+            loss = len(outputs) * self.loss(logits / self.temperature, targets.clone())  # which is a mean over images
             return torch.autograd.grad(loss, logits)[0]
 
     def check_targets(self, targets: Tensor, outputs: Tensor) -> None:
@@ -169,10 +171,19 @@ class DenseSoftmax(Dense):
         return (decision == classes).float()
 
     def voxel_factor(self, outputs: Tensor) -> VoxelFactor:  # noqa: D102
+        self._check_count(outputs)
         return SoftmaxVoxelFactor(self.log_probabilities(outputs), self.voxels.weights(outputs), self.temperature)
 
     def check(self, outputs: Tensor) -> None:  # noqa: D102
+        self._check_count(outputs)
         Categorical().check(_by_voxel(outputs))
+
+    def _check_count(self, outputs: Tensor) -> None:
+        if outputs.shape[1] < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs two or more output channels, but the network gives {outputs.shape[1]}. "
+                "Use VoxelwiseSigmoid() or PooledSigmoid() for one logit a voxel."
+            )
 
     def targets(self, labels: Tensor, outputs: int) -> Tensor:
         """The class of every voxel, int64, (B, 1, *grid).

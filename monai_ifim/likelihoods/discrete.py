@@ -133,14 +133,15 @@ class Discrete(Likelihood):
         return (rounding / self.temperature).square()
 
 
-def divergence_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+def divergence_terms(log_p: Tensor, log_q: Tensor, log_ratio: Tensor | None = None) -> Tensor:
     """``p (exp(t) - 1 - t)`` with ``t = log q - log p`` of each outcome: they sum to the KL divergence, without loss.
 
     Args:
         log_p: log-probabilities, float64, any shape.
         log_q: the same shape.
+        log_ratio: t, where it is known better than as this difference.
     """
-    t = log_q - log_p
+    t = log_q - log_p if log_ratio is None else log_ratio
     # For t > 1 the two terms no longer cancel, and exp(t) alone could overflow.
     large = log_q.exp() - log_p.exp() * (1 + t)
     return torch.where(t > 1, large, log_p.exp() * _expm1_minus(t.clamp(max=1.0)))

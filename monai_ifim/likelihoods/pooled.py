@@ -9,6 +9,8 @@ drawn learns more.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,23 @@ from monai_ifim.likelihoods.discrete import divergence_terms
 class _Pooled(Dense):
     def pooled_log_probabilities(self, outputs: Tensor) -> Tensor:
         """Log-probabilities of the outcomes at a voxel drawn at random from the region, float64, (B, outcomes)."""
+        return self._pooled(self.log_probabilities(outputs), outputs)
+
+    def _pooled(self, log_p: Tensor, outputs: Tensor) -> Tensor:
         log_weights = self.voxels.weights(outputs).log()
-        return (self.log_probabilities(outputs) + log_weights).flatten(2).logsumexp(dim=2)
+        return self._exact((log_p + log_weights).flatten(2).logsumexp(dim=2), outputs)
+
+    def _exact(self, log_p: Tensor, outputs: Tensor) -> Tensor:
+        outcomes = log_p.unflatten(1, (-1, self.variables(outputs.shape[1])))
+        return from_complement(outcomes).flatten(1, 2)
+
+    @abstractmethod
+    def variables(self, outputs: int) -> int:
+        """How many variables a voxel has: outcomes of one stand in (B, outcomes) this far apart.
+
+        Args:
+            outputs: C.
+        """
 
     def kl_divergence(self, outputs: Tensor, other: Tensor) -> Tensor:
         """``KL(p || q)`` of the pooled distributions, nats, float64, (B,), never negative.
@@ -30,8 +47,12 @@ class _Pooled(Dense):
             outputs: (B, C, *grid), the logits of ``p``.
             other: (B, C, *grid), the logits of ``q``.
         """
-        p, q = self.pooled_log_probabilities(outputs), self.pooled_log_probabilities(other)
-        return divergence_terms(p, q).sum(dim=1)
+        log_p, log_q = (self._exact(self.log_probabilities(values), values) for values in (outputs, other))
+        pooled, pooled_other = (self._pooled(values, outputs) for values in (log_p, log_q))
+        # log q - log p from the differences at the voxels, where shares of sure voxels hardly change
+        moved = (difference(log_p, log_q) * self.voxels.weights(outputs)).flatten(2).sum(dim=2) / pooled.exp()
+        log_ratio = torch.where(moved.abs() < 0.5, torch.log1p(moved), pooled_other - pooled)
+        return divergence_terms(pooled, pooled_other, log_ratio).sum(dim=1)
 
 
 class PooledSoftmax(_Pooled, DenseSoftmax):
@@ -46,7 +67,11 @@ class PooledSoftmax(_Pooled, DenseSoftmax):
         torch.Size([2, 2])
     """
 
+    def variables(self, outputs: int) -> int:  # noqa: D102
+        return 1
+
     def factor(self, outputs: Tensor) -> FisherFactor:  # noqa: D102
+        voxels = self.voxel_factor(outputs)
         log_p = self.pooled_log_probabilities(outputs)
         s, batch, columns = (log_p / 2).exp(), len(log_p), log_p.shape[1] - 1
         pivot = log_p.argmax(dim=1, keepdim=True)
@@ -58,7 +83,7 @@ class PooledSoftmax(_Pooled, DenseSoftmax):
         score.scatter_(1, others.unsqueeze(1), (-log_p / 2).exp().gather(1, others).unsqueeze(1))
         at_pivot = -s.gather(1, others) / (s_pivot * (1 + s_pivot))
         score.scatter_(1, pivot.unsqueeze(2).expand(-1, -1, columns), at_pivot.unsqueeze(1))
-        return PooledFactor(self.voxel_factor(outputs), score * self.temperature)
+        return PooledFactor(voxels, score * self.temperature)
 
 
 class PooledSigmoid(_Pooled, DenseSigmoid):
@@ -70,6 +95,9 @@ class PooledSigmoid(_Pooled, DenseSigmoid):
         >>> PooledSigmoid().factor(torch.zeros(1, 2, 4)).rank
         2
     """
+
+    def variables(self, outputs: int) -> int:  # noqa: D102
+        return outputs
 
     def factor(self, outputs: Tensor) -> FisherFactor:  # noqa: D102
         no, yes = self.pooled_log_probabilities(outputs).chunk(2, dim=1)
@@ -102,3 +130,27 @@ class PooledFactor(FisherFactor):
     def transposed_times(self, vectors: Tensor) -> Tensor:  # noqa: D102
         sums = self._information(vectors).flatten(-len(self._voxels.shape) + 1).sum(dim=-1)
         return torch.einsum("bcr,...bc->...br", self._score, sums)
+
+
+def from_complement(log_p: Tensor) -> Tensor:
+    """Log-probabilities (B, outcomes, ...) whose greatest comes from the others, which are exact where they are small.
+
+    Example:
+        >>> from_complement(torch.tensor([[0.0, -100.0]], dtype=torch.float64))
+        tensor([[-3.7201e-44, -1.0000e+02]], dtype=torch.float64)
+    """
+    greatest = log_p.argmax(dim=1, keepdim=True)
+    others = log_p.scatter(1, greatest, -torch.inf).logsumexp(dim=1, keepdim=True).exp()
+    sure = log_p.gather(1, greatest).where(others > 0.5, torch.log1p(-others))
+    return log_p.scatter(1, greatest, sure)
+
+
+def difference(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """``q - p`` of log-probabilities, without cancellation.
+
+    Example:
+        >>> difference(torch.tensor([-1e-44], dtype=torch.float64), torch.tensor([-3e-44], dtype=torch.float64))
+        tensor([-2.0000e-44], dtype=torch.float64)
+    """
+    t = log_q - log_p
+    return torch.where(t > 1, log_q.exp() - log_p.exp(), log_p.exp() * torch.expm1(t.clamp(max=1.0)))
