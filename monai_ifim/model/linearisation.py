@@ -124,6 +124,7 @@ class Linearisation:
                 re-entrant checkpointing.
             RuntimeError: When the network supports neither way.
         """
+        self._check_open()
         for way in self._order():
             if way in self._failed:
                 continue
@@ -155,8 +156,7 @@ class Linearisation:
 
     def _built(self) -> tuple[Tensor, Tensor]:
         """The images as leaves, and the outputs behind them."""
-        if not self._open:
-            raise RuntimeError("The graph was freed: products work inside the `with` of Model.linearised only.")
+        self._check_open()
         if self._graph is None:
             inputs = self.images.clone().requires_grad_()
             outputs = self._forward(inputs)
@@ -164,6 +164,10 @@ class Linearisation:
                 raise ValueError(NO_GRADIENT)
             self._graph = inputs, outputs
         return self._graph
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeError("The graph was freed: products work inside the `with` of Model.linearised only.")
 
     def _order(self) -> tuple[str, ...]:
         """The ways of ``J d``, the one to try first in front."""
