@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Union
@@ -124,7 +125,7 @@ class Region:
         """
         if self.mask is None:
             shape = [1] * outputs.ndim
-            return torch.full(shape, 1 / outputs[0, 0].numel(), dtype=torch.float64, device=outputs.device)
+            return torch.full(shape, 1 / math.prod(outputs.shape[2:]), dtype=torch.float64, device=outputs.device)
         counts = self.mask.flatten(1).sum(dim=1).clamp(min=1).view(-1, *[1] * (outputs.ndim - 1))
         return self.mask.double() / counts
 

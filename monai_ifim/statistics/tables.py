@@ -19,8 +19,9 @@ from monai_ifim.perturbation import ENDPOINTS, measured_endpoints
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, auc_interval, bootstrap_interval
 
 _CURVE_TABLE = ["direction", "strength", "endpoint", "statistic", "value", "low", "high", "count", "degenerate"]
-# Columns that the table of images has, too; without labels they hold NaN.
+# Columns that the table of images has, too, and those that hold NaN without labels.
 _UNPERTURBED = [point.column for point in ENDPOINTS.values() if point.unperturbed]
+_LABELLED = [point.column for point in ENDPOINTS.values() if point.labelled and point.column]
 
 
 def per_image(frame: pd.DataFrame, direction: str, strength: float, endpoint: str = "kl") -> pd.Series:
@@ -154,7 +155,7 @@ def image_values(part: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """One row an image: means of the endpoints there are over draws and signs, and ``kl_ratio``."""
     columns = [column for _, column, _ in measured_endpoints(part.columns)]
     values = part.groupby("image")[columns].mean().astype(float)
-    values = values.drop(columns=[name for name in _UNPERTURBED if name in values and values[name].isna().all()])
+    values = values.drop(columns=[name for name in _LABELLED if name in values and values[name].isna().all()])
     if {"kl", "kl_quadratic"} <= set(columns):
         # below the noise floor the quadratic prediction is rounding too, and so is a ratio to it
         floor = images.set_index("image").get("noise_floor", pd.Series(dtype=float))

@@ -40,6 +40,7 @@ def test_names_and_columns_are_unique_and_stand_in_the_order_of_display():
         "unperturbed": ["accuracy", "error", "dice", "hausdorff"],
         "compared": ["kl", "confidence_drop", "shift", "changed", "dice_drop"],
         "percent": ["flip_rate", "accuracy", "changed", "volume_change", "near_boundary", "clipped"],
+        "labelled": ["accuracy", "auc", "error", "dice", "dice_drop", "hausdorff"],
         "per_class": ["volume_change"],
         "optional": ["hausdorff"],
     }.items():

@@ -31,6 +31,7 @@ class Endpoint:
         logged: whether the metric ``ifim_<name>_<direction>`` is logged.
         unperturbed: whether the unperturbed images have it too (under ``column`` in the table of images), logged as
             ``ifim_<name>`` where there are labels.
+        labelled: whether it needs labels, and is NaN without them.
         compared: whether directions are compared by it.
         per_class: whether ``value`` gives one number a class, (n, classes); the column is their mean, without
             those that are NaN, and ``<column>_<class>`` stand beside it.
@@ -50,6 +51,7 @@ class Endpoint:
     percent: bool = False
     logged: bool = False
     unperturbed: bool = False
+    labelled: bool = False
     compared: bool = False
     per_class: bool = False
     optional: bool = False

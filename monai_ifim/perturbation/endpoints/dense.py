@@ -108,6 +108,8 @@ class DenseMeasurement(Measurement):
         """The Dice coefficient (n,), its mean over the classes that the truth has."""
         from monai.metrics import compute_dice
 
+        if not len(after):  # which MONAI refuses
+            return self._unknown(after)
         found = self._maps(self.likelihood.decision(after), after)
         return compute_dice(found, self._maps(truth, after), include_background=True).double().nanmean(dim=1)
 
@@ -126,14 +128,16 @@ class DenseMeasurement(Measurement):
                  "Dice coefficient of the predictions before and after the change, a mean over the classes",
                  "Overlap with the prediction before", "Dice coefficient", value=_overlap),
         Endpoint("dice", "dice", "1", "Dice coefficient with the label, a mean over the classes that it has",
-                 "Overlap with the label", "Dice coefficient", logged=True, unperturbed=True, value=_dice_label),
+                 "Overlap with the label", "Dice coefficient", logged=True, unperturbed=True, labelled=True,
+                 value=_dice_label),
         Endpoint("dice_drop", "dice_drop", "1", "drop of the Dice coefficient with the label; negative where it rose",
-                 "Drop of Dice", "drop of the Dice coefficient", compared=True, value=_dice_drop),
+                 "Drop of Dice", "drop of the Dice coefficient", labelled=True, compared=True, value=_dice_drop),
         Endpoint("near_boundary", "near_boundary", "1",
                  f"share of the changed voxels within {NEAR} voxels of the boundary that was predicted before",
                  percent=True, value=_near_boundary),
         Endpoint("hausdorff", "hausdorff", "voxels",
                  "95th percentile of the Hausdorff distance from the label, a mean over the classes that it has",
-                 "Distance from the label", "HD95 (voxels)", unperturbed=True, optional=True, value=_hausdorff),
+                 "Distance from the label", "HD95 (voxels)", unperturbed=True, labelled=True, optional=True,
+                 value=_hausdorff),
     )
     # fmt: on

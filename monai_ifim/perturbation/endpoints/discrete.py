@@ -62,8 +62,9 @@ class DiscreteMeasurement(Measurement):
                  "share of the decisions that change (a share of the labels, for several sigmoids)",
                  "Flipped decisions", "share of decisions", percent=True, logged=True, value=_flipped),
         Endpoint("accuracy", "correct", "1", "share of right decisions (of the labels, for several sigmoids)",
-                 "Accuracy", "share of right decisions", percent=True, logged=True, unperturbed=True, value=_correct),
+                 "Accuracy", "share of right decisions", percent=True, logged=True, unperturbed=True, labelled=True,
+                 value=_correct),
         Endpoint("auc", "", "1", "area under the ROC curve, one output against the rest",
-                 "AUC, one against the rest", "area under the ROC curve", statistic="one-vs-rest"),
+                 "AUC, one against the rest", "area under the ROC curve", statistic="one-vs-rest", labelled=True),
     )
     # fmt: on

@@ -40,6 +40,6 @@ class GaussianMeasurement(Measurement):
                  "Shift of the outputs", "shift (units of the outputs)", logged=True, compared=True, value=_shift),
         Endpoint("error", "error", "of the outputs",
                  "root mean square difference from the label, over the outputs of an image",
-                 "Error", "error (units of the outputs)", logged=True, unperturbed=True, value=_error),
+                 "Error", "error (units of the outputs)", logged=True, unperturbed=True, labelled=True, value=_error),
     )
     # fmt: on
