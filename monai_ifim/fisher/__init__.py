@@ -10,7 +10,7 @@ Source: S. Sengupta, M. A. Anastasio, "Input-Dependent Fisher Information for Lo
 Image Classifiers", arXiv:2606.16362 (2026).
 """
 
-from monai_ifim.fisher.compute import DEFAULT_CUTOFF, DEFAULT_MOST_ELEMENTS, SOLVERS, checked_images, input_fisher
+from monai_ifim.fisher.compute import DEFAULT_CUTOFF, DEFAULT_MOST_ELEMENTS, SOLVERS, input_fisher
 from monai_ifim.fisher.leading import DEFAULT_DENSE_RANK, Lanczos
 from monai_ifim.fisher.operator import FisherOperator
 from monai_ifim.fisher.spectrum import DEFAULT_ENERGY, InputFisher, check_rank_and_energy
@@ -25,6 +25,5 @@ __all__ = [
     "InputFisher",
     "Lanczos",
     "check_rank_and_energy",
-    "checked_images",
     "input_fisher",
 ]

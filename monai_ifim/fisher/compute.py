@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 from monai_ifim.checks import is_number, is_whole
 from monai_ifim.fisher.gram import ManyColumns, solve_with_gram
 from monai_ifim.fisher.leading import DEFAULT_DENSE_RANK, Lanczos, solve_with_lanczos
+from monai_ifim.fisher.operator import FisherOperator
 from monai_ifim.fisher.spectrum import InputFisher, check_rank_and_energy
 from monai_ifim.interrupts import deferred
 from monai_ifim.likelihoods import LikelihoodLike
-from monai_ifim.model import Batches, Model, plain_tensor, varied_channels
+from monai_ifim.model import Batches, Model, checked_images, varied_channels
 from monai_ifim.notices import notice
 
 # Elements of G at a time: 1 GiB in float32.
@@ -26,7 +28,7 @@ DEFAULT_MOST_ELEMENTS = 2**28
 DEFAULT_CUTOFF = 1e-12
 SOLVERS = ("gram", "lanczos")
 # Columns of G from which the leading pairs are cheaper than all columns: measured, see benchmarks.
-_MANY_COLUMNS, _COLUMNS_A_PAIR = 40, 20
+_MANY_COLUMNS, _COLUMNS_A_PAIR = 60, 20
 
 
 @deferred
@@ -69,13 +71,13 @@ def input_fisher(
             blue of an image whose fourth channel is a click map. F is then the block of these channels, and every
             perturbation by it leaves the others alone. Default: all.
         keep_factor: keep G (B x R x D elements) for :meth:`InputFisher.quadratic`, residuals, and splits beyond the
-            stored rank.
+            stored rank; where G is never there (Lanczos, many classes), the network and the images, for ``quadratic``.
         most_elements: elements of G in memory at a time. Fewer images pass the network at a time where these do not
             suffice; where they do not for one image (many classes, large volumes), G is computed in blocks and not
             kept: more products, the same eigenvalues, and one more product for each kept eigenvector.
         solver: ``"gram"`` is exact and needs R products; ``"lanczos"`` finds the leading ``rank`` pairs with their
             residuals, and estimates the trace; an object :class:`~monai_ifim.fisher.Lanczos` has its options. Default:
-            Lanczos for voxelwise likelihoods, and where ``rank`` is given and G has more than 40 + 20 rank columns;
+            Lanczos for voxelwise likelihoods, and where ``rank`` is given and G has more than 60 + 20 rank columns;
             else Gram.
         progress: show how far the Lanczos iteration is.
 
@@ -148,27 +150,9 @@ def input_fisher(
         listed = "; ".join(f"image {index}: {cause}" for index, cause in fisher.skipped.items())
         notice(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).")
     batches.warn("input_fisher")
+    if keep_factor and not fisher.can_quadratic:
+        fisher = replace(fisher, _operator=FisherOperator(model, images, channel_mask, fisher.outputs))
     return fisher
-
-
-def checked_images(images: Tensor) -> Tensor:
-    """The images as a plain tensor.
-
-    Raises:
-        TypeError: When they are no tensor of a floating dtype.
-        ValueError: When there is no batch axis, or nothing in it.
-    """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch tensor (B, C_in, *spatial), got {type(images).__name__}.")
-    if not images.dtype.is_floating_point:
-        raise TypeError(
-            f"images of dtype {images.dtype} cannot carry gradients. Convert them as for the network: images.float()."
-        )
-    if images.ndim < 2:
-        raise ValueError(f"images must have shape (B, C_in, *spatial), got {tuple(images.shape)}.")
-    if images.numel() == 0:
-        raise ValueError(f"The batch of images is empty: shape {tuple(images.shape)}.")
-    return plain_tensor(images).detach()
 
 
 def _did_not_fit(

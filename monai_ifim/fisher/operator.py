@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from monai_ifim.fisher.algebra import unit
-from monai_ifim.fisher.compute import checked_images
-from monai_ifim.model import Model, plain_tensor, restricted, varied_channels
+from monai_ifim.model import Batches, Model, checked_images, plain_tensor, restricted, varied_channels
 
 
 class FisherOperator:
@@ -60,11 +60,23 @@ class FisherOperator:
             ValueError: When the directions have another shape.
         """
         directions = self._checked(directions)
+        batches = Batches(self.model.images_at_a_time(self.images))
         if self._outputs is None:
             self._outputs = self.model.outputs(self.images)
-        product = self.model.jvp(self.images, directions)
-        along = self.model.likelihood.at(self._outputs).factor(self._outputs).transposed_times(product)
-        return along.square().sum(dim=1)
+        outputs = self._outputs
+        found = torch.empty(len(self.images), dtype=torch.float64, device=self.images.device)
+
+        def quadratic(rows: Tensor) -> Tensor:
+            model = self.model.rows(rows)
+            product = model.jvp(self.images[rows], directions[rows])
+            likelihood = model.likelihood.at(outputs[rows])
+            return likelihood.factor(outputs[rows]).transposed_times(product).square().sum(dim=1)
+
+        for rows, part in batches.run(torch.arange(len(self.images), device=self.images.device), quadratic):
+            if part is None:
+                raise batches.refusal(self.images[0])
+            found[rows] = part
+        return found
 
     def matvec(self, directions: Tensor) -> Tensor:
         """``F d = J^T S S^T J d``, (B, C_in, *spatial), float64, by one Jacobian- and one vector-Jacobian product.
@@ -82,6 +94,12 @@ class FisherOperator:
             cotangents, sizes = unit(factor.times(factor.transposed_times(product)).unsqueeze(0))
             (product,) = point.vjp(cotangents, last=True)
         return restricted(product.double() * sizes[0].view(-1, *[1] * (product.ndim - 1)), self.channel_mask)
+
+    def select(self, rows: Tensor) -> FisherOperator:
+        """The operator of some images (n,) only."""
+        outputs = None if self._outputs is None else self._outputs[rows]
+        mask = None if self.channel_mask is None else self.channel_mask.tolist()
+        return FisherOperator(self.model.rows(rows), self.images[rows], mask, outputs)
 
     def _checked(self, directions: Tensor) -> Tensor:
         if directions.shape != self.images.shape:

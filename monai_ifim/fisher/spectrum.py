@@ -59,6 +59,8 @@ class InputFisher:
     # (B,) and (B,), of a solver that does not have all eigenvalues
     _trace: Tensor | None = field(default=None, repr=False)
     _trace_error: Tensor | None = field(default=None, repr=False)
+    # a FisherOperator, in place of a factor that is never there
+    _operator: Any = field(default=None, repr=False)
 
     @property
     def logits(self) -> Tensor:
@@ -100,7 +102,8 @@ class InputFisher:
         """The quadratic form ``d^T F d``, float64, (B,).
 
         Half of it is the Kullback-Leibler divergence that a small change ``d`` causes, up to ``O(|d|^3)``. With a
-        channel mask, what ``d`` does to the other channels does not count.
+        channel mask, what ``d`` does to the other channels does not count. Where not all eigenvalues were computed, it
+        is a Jacobian-vector product of the network as it is now.
 
         Args:
             directions: (B, C_in, *spatial), one change an image.
@@ -117,6 +120,9 @@ class InputFisher:
         if self._factor is not None and self._scale is not None:
             along = products(self._factor, plain_tensor(directions).flatten(1).unsqueeze(1)).squeeze(-1) * self._scale
             return along.square().sum(dim=1).where(~torch.isnan(self.trace), torch.nan)
+        if not self.can_quadratic and self._operator is not None:
+            found: Tensor = self._operator.quadratic(directions)
+            return found.where(~torch.isnan(self.eigenvalues[:, 0]), torch.nan)
         if not self.can_quadratic:
             raise RuntimeError(
                 "d^T F d needs the factor G, which was dropped, and the kept eigenvectors do not span the spectrum. "
@@ -138,7 +144,7 @@ class InputFisher:
 
     @property
     def can_quadratic(self) -> bool:
-        """Whether :meth:`quadratic` works: G was kept, or the eigenvectors of all eigenvalues above the cut-off."""
+        """Whether :meth:`quadratic` needs no pass of the network: G was kept, or all eigenvectors above the cut-off."""
         return self._factor is not None or (self.exact and bool((self.rank >= self.numerical_rank).all()))
 
     def split(
@@ -262,7 +268,7 @@ class InputFisher:
 
     def without_factor(self) -> InputFisher:
         """The same without G, which has B x R x D elements."""
-        return replace(self, _factor=None, _scale=None)
+        return replace(self, _factor=None, _scale=None, _operator=None)
 
     def select(self, rows: Sequence[int]) -> InputFisher:
         """The same of some of the images only, in the order of ``rows``.
@@ -282,7 +288,8 @@ class InputFisher:
             if isinstance(value, Tensor) and name != "channel_mask"  # the one that all images share
         }
         skipped = {place: self.skipped[row] for place, row in enumerate(index.tolist()) if row in self.skipped}
-        return replace(self, skipped=skipped, likelihood=self.likelihood.rows(index), **picked)
+        operator = None if self._operator is None else self._operator.select(index)
+        return replace(self, skipped=skipped, likelihood=self.likelihood.rows(index), _operator=operator, **picked)
 
     @property
     def factor_elements(self) -> int:
@@ -315,7 +322,9 @@ class InputFisher:
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        return replace(
+            self, _operator=None if moved["outputs"].device != self.outputs.device else self._operator, **moved
+        )
 
     @staticmethod
     def concatenate(parts: Sequence[InputFisher]) -> InputFisher:

@@ -4,7 +4,7 @@
 
 from monai_ifim.model.batching import Batches, FewerImages, MemoryWarning, default_batch_size, is_out_of_memory
 from monai_ifim.model.channels import check_channel_mask, restricted, varied, varied_channels
-from monai_ifim.model.inputs import PerImage, input_values, inputs_of_rows, plain_tensor
+from monai_ifim.model.inputs import PerImage, checked_images, input_values, inputs_of_rows, plain_tensor
 from monai_ifim.model.linearisation import Linearisation
 from monai_ifim.model.model import Model
 from monai_ifim.model.state import parameter_dtype, preserve_state, unwrap
@@ -20,6 +20,7 @@ __all__ = [
     "PerImage",
     "Windowed",
     "check_channel_mask",
+    "checked_images",
     "default_batch_size",
     "differing",
     "forget_verdicts",

@@ -47,6 +47,26 @@ def plain_tensor(value: Tensor) -> Tensor:
     return value.as_subclass(Tensor) if type(value) is not Tensor else value
 
 
+def checked_images(images: Tensor) -> Tensor:
+    """The images as a plain tensor.
+
+    Raises:
+        TypeError: When they are no tensor of a floating dtype.
+        ValueError: When there is no batch axis, or nothing in it.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch tensor (B, C_in, *spatial), got {type(images).__name__}.")
+    if not images.dtype.is_floating_point:
+        raise TypeError(
+            f"images of dtype {images.dtype} cannot carry gradients. Convert them as for the network: images.float()."
+        )
+    if images.ndim < 2:
+        raise ValueError(f"images must have shape (B, C_in, *spatial), got {tuple(images.shape)}.")
+    if images.numel() == 0:
+        raise ValueError(f"The batch of images is empty: shape {tuple(images.shape)}.")
+    return plain_tensor(images).detach()
+
+
 def usable_inputs(value: Any) -> Any:
     """A further input whose tensors can be saved for a backward pass, which those of inference mode cannot."""
     if isinstance(value, Tensor) and value.is_inference():

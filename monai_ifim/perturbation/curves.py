@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from monai_ifim.checks import is_whole
-from monai_ifim.fisher import FisherOperator, InputFisher, checked_images
+from monai_ifim.fisher import FisherOperator, InputFisher
 from monai_ifim.interrupts import deferred
-from monai_ifim.model import Batches, Model, is_out_of_memory, plain_tensor, varied
+from monai_ifim.model import Batches, Model, checked_images, is_out_of_memory, plain_tensor, varied
 from monai_ifim.notices import notice
 from monai_ifim.perturbation.changes import (
     change_along,

@@ -393,7 +393,7 @@ def test_the_default_is_lanczos_with_four_eigenvectors():
     assert fisher.factor_elements == 0
 
 
-def test_effective_rank_is_unknown_and_energy_and_the_quadratic_form_are_refused_with_the_remedy():
+def test_effective_rank_is_unknown_and_energy_is_refused_with_the_remedy():
     assert LEADING.effective_rank.isnan().all()
     with pytest.raises(ValueError, match="Give rank instead"):
         LEADING.leading_eigenvectors(energy=0.5)
@@ -403,10 +403,26 @@ def test_effective_rank_is_unknown_and_energy_and_the_quadratic_form_are_refused
         input_fisher(segmenter(), grids(3), VoxelwiseSoftmax(), energy=0.5)
     with pytest.raises(ValueError, match=r"leading ones only. Give rank"):
         input_fisher(truths.mlp(), truths.flat_images(3, 12), energy=0.5, solver="lanczos")
-    assert not LEADING.can_quadratic
-    with pytest.raises(RuntimeError, match=r"FisherOperator\(model, images\).quadratic"):
-        LEADING.quadratic(grids(3))
     assert LEADING.leading_eigenvectors(rank=5).equal(LEADING.eigenvectors)  # there are no more
+
+
+def test_the_quadratic_form_goes_through_the_network_also_for_some_of_the_images_and_is_refused_without_it():
+    directions = grids(3, seed=6)
+    whole = FisherOperator(Model(segmenter(), VoxelwiseSoftmax()), grids(3)).quadratic(directions)
+    assert not LEADING.can_quadratic
+    torch.testing.assert_close(LEADING.quadratic(directions), whole, rtol=1e-12, atol=0)
+    some = LEADING.select([2, 0]).quadratic(directions[[2, 0]])
+    torch.testing.assert_close(some, whole[[2, 0]], rtol=1e-12, atol=0)
+    masked = VoxelwiseSoftmax(region=grids(3)[:, :1] > 0)
+    fisher = input_fisher(segmenter(), grids(3), masked)
+    truth = FisherOperator(Model(segmenter(), masked), grids(3)).quadratic(directions)
+    torch.testing.assert_close(fisher.select([1]).quadratic(directions[1:2]), truth[1:2], rtol=1e-12, atol=0)
+    for dropped in (
+        LEADING.without_factor(),
+        input_fisher(segmenter(), grids(3), VoxelwiseSoftmax(), keep_factor=False),
+    ):
+        with pytest.raises(RuntimeError, match=r"FisherOperator\(model, images\).quadratic"):
+            dropped.quadratic(directions)
 
 
 def test_quadratic_inside_is_that_of_the_projection_and_never_more_than_the_whole():
@@ -732,12 +748,12 @@ def test_few_eigenvectors_of_many_classes_are_found_by_lanczos_and_agree_with_al
 @pytest.mark.parametrize(
     ("outputs", "likelihood", "options", "solver"),
     [
-        (61, "softmax", {"rank": 1}, "gram"),
-        (62, "softmax", {"rank": 1}, "lanczos"),
-        (60, "sigmoid", {"rank": 1}, "gram"),
-        (61, "sigmoid", {"rank": 1}, "lanczos"),
-        (101, "softmax", {"rank": 3}, "gram"),
-        (102, "softmax", {"rank": 3}, "lanczos"),
+        (81, "softmax", {"rank": 1}, "gram"),
+        (82, "softmax", {"rank": 1}, "lanczos"),
+        (80, "sigmoid", {"rank": 1}, "gram"),
+        (81, "sigmoid", {"rank": 1}, "lanczos"),
+        (121, "softmax", {"rank": 3}, "gram"),
+        (122, "softmax", {"rank": 3}, "lanczos"),
         (300, "softmax", {}, "gram"),
         (300, "softmax", {"energy": 0.9}, "gram"),
         (300, "softmax", {"rank": 1, "solver": "gram"}, "gram"),
