@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.methods import FLOOR, Run
 
-__all__ = ["LEAST_ROUNDS", "fitting", "loop_without_synchronisation", "rounds_each", "take_turns", "timed"]
+__all__ = ["LEAST_ROUNDS", "fitting", "in_rounds", "loop_without_synchronisation", "rounds_each", "take_turns", "timed"]
 
 LEAST_ROUNDS = 3
 # A method that is expected to take longer than this is warmed up with one image only.
@@ -138,6 +139,63 @@ def take_turns(
         if len(rounds) == 1:
             wanted = rounds_each({name: sample["wall_s"] for name, sample in samples.items()}, budget, repeats)
     return rounds, failed
+
+
+def in_rounds(
+    floor: Run,
+    runs: Mapping[str, Callable[[Tensor], Any]],
+    images: Tensor,
+    repeats: int,
+    long_seconds: float,
+    each: bool = True,
+    progress: Callable[[str], None] = lambda name: None,
+) -> tuple[list[dict[str, Sample]], dict[str, Any], dict[str, str]]:
+    """Time methods some of which are too long to be warmed up: their first run is their only one.
+
+    Args:
+        floor: what the times are compared with; in each round the median of its runs.
+        runs: the methods by name.
+        images: what they are given.
+        repeats: rounds of the others, behind their first run, which warms them up.
+        long_seconds: of wall time, from which on a method is long.
+        each: whether the floor runs before every method; else once a round.
+        progress: told the name of each method before it runs.
+
+    Returns:
+        The rounds, each with the :func:`timed` sample of the floor and of every method that took part, those that
+        are long in a first round of their own; what the methods returned; and the methods that failed, with why.
+    """
+    returned: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+
+    def kept(name: str) -> Run:
+        def run(some: Tensor) -> None:
+            returned[name] = runs[name](some)
+
+        return run
+
+    def one_round(names: Sequence[str]) -> dict[str, Sample]:
+        floors: list[Sample] = []
+        samples: dict[str, Sample] = {}
+        for name in names:
+            progress(name)
+            if each or not floors:
+                floors.append(timed(floor, images))
+            try:
+                samples[name] = timed(kept(name), images)
+            except Exception as error:  # whatever another package raises, it is told in the table
+                failed[name] = _told(error)
+        return samples | {FLOOR: {clock: statistics.median(one[clock] for one in floors) for clock in floors[0]}}
+
+    floor(images)
+    first = one_round(list(runs))
+    long = [name for name in runs if name in first and first[name]["wall_s"] > long_seconds]
+    rounds = [{name: first[name] for name in (FLOOR, *long)}] if long else []
+    short = [name for name in runs if name not in long and name not in failed]
+    for number in range(repeats if short else 0):
+        turn = number % len(short)
+        rounds.append(one_round(short[turn:] + short[:turn]))
+    return rounds, returned, failed
 
 
 def _told(error: Exception) -> str:

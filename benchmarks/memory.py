@@ -8,14 +8,16 @@ import gc
 import multiprocessing
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
-__all__ = ["peak_memory"]
+__all__ = ["peak_memory", "peak_memory_of"]
 
 # Loaded by the server that the fresh processes are forked from, which computes nothing itself.
-_PRELOADED = ["benchmarks.peers", "benchmarks.methods", "benchmarks.problems"]
+_PRELOADED = ["benchmarks.peers", "benchmarks.methods", "benchmarks.problems", "benchmarks.dense"]
 
 
 def peak_memory(cell: str, method: str, device: str, threads: int) -> tuple[int | None, str]:
@@ -34,10 +36,27 @@ def peak_memory(cell: str, method: str, device: str, threads: int) -> tuple[int 
     Returns:
         Bytes, or None with what went wrong.
     """
+    return peak_memory_of(_set_up, (cell, method, device), device, threads)
+
+
+def peak_memory_of(
+    set_up: Callable[..., Callable[[], Any]], arguments: Sequence[Any], device: str, threads: int
+) -> tuple[int | None, str]:
+    """The same of any function.
+
+    Args:
+        set_up: a function of a module, which makes the function that is run once.
+        arguments: of ``set_up``.
+        device: of torch.
+        threads: of torch.
+
+    Returns:
+        Bytes, or None with what went wrong.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, cell, method, device, threads))
+    process = context.Process(target=_measure, args=(sender, set_up, tuple(arguments), device, threads))
     process.start()
     sender.close()
     try:
@@ -49,34 +68,44 @@ def peak_memory(cell: str, method: str, device: str, threads: int) -> tuple[int 
     return answer
 
 
-def _measure(sender: Connection, cell: str, method: str, device: str, threads: int) -> None:
+def _measure(
+    sender: Connection,
+    set_up: Callable[..., Callable[[], Any]],
+    arguments: tuple[Any, ...],
+    device: str,
+    threads: int,
+) -> None:
     try:
-        sender.send((_peak(cell, method, torch.device(device), threads), ""))
+        torch.set_num_threads(threads)
+        sender.send((_peak(set_up(*arguments), torch.device(device)), ""))
     except Exception as error:
         sender.send((None, f"{type(error).__name__}: {error}"))
 
 
-def _peak(cell_name: str, method: str, device: torch.device, threads: int) -> int:
+def _set_up(cell_name: str, method: str, device: str) -> Callable[[], Any]:
     import benchmarks.peers  # noqa: F401  # registers them
     from benchmarks.cells import Cell
     from benchmarks.methods import METHODS
     from benchmarks.problems import build_problem
 
-    torch.set_num_threads(threads)
     tiny = build_problem(Cell("cnn-2d", 16, 2, 1), device)
     METHODS[method].prepare(tiny)(tiny.images)
     problem = build_problem(Cell.parse(cell_name), device)
     run = METHODS[method].prepare(problem)
+    return lambda: run(problem.images)
+
+
+def _peak(run: Callable[[], Any], device: torch.device) -> int:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run(problem.images)
+        run()
         return torch.cuda.max_memory_allocated() - before
     _forget_peak()
     before = _greatest_resident_set()
-    run(problem.images)
+    run()
     return _greatest_resident_set() - before
 
 
