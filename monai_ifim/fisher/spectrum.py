@@ -121,8 +121,11 @@ class InputFisher:
             along = products(self._factor, plain_tensor(directions).flatten(1).unsqueeze(1)).squeeze(-1) * self._scale
             return along.square().sum(dim=1).where(~torch.isnan(self.trace), torch.nan)
         if not self.can_quadratic and self._operator is not None:
-            found: Tensor = self._operator.quadratic(directions)
-            return found.where(~torch.isnan(self.eigenvalues[:, 0]), torch.nan)
+            found = torch.full_like(self.eigenvalues[:, 0], torch.nan)
+            rows = (~torch.isnan(self.eigenvalues[:, 0])).nonzero().flatten()  # an image left out may not fit
+            if len(rows):
+                found[rows] = self._operator.select(rows).quadratic(plain_tensor(directions)[rows])
+            return found
         if not self.can_quadratic:
             raise RuntimeError(
                 "d^T F d needs the factor G, which was dropped, and the kept eigenvectors do not span the spectrum. "

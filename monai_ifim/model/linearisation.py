@@ -138,7 +138,7 @@ class Linearisation:
                     raise ValueError(_REENTRANT) from error
                 self._failed[way] = error.with_traceback(None)  # which would keep the graph
                 self._slope = None
-                if way == "backward" and not self._found:
+                if way == "backward":
                     self._graph = None
         shortage = next((error for error in self._failed.values() if is_out_of_memory(error)), None)
         if shortage is not None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from monai_ifim.fisher.lanczos import leading_pairs
 from tests.truths import F32, F64
 
-EXAMPLES = settings(max_examples=30, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=20, deadline=None, derandomize=True)
 SHAPES = {"full": (30, 30), "low rank": (30, 7), "one": (12, 1), "large": (120, 120), "tiny": (2, 2)}
 
 

@@ -63,11 +63,11 @@ def test_of_orthogonal_columns_every_probe_is_exact(seed, count, rank):
     assert (error <= 1e-12 * found).all()
 
 
-@pytest.mark.parametrize("rank", [0, 1, 5])
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize(("rank", "count"), [(0, 1), (1, 4), (5, 1), (5, 2)])
 def test_the_mean_over_many_seeds_is_the_trace(rank, count):
     factor = factors()
-    found = torch.cat([estimated_trace(signs(factor, seed), *leading(factor, rank), count)[0] for seed in range(600)])
+    pairs = leading(factor, rank)
+    found = torch.cat([estimated_trace(signs(factor, seed), *pairs, count)[0] for seed in range(500)])
     error = found.std() / len(found) ** 0.5
     assert 0 < error < 0.03 * trace(factor)
     assert (found.mean() - trace(factor)).abs() < 4 * error
@@ -83,10 +83,11 @@ def test_vectors_that_are_no_eigenvectors_leave_it_unbiased():
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_the_standard_error_is_that_of_the_estimates_and_covers_the_trace_as_often_as_it_should(rank):
-    factor, count, seeds = factors(), 8, 400
-    pairs = [estimated_trace(signs(factor, seed), *leading(factor, rank), count) for seed in range(seeds)]
-    found, error = (torch.cat(values) for values in zip(*pairs))
-    assert error.square().mean().sqrt().item() == pytest.approx(found.std().item(), rel=0.12)
+    factor, count, seeds = factors(), 6, 300
+    pairs = leading(factor, rank)
+    estimates = [estimated_trace(signs(factor, seed), *pairs, count) for seed in range(seeds)]
+    found, error = (torch.cat(values) for values in zip(*estimates))
+    assert error.square().mean().sqrt().item() == pytest.approx(found.std().item(), rel=0.15)
     inside = ((found - trace(factor)).abs() < stats.t.ppf(0.975, count - 1) * error).double().mean()
     assert 0.92 <= inside <= 0.98
 
@@ -94,7 +95,8 @@ def test_the_standard_error_is_that_of_the_estimates_and_covers_the_trace_as_oft
 def test_each_leading_eigenvector_that_is_known_lowers_the_error():
     factor, errors = factors(), []
     for rank in (0, 1, 3, 6, 12):
-        found = [estimated_trace(signs(factor, seed), *leading(factor, rank), 2)[0] for seed in range(200)]
+        pairs = leading(factor, rank)
+        found = [estimated_trace(signs(factor, seed), *pairs, 2)[0] for seed in range(150)]
         errors.append(float(torch.cat(found).std()))
     assert all(second < 0.9 * first for first, second in pairwise(errors))
 

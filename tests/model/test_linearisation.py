@@ -351,6 +351,15 @@ def test_with_low_memory_no_graph_is_kept_between_products_and_with_more_it_is(w
         assert network.alive == 0
 
 
+@pytest.mark.parametrize("known", [[], ["backward"]], ids=["a new network", "a known network"])
+def test_a_way_that_fails_for_want_of_memory_leaves_no_graph_behind_for_the_other(monkeypatch, known):
+    monkeypatch.setattr(Linearisation, "_jvp_backward", lambda *_: truths.SHORTAGES["CPU"]())
+    images, network = truths.images(2), Watched()
+    point = Linearisation(network, images, preferred=known)
+    point.jvp(images)
+    assert (network.passes, network.most, network.alive) == (2, 1, 0)
+
+
 def test_after_close_no_product_works():
     images = truths.images(2)
     for low_memory in (False, True):
