@@ -128,9 +128,13 @@ def voxel_information(case: Case, image: int) -> Tensor:
     return torch.stack([formula(voxel) for voxel in z]) / case.likelihood.temperature**2
 
 
-def dense_information(case: Case, image: int) -> Tensor:
-    """The Fisher information (C V, C V): block-diagonal, or ``A^T diag(1 / p) A`` of the pooled probabilities."""
-    blocks, weights = voxel_information(case, image), torch.from_numpy(shares(case)[image])
+def dense_information(case: Case, image: int, weights: Tensor | None = None) -> Tensor:
+    """The Fisher information (C V, C V): block-diagonal, or ``A^T diag(1 / p) A`` of the pooled probabilities.
+
+    With weights (V,), instead of the region of the case.
+    """
+    blocks = voxel_information(case, image)
+    weights = torch.from_numpy(shares(case)[image]) if weights is None else weights
     voxels, channels = blocks.shape[:2]
     if not case.pooled:
         matrix = torch.zeros(channels, voxels, channels, voxels, dtype=F64)

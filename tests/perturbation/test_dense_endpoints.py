@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from monai.metrics import compute_dice, compute_hausdorff_distance
 
 from monai_ifim import Categorical, Gaussian, PooledSigmoid, PooledSoftmax, VoxelwiseSigmoid, VoxelwiseSoftmax
 from monai_ifim.perturbation import ENDPOINTS, endpoints_of, measurement
@@ -101,6 +102,20 @@ def test_two_classes_have_the_numbers_of_one_label(softmax, sigmoid, grid):
     found, truth = tables
     assert found.dice.nunique() > 2
     pd.testing.assert_frame_equal(found.rename(columns={"volume_change_1": "volume_change_0"}), truth, rtol=1e-11)
+
+
+@ALL_GRIDS
+@KINDS
+def test_dice_and_hausdorff_are_those_of_monai(kind, grid):
+    before, _, labels = segmentations(kind, grid)
+    likelihood = kind().at(before)
+    found = measurement(likelihood, before, likelihood.targets(labels, 3), ("hausdorff",)).unperturbed()
+    maps = [likelihood.one_hot(values, 3) for values in (likelihood.decision(before), labels)]
+    dice = compute_dice(*maps, include_background=True).nanmean(1)
+    np.testing.assert_allclose(found.dice, dice, rtol=1e-6)
+    full = [values[:1] for values in maps]  # classes that both have, for which MONAI says nothing else
+    hausdorff = compute_hausdorff_distance(*full, include_background=True, percentile=95).mean(1)
+    np.testing.assert_allclose(found.hausdorff[:1], hausdorff, rtol=1e-6)
 
 
 @KINDS
