@@ -63,6 +63,14 @@ def test_of_orthogonal_columns_every_probe_is_exact(seed, count, rank):
     assert (error <= 1e-12 * found).all()
 
 
+def test_it_is_the_mean_of_the_probes_and_its_error_their_standard_deviation_over_the_root_of_their_number():
+    lengths = torch.tensor([[1.0, 3.0, 8.0], [2.0, 2.0, 2.0]], dtype=F64)
+    nothing = torch.zeros(2, 1, dtype=F64), torch.zeros(2, 1, 4, dtype=F64)
+    found, error = estimated_trace(lambda number: lengths[:, number, None].sqrt() * torch.eye(4)[:1], *nothing, 3)
+    torch.testing.assert_close(found, torch.tensor([4.0, 2.0], dtype=F64))
+    torch.testing.assert_close(error, torch.tensor([(13 / 3) ** 0.5, 0.0], dtype=F64))
+
+
 @pytest.mark.parametrize(("rank", "count"), [(0, 1), (1, 4), (5, 1), (5, 2)])
 def test_the_mean_over_many_seeds_is_the_trace(rank, count):
     factor = factors()
