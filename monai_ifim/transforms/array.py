@@ -150,14 +150,16 @@ class RandIFIMPerturb(RandomizableTransform):
     where the draw left it alone. The cause is empty otherwise.
 
     Each perturbed image costs one forward pass of the network and one backward pass for each eigenvalue (one less than
-    the classes, under softmax). The network runs in evaluation mode, and its state is restored.
+    the classes, under softmax), or, of a segmentation voxel by voxel, the products of a Lanczos iteration. The network
+    runs in evaluation mode, and its state is restored.
 
     A worker process of a data loader has a copy of the network as it was when the process started. On a machine with a
     GPU, forked workers cannot compute gradients once the main process did: use ``num_workers=0`` or
     ``multiprocessing_context="spawn"``.
 
     Args:
-        network: from (1, C_in, *spatial) to outputs (1, outputs). The image is moved to its device and back.
+        network: from (1, C_in, *spatial) to outputs (1, outputs) or (1, C, *grid). The image is moved to its device and
+            back.
         direction: a name in :data:`monai_ifim.perturbation.DIRECTIONS`, or an object of
             :mod:`monai_ifim.perturbation`. Not ``"transfer"``.
         strength: one number, or the least and the greatest.
