@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ POOLED = (PooledSoftmax, PooledSigmoid)
 SOFTMAX = (VoxelwiseSoftmax, PooledSoftmax)
 GRIDS = ((11,), (9, 3), (8, 2, 3))
 REGIONS = ("everywhere", "mask", "box", "foreground", "boundary")
-TEMPERATURES = (1.0, 2.5)
+TEMPERATURES = {1: 2.5, 2: 1.0, 3: 0.6}  # by the axes of the grid
 
 
 def dense_outputs(grid: tuple[int, ...], batch: int = 2, channels: int = 3, seed: int = 0) -> Tensor:
@@ -74,8 +75,8 @@ def case(kind: Any, temperature: float = 1.0, region: str = "everywhere", grid: 
 
 
 CASES = {
-    f"{name}, T={temperature}, {region}, {len(grid)}D": case(kind, temperature, region, grid)
-    for (name, kind), temperature, region, grid in itertools.product(DENSE.items(), TEMPERATURES, REGIONS, GRIDS)
+    f"{name}, {region}, {len(grid)}D": case(kind, TEMPERATURES[len(grid)], region, grid)
+    for (name, kind), region, grid in itertools.product(DENSE.items(), REGIONS, GRIDS)
 }
 
 
@@ -88,6 +89,7 @@ def plain_decision(case: Case) -> np.ndarray:
     return z.argmax(1)[:, None] if case.softmax else (z > 0).astype(int)
 
 
+@cache
 def plain_voxels(case: Case) -> np.ndarray:
     """The voxels of the region, bool, (B, *grid), voxel by voxel."""
     decision, grid = plain_decision(case), case.outputs.shape[2:]

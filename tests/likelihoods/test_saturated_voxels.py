@@ -79,23 +79,23 @@ def test_every_entry_of_the_information_is_exact_where_voxels_are_sure(kind, pla
             assert abs(mpmath.mpf(found[i, j].item()) - matrix[i, j]) <= 1e-12 * size
 
 
-@pytest.mark.parametrize("change", [1e-12, 1e-6, 0.0099, 0.9, 20.0, -1e-9, -0.0101, -1.1, -20.0])
 @pytest.mark.parametrize("margin", [0, *MARGINS])
 @EVERY_PLACE
 @KINDS
-def test_kl_agrees_with_120_digits_at_every_margin_and_size_of_change(kind, places, margin, change):
+def test_kl_agrees_with_120_digits_at_every_margin_and_size_of_change(kind, places, margin):
     outputs = sure_outputs(margin, places)
-    other = outputs.clone()
-    other[0, 0] += change * torch.tensor([1.0, 0.5, 3.0, -0.7], dtype=F64)
-    other[0, 1] -= change / 3
-    found = kind(INSIDE).kl_divergence(outputs, other).item()
-    with mpmath.workdps(truths.DIGITS):
-        truth = mpmath.mpf(0)
-        for before, after in zip(mp_variables(kind, outputs), mp_variables(kind, other)):
-            if kind in POOLED:
-                truth += truths.mp_kl(pooled(before), pooled(after))
-            else:
-                truth += mpmath.fsum(truths.mp_kl(p, q) for p, q in zip(before, after)) / 3
-        error = float(abs(mpmath.mpf(found) - truth) / truth)
-    # the change itself is known to eps * |log p| only
-    assert error <= 1e-13 + 16 * EPS * (margin + 2) / abs(change)
+    for change in (1e-12, 1e-6, 0.0099, 0.9, 20.0, -1e-9, -0.0101, -1.1, -20.0):
+        other = outputs.clone()
+        other[0, 0] += change * torch.tensor([1.0, 0.5, 3.0, -0.7], dtype=F64)
+        other[0, 1] -= change / 3
+        found = kind(INSIDE).kl_divergence(outputs, other).item()
+        with mpmath.workdps(truths.DIGITS):
+            truth = mpmath.mpf(0)
+            for before, after in zip(mp_variables(kind, outputs), mp_variables(kind, other)):
+                if kind in POOLED:
+                    truth += truths.mp_kl(pooled(before), pooled(after))
+                else:
+                    truth += mpmath.fsum(truths.mp_kl(p, q) for p, q in zip(before, after)) / 3
+            error = float(abs(mpmath.mpf(found) - truth) / truth)
+        # the change itself is known to eps * |log p| only
+        assert error <= 1e-13 + 16 * EPS * (margin + 2) / abs(change)
