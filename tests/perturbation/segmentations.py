@@ -7,7 +7,6 @@ import torch
 from scipy import ndimage
 
 from monai_ifim.likelihoods import PooledSigmoid, PooledSoftmax, VoxelwiseSoftmax
-from monai_ifim.perturbation.endpoints.dense import NEAR
 
 
 def is_softmax(likelihood):
@@ -76,7 +75,7 @@ def plain_columns(likelihood, before, after, labels, region):
         inside = np.ones(old.shape[2:], dtype=bool) if region is None else region[row, 0].numpy()
         was, now, label = (maps_of(likelihood, one[row], channels) for one in (old, new, labels.numpy()))
         different = (old[row] != new[row]).any(0)
-        size = 2 * NEAR + 1
+        size = 7  # within three voxels
         near = np.zeros_like(different)
         for one in old[row]:
             near |= ndimage.maximum_filter(one, size) != ndimage.minimum_filter(one, size)
