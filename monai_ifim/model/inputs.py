@@ -106,6 +106,18 @@ def check_inputs(value: Any, batch_size: int) -> Any:
     return value
 
 
+def holds_per_image(value: Any) -> bool:
+    """Whether some of a further input belongs to single images.
+
+    Example:
+        >>> holds_per_image(({"age": PerImage([1, 2])}, 3))
+        True
+    """
+    if isinstance(value, Mapping):
+        return any(map(holds_per_image, value.values()))
+    return isinstance(value, PerImage) or (isinstance(value, (tuple, list)) and any(map(holds_per_image, value)))
+
+
 def _mapped(value: Any, inside: Any, own: Any) -> Any:
     """The value with ``inside`` applied to the items of containers, and ``own`` to what belongs to single images.
 

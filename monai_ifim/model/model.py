@@ -17,7 +17,14 @@ from monai_ifim.checks import is_whole
 from monai_ifim.interrupts import deferred
 from monai_ifim.likelihoods import Gaussian, Likelihood, LikelihoodLike, resolve_likelihood
 from monai_ifim.model.batching import default_batch_size, is_out_of_memory
-from monai_ifim.model.inputs import check_inputs, input_values, inputs_of_rows, plain_tensor, usable_inputs
+from monai_ifim.model.inputs import (
+    check_inputs,
+    holds_per_image,
+    input_values,
+    inputs_of_rows,
+    plain_tensor,
+    usable_inputs,
+)
 from monai_ifim.model.linearisation import Linearisation
 from monai_ifim.model.replacements import Replacements
 from monai_ifim.model.state import (
@@ -66,8 +73,8 @@ class Model:
 
     Raises:
         TypeError: When the network cannot be called, or ``windows`` is no :class:`~monai_ifim.model.Windowed`.
-        ValueError: When an option is out of range, or the network is in training mode, mixes the images of a batch, or
-            was made in inference mode.
+        ValueError: When an option is out of range, the network is in training mode, mixes the images of a batch, or
+            was made in inference mode, or a ``PerImage`` input comes with ``windows``.
 
     Example:
         >>> model = Model(nn.Linear(4, 3), "softmax", batch_size=2)
@@ -101,6 +108,11 @@ class Model:
         self.windows = windows
         self.arguments = tuple(usable_inputs(value) for value in arguments)
         self.keyword_arguments = {key: usable_inputs(value) for key, value in (keyword_arguments or {}).items()}
+        if windows is not None and any(holds_per_image(value) for value in (self.arguments, self.keyword_arguments)):
+            raise ValueError(
+                "A sliding window gives the network windows of any image, so that an input of which each image has its "
+                "own part (PerImage) cannot be cut with them. Put it into further channels of the images."
+            )
         self.batch_size = batch_size
         self.chunk_size = int(chunk_size)
         self._look_at_modules()
@@ -229,7 +241,8 @@ class Model:
             ValueError: When the outputs do not fit the likelihood or do not depend differentiably on the images.
             RuntimeError: When the network supports neither way.
         """
-        with self.linearised(images, both=True) as point:
+        forward = self._verdict(images).ways[:1] == ["forward"]  # which needs no graph
+        with self.linearised(images, both=True, low_memory=forward) as point:
             return point.jvp(directions)
 
     @property

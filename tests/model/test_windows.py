@@ -12,7 +12,7 @@ from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from monai_ifim import Model, input_fisher
+from monai_ifim import Model, PerImage, input_fisher
 from monai_ifim.fisher import FisherOperator, Lanczos
 from monai_ifim.likelihoods import PooledSoftmax, VoxelwiseSoftmax
 from monai_ifim.model import Windowed
@@ -354,3 +354,9 @@ def test_network_and_random_state_are_not_changed():
     assert torch.get_rng_state().equal(before[1])
     assert images.equal(before[2])
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+
+
+def test_inputs_of_single_images_cannot_be_cut_with_windows_and_are_refused():
+    windows = Windowed(SlidingWindowInferer((8, 8)))
+    with pytest.raises(ValueError, match=r"PerImage.* cannot be cut with them"):
+        Model(lambda x, y: x * y, VoxelwiseSoftmax(), keyword_arguments={"y": [PerImage([1, 2])]}, windows=windows)
