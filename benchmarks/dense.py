@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -244,12 +245,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dense", description=__doc__)
     parser.add_argument("--sizes", help="names or beginnings of names, separated by commas (default: all)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: all cores)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of what is not long (default: 3)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="rounds of what is not long, behind a first run that is not counted; 0 counts it (default: 3)",
+    )
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/dense"), help="folder")
     parser.add_argument("--readme", type=Path, help="file to put the tables into, at the place named as the folder")
     parser.add_argument("--force", action="store_true", help="measure again what is on file")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: to try the command")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one run each: to try the command")
     parser.add_argument("--list", action="store_true", help="name the sizes, and measure nothing")
     options = parser.parse_args(arguments)
     try:
@@ -276,7 +282,7 @@ def _measured(sizes: Sequence[DenseSize | Cell], options: argparse.Namespace) ->
     folder = options.output / "cells"
     folder.mkdir(parents=True, exist_ok=True)
     memory = [] if options.no_memory else [FLOOR, "ours"] if options.quick else [FLOOR, *WAYS, GRAM, *SOLVERS]
-    shared = (1 if options.quick else options.repeats, options.threads, memory)
+    shared = (0 if options.quick else options.repeats, options.threads, memory)
     records, progress = [], tqdm(sizes, unit="size", desc="benchmark")
     for size in progress:
 
@@ -297,4 +303,5 @@ def _measured(sizes: Sequence[DenseSize | Cell], options: argparse.Namespace) ->
 
 
 if __name__ == "__main__":
+    gc.freeze()  # a measurement collects garbage before each run, and need not look through all that was imported
     main()

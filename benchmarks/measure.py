@@ -156,7 +156,7 @@ def in_rounds(
         floor: what the times are compared with; in each round the median of its runs.
         runs: the methods by name.
         images: what they are given.
-        repeats: rounds of the others, behind their first run, which warms them up.
+        repeats: rounds of the others, behind their first run, which warms them up; with none it is what counts.
         long_seconds: of wall time, from which on a method is long.
         each: whether the floor runs before every method; else once a round.
         progress: told the name of each method before it runs.
@@ -189,7 +189,7 @@ def in_rounds(
 
     floor(images)
     first = one_round(list(runs))
-    long = [name for name in runs if name in first and first[name]["wall_s"] > long_seconds]
+    long = [name for name in runs if name in first and (not repeats or first[name]["wall_s"] > long_seconds)]
     rounds = [{name: first[name] for name in (FLOOR, *long)}] if long else []
     short = [name for name in runs if name not in long and name not in failed]
     for number in range(repeats if short else 0):

@@ -1,12 +1,13 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks.cells import Cell
-from benchmarks.memory import _forget_peak, _greatest_resident_set, peak_memory
+from benchmarks.memory import _forget_peak, _greatest_resident_set, peak_memory, peak_memory_of
 
 
 def test_peak_memory_counts_what_the_method_holds_and_nothing_that_the_parent_holds():
@@ -20,6 +21,13 @@ def test_peak_memory_counts_what_the_method_holds_and_nothing_that_the_parent_ho
 
 def test_a_method_that_fails_in_its_process_is_told():
     assert peak_memory("linear-2d-8-c3-b1", "no such method", "cpu", 1) == (None, "KeyError: 'no such method'")
+
+
+def test_peak_memory_of_any_function():
+    elements = 25_000_000
+    peak, note = peak_memory_of(partial, (torch.ones, elements), "cpu", threads=1)
+    assert note == ""
+    assert 4 * elements <= peak < 4 * elements + 10e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets")
