@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monai_ifim.fisher.algebra import combined, orthonormal, products, weighted_sum
+from monai_ifim.fisher.algebra import combined, orthonormal, products
 
 # Further vectors that the default holds beside twice the pairs that are asked for.
 _MORE_VECTORS = 16
@@ -91,6 +91,9 @@ def leading_pairs(
     if most < min(count + 2, size):
         raise ValueError(f"most_vectors must be {count + 2} or more for {count} eigenvectors, got {most_vectors}.")
     space = _KrylovSpace(start, most)
+    found = torch.zeros(batch, count, dtype=torch.float64, device=start.device)
+    left, vectors = torch.zeros_like(found), start.new_zeros(batch, count, size)
+    finished = torch.zeros(batch, dtype=torch.bool, device=start.device)
     done = 0
     while True:
         space.extend(product(space.newest))
@@ -98,18 +101,20 @@ def leading_pairs(
         values, basis, residuals = space.ritz(count)
         relative = residuals.amax(dim=1) / values[:, 0].clamp(min=_TINY)
         enough = (relative <= tolerance) & (space.size >= count)
-        progress(done, relative.masked_fill(space.complete, 0.0))
-        if bool((enough | space.complete).all()) or done >= most_products:
-            break
-        if not space.advance(directions):
-            break
+        progress(done, relative.masked_fill(space.complete | finished, 0.0))
+        last = (
+            bool((finished | enough | space.complete).all()) or done >= most_products or not space.advance(directions)
+        )
+        # taken at once, so that what the other images of the batch need changes nothing
+        for index in (~finished & (enough | space.complete | last)).nonzero().flatten().tolist():
+            held = values.shape[1]
+            found[index, :held], left[index, :held] = values[index], residuals[index]
+            vectors[index] = space.vectors(index, basis[index], found[index])
+        finished |= enough | space.complete
+        if last:
+            return EigenPairs(found, vectors, left, done, space.complete, finished)
         if space.size == most:
             space.shrink(count)
-    found = torch.zeros(batch, count, dtype=torch.float64, device=start.device)
-    left = torch.zeros_like(found)
-    held = min(count, space.size)
-    found[:, :held], left[:, :held] = values[:, :held], residuals[:, :held]
-    return EigenPairs(found, space.vectors(basis, found), left, done, space.complete, enough | space.complete)
 
 
 class _KrylovSpace:
@@ -136,7 +141,7 @@ class _KrylovSpace:
         rest, along = product.double(), torch.zeros(len(held), self.size + 1, dtype=torch.float64, device=held.device)
         for _ in range(2):  # twice is enough
             part = products(held, rest.unsqueeze(1)).squeeze(-1)
-            rest = rest - weighted_sum(part, held.double())
+            rest = self._without(rest, part)
             along += part
         self._t[:, : self.size + 1, self.size] = along
         self._t[:, self.size, : self.size + 1] = along
@@ -191,19 +196,22 @@ class _KrylovSpace:
         self._t[:, :kept, :kept] = torch.diag_embed(values)
         self.size = kept
 
-    def vectors(self, basis: Tensor, values: Tensor) -> Tensor:
-        """The Ritz vectors (B, k, D) of the coefficients (B, size, n), zero where a value (B, k) is."""
-        found = self._q.new_zeros(*values.shape, self._q.shape[2])
-        rounding = ROUNDINGS * torch.finfo(self._q.dtype).eps * values[:, :1]
-        for index, some in enumerate((values > rounding).sum(dim=1).tolist()):
-            if some:
-                held = self._q[index, : len(basis[index])]
-                found[index, :some] = orthonormal(combined(basis[index, :, :some].T, held)).to(found.dtype)
+    def vectors(self, index: int, basis: Tensor, values: Tensor) -> Tensor:
+        """The Ritz vectors (k, D) of one image, of the coefficients (size, n); zero where a value (k,) is."""
+        found = self._q.new_zeros(len(values), self._q.shape[2])
+        some = int((values > ROUNDINGS * torch.finfo(self._q.dtype).eps * values[0]).sum())
+        if some:
+            found[:some] = orthonormal(combined(basis[:, :some].T, self._q[index, : len(basis)])).to(found.dtype)
         return found
+
+    def _without(self, vectors: Tensor, along: Tensor) -> Tensor:
+        """Vectors (B, D), float64, less ``Q`` times coefficients (B, n), without a copy of Q."""
+        parts = [combined(some.unsqueeze(0), self._q[index, : len(some)]) for index, some in enumerate(along)]
+        return vectors - torch.cat(parts)
 
     def _outside(self, vectors: Tensor) -> Tensor:
         """Unit vectors (B, D) orthogonal to the space."""
         held = self._q[:, : self.size]
         for _ in range(2):
-            vectors = vectors - weighted_sum(products(held, vectors.unsqueeze(1)).squeeze(-1), held.double())
+            vectors = self._without(vectors, products(held, vectors.unsqueeze(1)).squeeze(-1))
         return vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp(min=_TINY)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from monai_ifim.fisher.algebra import products, weighted_sum
+from monai_ifim.fisher.algebra import combined, products
 
 
 def estimated_trace(
@@ -42,7 +42,8 @@ def estimated_trace(
         rest = probe(number)
         for _ in range(2):  # once more, for what rounding left inside
             along = products(vectors, rest.unsqueeze(1)).squeeze(-1)
-            rest = rest - weighted_sum(along, vectors.double())
+            inside = [combined(some.unsqueeze(0), held) for some, held in zip(along, vectors)]
+            rest = rest - torch.cat(inside)
         lengths.append(rest.square().sum(dim=1))
     if not lengths:
         unknown = torch.full_like(values[:, 0], torch.nan)
