@@ -34,7 +34,6 @@ __all__ = ["dense_tables", "goals", "main", "measure_dense"]
 
 # Seconds from which on a method is measured once.
 _LONG_SECONDS = 60.0
-_PAIRS = max(way.pairs for way in WAYS.values())
 _MEGABYTE = 2**20
 # The sizes, and the greatest numbers, that the goals are about.
 _VOLUME, _PASSES, _MEMORY, _LOW_MEMORY, _FEWER = "unet-3d-96", 40, 6, 2.5, 3
@@ -88,7 +87,7 @@ def measure_dense(
     tasks = {True: build_task(size, weights), False: build_task(size, None)}
     task = tasks[True]
     progress("reference")
-    values = {trained: reference(one, _PAIRS) for trained, one in tasks.items()}
+    values = {trained: reference(one) for trained, one in tasks.items()}
     excluded = {name: way.excluded(task) for name, way in WAYS.items()}
     runs = {
         name: lambda image, way=way: way.run(tasks[way.trained]) for name, way in WAYS.items() if excluded[name] is None

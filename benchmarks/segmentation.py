@@ -12,7 +12,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,14 @@ class _Training:
     build: Callable[[int], nn.Module]
     pixels: dict[int, int]  # by the number of axes
     steps: int
+    batch: dict[int, int] = field(default_factory=lambda: {2: 8, 3: 2})
 
 
 _NETWORKS = {
     "unet": _Training(_unet, {2: 64, 3: 32}, 150),
     "segresnet": _Training(_segresnet, {2: 64, 3: 32}, 150),
-    "swinunetr": _Training(_swinunetr, {3: 64}, 40),
+    "swinunetr": _Training(_swinunetr, {3: 64}, 30, {3: 1}),
 }
-_BATCH = {2: 8, 3: 2}
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _train(network: nn.Module, size: DenseSize) -> dict[str, Any]:
     )
     network.train()
     for _ in range(steps):
-        images, labels = drawn(pixels, size.dims, _BATCH[size.dims], generator)
+        images, labels = drawn(pixels, size.dims, options.batch[size.dims], generator)
         loss = loss_of(network(images), labels)
         optimiser.zero_grad()
         loss.backward()
