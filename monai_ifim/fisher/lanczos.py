@@ -67,7 +67,7 @@ def leading_pairs(
         product: from vectors (B, D) to ``F v``, (B, D), float64.
         start: (B, D), random start vectors; zero for an operator that is to be left out.
         count: k, how many pairs.
-        tolerance: greatest residual, relative to the first value.
+        tolerance: greatest residual, relative to the value of the same pair.
         most_vectors: vectors in memory at most, k + 2 or more; then the space shrinks to its best half and grows again.
             Default 2 k + 16.
         most_products: products at most; the pairs may then not have converged.
@@ -99,7 +99,9 @@ def leading_pairs(
         space.extend(product(space.newest))
         done += 1
         values, basis, residuals = space.ritz(count)
-        relative = residuals.amax(dim=1) / values[:, 0].clamp(min=_TINY)
+        # of each its own value, so that a pair far below the first is one, too; but not beyond rounding
+        rounding = ROUNDINGS * torch.finfo(start.dtype).eps / tolerance
+        relative = (residuals / values.maximum(rounding * values[:, :1]).clamp(min=_TINY)).amax(dim=1)
         enough = (relative <= tolerance) & (space.size >= count)
         progress(done, relative.masked_fill(space.complete | finished, 0.0))
         last = (

@@ -33,7 +33,7 @@ class Lanczos:
     hardly on the size of the image: some 5 to 15 for the leading pair.
 
     Args:
-        tolerance: greatest residual ``|F u - theta u|``, relative to the greatest eigenvalue.
+        tolerance: greatest residual ``|F u - theta u|``, relative to theta.
         probes: random vector-Jacobian products for the trace; with none it is NaN.
         most_vectors: vectors in memory beside each image, rank + 2 or more; default 2 rank + 16.
         most_products: products with F at most, whose end is told by a warning where pairs have not converged.
@@ -121,10 +121,10 @@ def solve_with_lanczos(
             trace[lost], error[lost] = torch.nan, torch.nan
         values[lost] = torch.nan
         if not pairs.converged.all():
-            worst = float((residuals.amax(dim=1) / values[:, 0]).nan_to_num().max())
+            worst = float((residuals / values).nan_to_num(posinf=0.0).max())
             notice(
                 f"The leading eigenpairs did not converge within most_products={options.most_products}: their greatest "
-                f"residual is {worst:.1e} of the greatest eigenvalue, and tolerance={options.tolerance}. See residuals."
+                f"residual is {worst:.1e} of its eigenvalue, and tolerance={options.tolerance}. See residuals."
             )
         ranks = (values > rounding * values[:, :1]).sum(dim=1)
         vectors = pairs.vectors.view(*pairs.vectors.shape[:2], *images.shape[1:])
@@ -159,6 +159,12 @@ class _Products:
         along = self._point.jvp(vectors.to(self._images).view_as(self._images))  # v -> J v -> S S^T J v
         return self._transposed(self._factor.times(self._factor.transposed_times(along)))
 
+    def start(self, generator: torch.Generator) -> Tensor:
+        """``G w`` (B, D) of random weights w that the likelihood chooses."""
+        return self._transposed(
+            self._factor.times(self._factor.start(generator, len(self._images), self._images.device))
+        )
+
     def probe(self, seed: int) -> Tensor:
         """``G w`` (B, D) of random signs w, the same for every image."""
         safe_point()
@@ -185,6 +191,6 @@ def _shown(progress: bool, images: int) -> Iterator[Callable[[int, Tensor], None
 
         def show(done: int, residuals: Tensor) -> None:
             bar.update(done - bar.n)
-            bar.set_postfix_str(f"residual {float(residuals.max()):.1e} of lambda_max")
+            bar.set_postfix_str(f"residual {float(residuals.max()):.1e} of theta")
 
         yield show

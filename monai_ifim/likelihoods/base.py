@@ -38,6 +38,17 @@ class FisherFactor(ABC):
     def transposed_times(self, vectors: Tensor) -> Tensor:
         """``S^T u``, float64, (..., B, R), from vectors (..., B, outputs)."""
 
+    def start(self, generator: torch.Generator, batch_size: int, device: torch.device) -> Tensor:
+        """Random weights w (B, R), float64, of which ``J^T S w`` is a good start for an iteration.
+
+        Args:
+            generator: of the random numbers, which are the same for every image.
+            batch_size: B.
+            device: of the outputs.
+        """
+        signs = torch.randint(0, 2, (self.rank,), generator=generator).double() * 2 - 1
+        return signs.to(device).expand(batch_size, -1)
+
     def columns(self, start: int, stop: int, batch_size: int, device: torch.device) -> Tensor:
         """Some successive columns of S, float64, (n, B, outputs).
 

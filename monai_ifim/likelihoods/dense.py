@@ -19,6 +19,9 @@ from monai_ifim.likelihoods.bernoulli import Bernoulli
 from monai_ifim.likelihoods.categorical import Categorical
 from monai_ifim.likelihoods.region import Region, RegionLike
 
+# Length of what is random in a start, over the length of what is not.
+_RANDOM_SHARE = 0.3
+
 
 @dataclass(frozen=True, eq=False)
 class Dense(Likelihood):
@@ -270,6 +273,18 @@ class VoxelFactor(FisherFactor):
     """
 
     shape: torch.Size
+
+    def start(self, generator: torch.Generator, batch_size: int, device: torch.device) -> Tensor:
+        """Weights that push all voxels of a class the same way, and random signs: one to two products less.
+
+        Leading eigenvectors move whole boundaries, so that neighbouring voxels change alike.
+        """
+        signs = super().start(generator, batch_size, device)
+        push = torch.randn(self.shape[0], generator=generator, dtype=torch.float64).to(device)
+        push = push.view(-1, *[1] * (len(self.shape) - 1)).expand(batch_size, *self.shape)
+        alike = self.transposed_times(push)
+        length = torch.linalg.vector_norm(alike, dim=1, keepdim=True)
+        return alike + _RANDOM_SHARE * length * signs / self.rank**0.5
 
     def times(self, weights: Tensor) -> Tensor:  # noqa: D102
         return self.maps_times(weights.unflatten(-1, self.shape))

@@ -60,6 +60,7 @@ class Linearisation:
         self._open = True
         self._graph: tuple[Tensor, Tensor] | None = None
         self._slope: tuple[Tensor, Tensor] | None = None
+        self._checked = False
         self._found = [] if preferred is None else preferred
         self._failed: dict[str, Exception] = {}
         self._seconds: dict[str, list[float]] = {"backward": [], "forward": []}
@@ -206,15 +207,16 @@ class Linearisation:
             (gradient,) = torch.autograd.grad(outputs, inputs, weights, create_graph=True, allow_unused=True)
             if gradient is None:
                 raise ValueError(NO_GRADIENT)
-            self._slope = weights, gradient
+            self._slope, self._checked = (weights, gradient), False
         return self._slope
 
     def _jvp_backward(self, directions: Tensor) -> Tensor:
         weights, gradient = self._differentiated()
         keep = not self._low_memory
         (product,) = torch.autograd.grad(gradient, weights, directions, retain_graph=keep)
-        if not _are_adjoint(weights.detach(), product, gradient.detach(), directions):
+        if not self._checked and not _are_adjoint(weights.detach(), product, gradient.detach(), directions):
             raise RuntimeError("a part of the backward pass cannot be differentiated")
+        self._checked = True  # of this graph
         if not keep:
             self._graph = self._slope = None
         return product

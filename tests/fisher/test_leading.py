@@ -696,7 +696,7 @@ def test_progress_is_shown_on_stderr_if_asked_for_and_else_nothing_is(capsys):
     assert out == ""
     assert "iFIM of 2 images" in err
     assert f"{fisher.products} products" in err
-    assert "of lambda_max" in err
+    assert "of theta" in err
 
 
 @pytest.mark.parametrize(
