@@ -26,6 +26,8 @@ __all__ = ["CLASSES", "DENSE_SIZES", "QUICK_SIZES", "DenseSize", "DenseTask", "b
 CLASSES = 3
 # Sides of the boxes of which there is one ellipsoid each, and half axes, in voxels, by the number of axes.
 _BOX, _HALF_AXES = {2: 32, 3: 24}, (5.0, 11.0)
+# An image of a body holds a few structures, and many alike make as many nearly equal eigenvalues.
+_MOST = 8
 _NOISE, _SMOOTH, _CONTRAST = 0.3, 0.4, 0.8
 _LEARNING_RATE = 5e-3
 
@@ -148,7 +150,7 @@ class DenseTask:
 def drawn(pixels: int, dims: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images (B, 1, *grid) of ellipsoids of two classes over a smooth noisy background, and their labels, int64.
 
-    The ellipsoids have the same size in voxels whatever the side of the image, which has more of them.
+    The ellipsoids have the same size in voxels whatever the side of the image, which has more of them, up to eight.
 
     Args:
         pixels: side of the image.
@@ -159,7 +161,7 @@ def drawn(pixels: int, dims: int, count: int, generator: torch.Generator) -> tup
     grid = [pixels] * dims
     axes = torch.stack(torch.meshgrid(*[torch.arange(pixels, dtype=torch.float32)] * dims, indexing="ij"))
     labels = torch.zeros(count, 1, *grid, dtype=torch.int64)
-    number = max(CLASSES - 1, round((pixels / _BOX[dims]) ** dims))
+    number = min(_MOST, max(CLASSES - 1, round((pixels / _BOX[dims]) ** dims)))
     low, high = (min(value, share * pixels) for value, share in zip(_HALF_AXES, (0.15, 0.3)))
     for label in labels[:, 0]:
         for index in range(number):
