@@ -123,7 +123,23 @@ def input_fisher(
             "energy is a share of all eigenvalues, and the Lanczos solver computes the leading ones only. Give rank "
             "instead, the number of eigenvectors."
         )
-    most_columns = math.inf if solver is not None or rank is None else _MANY_COLUMNS + _COLUMNS_A_PAIR * rank
+    precise = images.dtype in (torch.float32, torch.float64)
+    if kind == "lanczos" and not precise:
+        raise ValueError(
+            f"The Lanczos solver needs float32 or float64: residuals of a thousandth drown in the rounding of "
+            f"{images.dtype}. Convert both: network.float(), images.float()."
+        )
+    if (
+        kind == "lanczos"
+        and options.most_vectors is not None
+        and options.most_vectors < (rank or DEFAULT_DENSE_RANK) + 2
+    ):
+        raise ValueError(
+            f"most_vectors must be {(rank or DEFAULT_DENSE_RANK) + 2} or more for {rank or DEFAULT_DENSE_RANK} "
+            f"eigenvectors, got {options.most_vectors}."
+        )
+    automatic = solver is None and rank is not None and precise
+    most_columns = _MANY_COLUMNS + _COLUMNS_A_PAIR * (rank or 0) if automatic else math.inf
 
     def solve(rows: Tensor) -> InputFisher:
         nonlocal kind
@@ -151,7 +167,8 @@ def input_fisher(
         notice(f"input_fisher left out {len(fisher.skipped)} of {len(fisher)} images ({listed}).")
     batches.warn("input_fisher")
     if keep_factor and not fisher.can_quadratic:
-        fisher = replace(fisher, _operator=FisherOperator(model, images, channel_mask, fisher.outputs))
+        fixed = model.with_likelihood(fisher.likelihood)
+        fisher = replace(fisher, _operator=FisherOperator(fixed, images.clone(), channel_mask))
     return fisher
 
 

@@ -30,7 +30,8 @@ class EigenPairs:
     """Leading eigenpairs of B operators; made by :func:`leading_pairs`.
 
     Attributes:
-        values: (B, k) float64, descending; zero behind the last one of an operator of lower rank.
+        values: (B, k) float64, descending; zero behind the last one of an operator of lower rank, and NaN, with its
+            residual, for a pair that was not reached.
         vectors: (B, k, D), orthonormal, in the dtype of the start vectors; zero behind the last one.
         residuals: (B, k) float64, ``|F u - theta u|``.
         products: how many products with the operators were taken.
@@ -112,6 +113,8 @@ def leading_pairs(
             held = values.shape[1]
             found[index, :held], left[index, :held] = values[index], residuals[index]
             vectors[index] = space.vectors(index, basis[index], found[index])
+            if not space.complete[index]:
+                found[index, held:], left[index, held:] = torch.nan, torch.nan
         finished |= enough | space.complete
         if last:
             return EigenPairs(found, vectors, left, done, space.complete, finished)
@@ -128,7 +131,8 @@ class _KrylovSpace:
         self._t = torch.zeros(len(start), most, most, dtype=torch.float64, device=start.device)
         lengths = torch.linalg.vector_norm(start.double(), dim=1)
         self.complete = lengths == 0
-        self._q[:, 0] = start / lengths.clamp(min=_TINY).to(start).unsqueeze(1)
+        # in float64, in which the least length is not zero
+        self._q[:, 0] = (start.double() / lengths.clamp(min=_TINY).unsqueeze(1)).to(start.dtype)
         self._fresh = torch.ones_like(self.complete)  # whether the newest vector was drawn, and not computed
         self.size = 0  # vectors whose products are known
 

@@ -30,11 +30,13 @@ class Lanczos:
     """Options of the iterative solver, to be passed as ``input_fisher(..., solver=Lanczos(...))``.
 
     A product with F is a Jacobian-vector and a vector-Jacobian product. How many it takes depends on the spectrum,
-    hardly on the size of the image: some 5 to 15 for the leading pair.
+    hardly on the size of the image: some 5 to 10 for the leading pair of a trained network, 5 to 40 of random weights.
 
     Args:
-        tolerance: greatest residual ``|F u - theta u|``, relative to theta.
-        probes: random vector-Jacobian products for the trace; with none it is NaN.
+        tolerance: greatest residual ``|F u - theta u|``, relative to theta; of a pair so far below the first that
+            rounding alone is more (in float32, below 0.4 % of it at the default), relative to that size.
+        probes: random vector-Jacobian products for the trace; with none it is NaN, and with one its error is. They are
+            the same for every image.
         most_vectors: vectors in memory beside each image, rank + 2 or more; default 2 rank + 16.
         most_products: products with F at most, whose end is told by a warning where pairs have not converged.
         low_memory: keep no graph between products: more forward passes, less memory.
@@ -90,14 +92,14 @@ def solve_with_lanczos(
             noise[sorted(skipped)] = 0
             return noise
 
-        start = operator.probe(options.seed).to(
-            images.dtype
-        )  # in the range of F, and longer along what matters: a product less
+        start = operator.start(generator)  # in the range of F, and longer along what matters: a product less
         start[sorted(skipped)] = 0
+        # of unit size before it loses its float64
+        start /= start.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         with _shown(progress, len(images)) as show:
             pairs = leading_pairs(
                 operator.product,
-                start,
+                start.to(images.dtype),
                 rank,
                 tolerance=options.tolerance,
                 most_vectors=options.most_vectors,
@@ -116,7 +118,10 @@ def solve_with_lanczos(
         trace, error = (None, None)
         if not exact:
             trace, error = estimated_trace(
-                lambda number: operator.probe(options.seed + 1 + number), values, pairs.vectors, options.probes
+                lambda number: operator.probe(options.seed + 1 + number),
+                values.nan_to_num(),  # of a pair that was not reached the vector is zero
+                pairs.vectors,
+                options.probes,
             )
             trace[lost], error[lost] = torch.nan, torch.nan
         values[lost] = torch.nan
@@ -157,6 +162,7 @@ class _Products:
     def product(self, vectors: Tensor) -> Tensor:
         safe_point()
         along = self._point.jvp(vectors.to(self._images).view_as(self._images))  # v -> J v -> S S^T J v
+        self.not_finite |= ~torch.isfinite(along).flatten(1).all(dim=1)
         return self._transposed(self._factor.times(self._factor.transposed_times(along)))
 
     def start(self, generator: torch.Generator) -> Tensor:

@@ -61,16 +61,14 @@ class FisherOperator:
         """
         directions = self._checked(directions)
         batches = Batches(self.model.images_at_a_time(self.images))
-        if self._outputs is None:
-            self._outputs = self.model.outputs(self.images)
-        outputs = self._outputs
         found = torch.empty(len(self.images), dtype=torch.float64, device=self.images.device)
 
         def quadratic(rows: Tensor) -> Tensor:
-            model = self.model.rows(rows)
-            product = model.jvp(self.images[rows], directions[rows])
-            likelihood = model.likelihood.at(outputs[rows])
-            return likelihood.factor(outputs[rows]).transposed_times(product).square().sum(dim=1)
+            with self.model.rows(rows).linearised(self.images[rows], both=True) as point:
+                product = point.jvp(directions[rows])
+                outputs = point.outputs if self._outputs is None else self._outputs[rows]
+                likelihood = self.model.rows(rows).likelihood.at(outputs)
+                return likelihood.factor(outputs).transposed_times(product).square().sum(dim=1)
 
         for rows, part in batches.run(torch.arange(len(self.images), device=self.images.device), quadratic):
             if part is None:

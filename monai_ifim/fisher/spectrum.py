@@ -25,11 +25,12 @@ class InputFisher:
 
     Attributes:
         eigenvalues: (B, R) float64, descending, per squared unit of the network's input; all R of them, or the leading
-            k where ``exact`` is False; NaN for an image that was left out.
+            k where ``exact`` is False (see ``trace`` for their sum); NaN for an image that was left out.
         eigenvectors: (B, max rank, C_in, *spatial) in the dtype of the images, orthonormal, zero beyond ``rank[b]``;
             one row at least. The entry of largest magnitude is positive.
         rank: (B,) int64, how many eigenvectors the image has here (the k of the split).
-        numerical_rank: (B,) int64, how many eigenvalues exceed the cut-off.
+        numerical_rank: (B,) int64, how many eigenvalues exceed the cut-off; of those that were computed, so that there
+            may be more, where ``exact`` is False.
         outputs: (B, outputs), or (B, C, *grid) of a dense predictor, as the network gave them.
         likelihood: of the outputs, its region fixed; everything that is computed from this spectrum uses it.
         solver: how the spectrum was computed.
@@ -98,6 +99,9 @@ class InputFisher:
     def __len__(self) -> int:
         return self.eigenvalues.shape[0]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_operator": None}  # neither a pickle nor a copy holds the network
+
     def quadratic(self, directions: Tensor) -> Tensor:
         """The quadratic form ``d^T F d``, float64, (B,).
 
@@ -128,7 +132,8 @@ class InputFisher:
             return found
         if not self.can_quadratic:
             raise RuntimeError(
-                "d^T F d needs the factor G, which was dropped, and the kept eigenvectors do not span the spectrum. "
+                "d^T F d needs the factor G, or the network, which are not here (keep_factor=False, or a spectrum that "
+                "was joined, moved or copied), and the kept eigenvectors do not span the spectrum. "
                 "Use FisherOperator(model, images).quadratic, or, where all eigenvalues can be computed, input_fisher "
                 "with solver='gram' and keep_factor=True."
             )
@@ -215,6 +220,11 @@ class InputFisher:
                 "energy is a share of all eigenvalues, and this spectrum has the leading ones only. Give rank instead."
             )
         ranks = choose_rank(self.eigenvalues, self.numerical_rank, rank, energy)
+        if not self.exact and rank is not None and rank > self.eigenvalues.shape[1]:
+            raise RuntimeError(
+                f"{rank} eigenvectors are asked for, and {self.eigenvalues.shape[1]} were computed. Call input_fisher "
+                "with a higher rank."
+            )
         if (ranks <= self.rank).all():
             keep = torch.arange(self.eigenvectors.shape[1], device=ranks.device) < ranks.unsqueeze(1)
             shape = (*keep.shape, *[1] * (self.eigenvectors.ndim - 2))
@@ -321,13 +331,13 @@ class InputFisher:
         return found
 
     def to(self, device: torch.device | str) -> InputFisher:
-        """The same on another device."""
+        """The same on another device, without the network that :meth:`quadratic` needs where it is not exact."""
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(
-            self, _operator=None if moved["outputs"].device != self.outputs.device else self._operator, **moved
-        )
+        moved["likelihood"] = self.likelihood.on(moved["outputs"].device)
+        stays = moved["outputs"].device == self.outputs.device
+        return replace(self, _operator=self._operator if stays else None, **moved)
 
     @staticmethod
     def concatenate(parts: Sequence[InputFisher]) -> InputFisher:

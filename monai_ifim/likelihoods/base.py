@@ -171,6 +171,17 @@ class Likelihood(ABC):
         """The likelihood of some images (n,) of the batch; itself where it is the same for all images."""
         return self
 
+    def on(self, device: torch.device) -> Likelihood:
+        """The likelihood on a device; itself where it holds no tensor."""
+        return self
+
+    def check_batch(self, batch_size: int) -> None:  # noqa: B027
+        """Refuse what is made for another number of images.
+
+        Raises:
+            ValueError: When it is.
+        """
+
     def joined(self, others: Sequence[Likelihood]) -> Likelihood:
         """One likelihood for the images of several batches, this one's first."""
         return self

@@ -48,7 +48,7 @@ class Dense(Likelihood):
     @property
     def voxels(self) -> Region:
         """The region."""
-        return Region.of(self.region)
+        return self.region if isinstance(self.region, Region) else Region.of(self.region)
 
     @abstractmethod
     def log_probabilities(self, outputs: Tensor) -> Tensor:
@@ -101,6 +101,14 @@ class Dense(Likelihood):
     def rows(self, rows: Tensor) -> Dense:  # noqa: D102
         return replace(self, region=self.voxels.rows(rows))
 
+    def on(self, device: torch.device) -> Dense:  # noqa: D102
+        return replace(self, region=self.voxels.on(device))
+
+    def check_batch(self, batch_size: int) -> None:  # noqa: D102
+        mask = self.voxels.mask
+        if mask is not None and len(mask) != batch_size:
+            raise ValueError(f"The mask of the region must have {batch_size} images, one an image, got {len(mask)}.")
+
     def joined(self, others: Sequence[Likelihood]) -> Dense:  # noqa: D102
         return replace(self, region=self.voxels.joined([other.voxels for other in others if isinstance(other, Dense)]))
 
@@ -143,7 +151,8 @@ class Dense(Likelihood):
         """
         if targets.shape[2:] != outputs.shape[2:]:
             raise ValueError(
-                f"Labels must have the grid of the outputs, {tuple(outputs.shape[2:])}, got {tuple(targets.shape[2:])}."
+                f"Labels must have the grid of the outputs, {tuple(outputs.shape[2:])}, got "
+                f"{tuple(targets.shape[2:])}. Bring them to it, with nearest-neighbour interpolation."
             )
 
     def noise_floor(self, outputs: Tensor) -> Tensor:
@@ -201,7 +210,7 @@ class DenseSoftmax(Dense):
         if labels.ndim < 3 or labels.shape[1] not in (1, outputs):
             raise ValueError(
                 f"Labels must be class indices (B, 1, *grid) or one-hot (B, {outputs}, *grid), got "
-                f"{tuple(labels.shape)}."
+                f"{tuple(labels.shape)}. Labels (B, *grid) need an axis: labels.unsqueeze(1)."
             )
         if labels.shape[1] == 1:
             return whole_numbers(labels, 0, outputs - 1)

@@ -86,7 +86,10 @@ class Region:
         shape = (len(decision), 1, *decision.shape[2:])
         if self.mask is not None:
             if tuple(self.mask.shape) != shape:
-                raise ValueError(f"The mask of the region must have shape {shape}, got {tuple(self.mask.shape)}.")
+                raise ValueError(
+                    f"The mask of the region must have shape {shape}, the grid of the outputs, got "
+                    f"{tuple(self.mask.shape)}."
+                )
             return replace(self, mask=self.mask.to(decision.device))
         if self.name == "foreground":
             return replace(self, mask=foreground(decision))
@@ -104,6 +107,10 @@ class Region:
     def rows(self, rows: Tensor) -> Region:
         """The region of some images (n,) only."""
         return self if self.mask is None else replace(self, mask=self.mask[rows.to(self.mask.device)])
+
+    def on(self, device: torch.device) -> Region:
+        """The region on a device."""
+        return self if self.mask is None else replace(self, mask=self.mask.to(device))
 
     def joined(self, others: Sequence[Region]) -> Region:
         """The regions of several batches as one, this one's first."""
@@ -130,7 +137,7 @@ class Region:
         return self.mask.double() / counts
 
     def __repr__(self) -> str:
-        """The name, and the voxels of each image where a mask is known."""
+        """The name, and the box where there is one."""
         if self.box is not None:
             return f"Region({self.name}, {self.box})"
         return f"Region({self.name})"

@@ -217,6 +217,12 @@ class Linearisation:
         if not self._checked and not _are_adjoint(weights.detach(), product, gradient.detach(), directions):
             raise RuntimeError("a part of the backward pass cannot be differentiated")
         self._checked = True  # of this graph
+        lost = ~torch.isfinite(product).flatten(1).all(dim=1)
+        usable = torch.isfinite(self.outputs).flatten(1).all(dim=1) & torch.isfinite(gradient.detach()).flatten(1).all(
+            dim=1
+        )
+        if bool((lost & usable).any()):
+            raise RuntimeError("a second backward pass gives NaN or infinite values")
         if not keep:
             self._graph = self._slope = None
         return product

@@ -169,6 +169,7 @@ class Model:
             ValueError: When a ``PerImage`` input has another length than the batch.
         """
         check_inputs((self.arguments, self.keyword_arguments), batch_size)
+        self.likelihood.check_batch(batch_size)
 
     def images_at_a_time(self, images: Tensor) -> int:
         """The batch size, or the default for images (B, C_in, *spatial) of this size."""
@@ -309,7 +310,14 @@ class Model:
     def _outputs(self, images: Tensor) -> Tensor:
         self._check(images)
         with one_at_a_time, self._normalised(images):
-            return self.arranged(self._called(images), images)
+            outputs = self.arranged(self._called(images), images)
+        if outputs.ndim > max(images.ndim, 3):
+            raise ValueError(
+                f"The network gives outputs of shape {tuple(outputs.shape)} for images of shape {tuple(images.shape)}, "
+                "with an axis more. If these are stacked heads of deep supervision, call network.eval(), or return the "
+                "last one."
+            )
+        return outputs
 
     def _check(self, images: Tensor) -> None:
         if any(module.training for module in self._coupling):

@@ -44,7 +44,9 @@ class Windowed:
     def outputs(self, images: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """What the inferer gives for images; with gradients, the graph of a window is built when it is needed."""
 
-        def window(patch: Tensor) -> Tensor:
+        def window(patch: Tensor, *more: object) -> Tensor:
+            if more:
+                raise ValueError("Windowed takes an inferer that gives the network patches alone: with_coord=False.")
             if not patch.requires_grad:
                 return network(patch)
             return checkpoint(network, patch, use_reentrant=False, preserve_rng_state=False)

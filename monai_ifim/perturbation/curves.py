@@ -205,7 +205,7 @@ def sensitivity_curves(
     if passes.unknown_curvature:
         notice(
             "The quadratic prediction of the KL divergence is unknown (NaN) along some directions. "
-            f"{passes.unknown_curvature} input_fisher(..., keep_factor=True) needs no such product."
+            f"{passes.unknown_curvature} input_fisher(..., solver='gram', keep_factor=True) needs no such product."
         )
     frame = pd.concat([table for parts in tables.values() for table in parts], ignore_index=True)
     frame = frame.astype({"image": "int64", "sign": "int64"})
@@ -332,7 +332,8 @@ class _Passes:
         model.likelihood.check(outputs)
         self.targets: Tensor | None = None
         if labels is not None:
-            self.targets = model.likelihood.targets(plain_tensor(labels).to(outputs.device), outputs.shape[1])
+            labels = plain_tensor(torch.as_tensor(labels)).to(outputs.device)
+            self.targets = model.likelihood.targets(labels, outputs.shape[1])
             if len(self.targets) != len(images):
                 raise ValueError(f"labels must be {len(images)}, one an image, got {len(self.targets)}.")
         self.measured = measurement(model.likelihood, outputs, self.targets, optional)

@@ -155,15 +155,16 @@ def test_fewer_images_pass_at_a_time_where_the_factor_of_all_does_not_fit():
     torch.testing.assert_close(found.eigenvalues, input_fisher(inner, pictures(5)).eigenvalues, rtol=1e-10, atol=0)
 
 
-def test_in_blocks_the_factor_is_not_kept_and_what_needs_it_says_so():
+def test_in_blocks_the_factor_is_not_kept_and_the_quadratic_form_goes_through_the_network():
     fisher = input_fisher(network(), pictures(), rank=1, most_elements=EACH)
     assert fisher.factor_elements == 0
-    with pytest.raises(RuntimeError, match="factor"):
-        fisher.quadratic(pictures())
     every = input_fisher(network(), pictures(), energy=1, most_elements=EACH)
     whole = input_fisher(network(), pictures())
     assert whole.factor_elements == 3 * COLUMNS * EACH
     torch.testing.assert_close(every.quadratic(pictures()), whole.quadratic(pictures()), rtol=1e-8, atol=0)
+    torch.testing.assert_close(fisher.quadratic(pictures()), whole.quadratic(pictures()), rtol=1e-8, atol=0)
+    with pytest.raises(RuntimeError, match="factor"):
+        fisher.without_factor().quadratic(pictures())
 
 
 def test_images_that_are_not_finite_are_left_out_and_a_channel_mask_holds_in_blocks_too():

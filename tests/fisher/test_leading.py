@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 import warnings
 from contextlib import nullcontext
@@ -403,7 +405,6 @@ def test_effective_rank_is_unknown_and_energy_is_refused_with_the_remedy():
         input_fisher(segmenter(), grids(3), VoxelwiseSoftmax(), energy=0.5)
     with pytest.raises(ValueError, match=r"leading ones only. Give rank"):
         input_fisher(truths.mlp(), truths.flat_images(3, 12), energy=0.5, solver="lanczos")
-    assert LEADING.leading_eigenvectors(rank=5).equal(LEADING.eigenvectors)  # there are no more
 
 
 def test_the_quadratic_form_is_that_of_the_operator_and_without_the_network_refused_with_the_remedy():
@@ -843,3 +844,145 @@ def test_the_network_and_the_random_states_are_not_changed_in_any_context_of_the
     torch.testing.assert_close(found.trace, truth.trace, rtol=1e-4, atol=0)
     torch.testing.assert_close(torch.cat(along), truth.quadratic(images.detach())[[0, 1, 2, 1]], rtol=1e-5, atol=0)
     assert not found.eigenvectors.requires_grad
+
+
+# ---------------------------------------------------------------- float32, half precision, and what is missing
+
+
+def in_float32(kind):
+    """Three images, of which the second has no spectrum, and the likelihood."""
+    images = grids(3).float()
+    likelihood = VoxelwiseSoftmax()
+    network = segmenter().float()
+    if kind == "NaN":
+        images[1, 0, 0, 0] = torch.nan
+    elif kind == "empty region":
+        mask = torch.ones(3, 1, *images.shape[2:], dtype=torch.bool)
+        mask[1] = False
+        likelihood = VoxelwiseSoftmax(region=mask)
+    else:
+        plain, factors = network, torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1, 1)
+        return Model(lambda x, y: plain(x * y), likelihood, arguments=(PerImage(factors),)), images
+    return Model(network, likelihood), images
+
+
+@pytest.mark.parametrize("kind", ["NaN", "empty region", "no gradient"])
+def test_in_float32_an_image_without_a_spectrum_does_not_disturb_the_others(kind):
+    model, images = in_float32(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fisher = input_fisher(model, images, rank=2)
+        alone = input_fisher(segmenter().float(), images[[0, 2]], VoxelwiseSoftmax(), rank=2)
+    assert set(fisher.skipped) == (set() if kind == "no gradient" else {1})
+    assert not fisher.eigenvalues[[0, 2]].isnan().any()
+    assert (fisher.eigenvalues[1] == 0).all() if kind == "no gradient" else fisher.eigenvalues[1].isnan().all()
+    torch.testing.assert_close(fisher.eigenvalues[[0, 2]], alone.eigenvalues, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("margin", [110.0, 200.0])
+def test_saturated_outputs_have_the_spectrum_of_float64_in_float32(margin):
+    network = nn.Conv2d(1, 2, 3, padding=1, dtype=F64).eval()
+    with torch.no_grad():
+        network.bias.copy_(torch.tensor([margin, 0.0]))
+    truth = input_fisher(network, grids(2), VoxelwiseSoftmax(), rank=2)
+    found = input_fisher(copy.deepcopy(network).float(), grids(2).float(), VoxelwiseSoftmax(), rank=2)
+    torch.testing.assert_close(found.eigenvalues, truth.eigenvalues, rtol=1e-3, atol=0)
+    assert not found.skipped
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused_and_not_chosen_for_many_classes(dtype):
+    with pytest.raises(ValueError, match=r"needs float32 or float64.*network.float\(\), images.float\(\)"):
+        input_fisher(segmenter().to(dtype), grids(2).to(dtype), VoxelwiseSoftmax())
+    network = nn.Linear(6, 100).to(dtype)
+    assert input_fisher(network, torch.randn(2, 6).to(dtype), rank=1).solver == "gram"
+
+
+def test_pairs_that_were_not_reached_are_unknown_and_no_zeros():
+    with pytest.warns(UserWarning, match="did not converge"):
+        fisher = input_fisher(
+            segmenter(), grids(2), VoxelwiseSoftmax(), rank=4, solver=Lanczos(most_products=2, most_vectors=9)
+        )
+    assert fisher.eigenvalues[:, 2:].isnan().all()
+    assert fisher.residuals[:, 2:].isnan().all()
+    assert (fisher.eigenvalues[:, :2] > 0).all()
+    assert (fisher.rank == 2).all()
+
+
+def test_more_eigenvectors_than_were_computed_are_refused():
+    for call in (LEADING.leading_eigenvectors, lambda rank: LEADING.split(grids(3), rank=rank)):
+        with pytest.raises(RuntimeError, match="5 eigenvectors are asked for, and 4 were computed"):
+            call(rank=5)
+
+
+def test_the_quadratic_form_is_of_the_images_as_they_were_and_of_the_network_as_it_is():
+    images, directions, network = grids(2), grids(2, seed=6), segmenter()
+    fisher = input_fisher(network, images, VoxelwiseSoftmax(region="foreground"))
+    before = fisher.quadratic(directions)
+    kept = images.clone()
+    images += 3
+    torch.testing.assert_close(fisher.quadratic(directions), before, rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter *= 1.5
+    fixed = Model(network, fisher.likelihood)
+    truth = FisherOperator(fixed, kept).quadratic(directions)
+    torch.testing.assert_close(fisher.quadratic(directions), truth, rtol=1e-12, atol=0)
+
+
+def test_a_pickle_and_a_copy_hold_no_network():
+    network = segmenter()
+    fisher = input_fisher(lambda x: network(x), grids(2), VoxelwiseSoftmax())
+    for held in (pickle.loads(pickle.dumps(fisher)), copy.deepcopy(fisher)):
+        assert torch.equal(held.eigenvalues, fisher.eigenvalues)
+        assert held.likelihood == fisher.likelihood
+        with pytest.raises(RuntimeError, match="joined, moved or copied"):
+            held.quadratic(grids(2))
+
+
+def test_a_mask_goes_to_another_device_with_the_spectrum():
+    mask = torch.ones(2, 1, *grids(2).shape[2:], dtype=torch.bool)
+    fisher = input_fisher(segmenter(), grids(2), VoxelwiseSoftmax(region=mask)).to("meta")
+    assert fisher.likelihood.voxels.mask.device.type == "meta"
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_mask_of_another_number_of_images_is_refused(count):
+    mask = torch.ones(count, 1, *grids(2).shape[2:], dtype=torch.bool)
+    with pytest.raises(ValueError, match=rf"must have 2 images, one an image, got {count}"):
+        input_fisher(segmenter(), grids(2), VoxelwiseSoftmax(region=mask))
+    with pytest.raises(ValueError, match=rf"must have 2 images, one an image, got {count}"):
+        FisherOperator(Model(segmenter(), VoxelwiseSoftmax(region=mask)), grids(2)).quadratic(grids(2))
+
+
+def test_stacked_heads_of_deep_supervision_are_refused():
+    network = segmenter()
+    with pytest.raises(ValueError, match="stacked heads of deep supervision"):
+        input_fisher(lambda x: torch.stack([network(x), network(x)], dim=1), grids(2), VoxelwiseSoftmax())
+
+
+class Unsmooth(torch.autograd.Function):
+    """Whose backward pass has a derivative that is not finite."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient + 0 * (gradient - gradient).abs().sqrt()
+
+
+def test_products_that_are_not_finite_make_no_spectrum_of_zeros():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="NaN or infinite"):
+            input_fisher(lambda x: Unsmooth.apply(segmenter()(x)), grids(2), VoxelwiseSoftmax(), rank=1)
+
+
+def test_too_few_vectors_are_refused_before_the_first_pass():
+    def network(images):
+        raise AssertionError("the network was called")
+
+    with pytest.raises(ValueError, match="most_vectors must be 6 or more for 4 eigenvectors, got 5"):
+        input_fisher(network, grids(2), VoxelwiseSoftmax(), solver=Lanczos(most_vectors=5))

@@ -482,8 +482,14 @@ def test_what_is_no_region_is_refused(kind, region, error, message):
     [
         (((0, 10), (0, 3)), r"does not lie in outputs of the grid \(9, 3\)"),
         (((0, 4),), "does not lie in outputs of the grid"),
-        (torch.ones(2, 1, 9, 4, dtype=torch.bool), r"must have shape \(2, 1, 9, 3\), got \(2, 1, 9, 4\)"),
-        (torch.ones(3, 1, 9, 3, dtype=torch.bool), r"must have shape \(2, 1, 9, 3\), got \(3, 1, 9, 3\)"),
+        (
+            torch.ones(2, 1, 9, 4, dtype=torch.bool),
+            r"must have shape \(2, 1, 9, 3\), .* got \(2, 1, 9, 4\)",
+        ),
+        (
+            torch.ones(3, 1, 9, 3, dtype=torch.bool),
+            r"must have shape \(2, 1, 9, 3\), .* got \(3, 1, 9, 3\)",
+        ),
         (torch.ones(2, 1, 9, dtype=torch.bool), r"must have shape \(2, 1, 9, 3\)"),
     ],
 )
