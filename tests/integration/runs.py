@@ -38,7 +38,7 @@ TABLES = ("summary.json", "images.csv", "perturbations.csv", "curves.csv", "comp
 def metric_names(directions: Sequence[str] = DEFAULT_DIRECTIONS, regression: bool = False) -> set[str]:
     """What is logged with labels, without a mask and a reference direction."""
     others = ("confidence_drop", "flip_rate", "accuracy") if regression else ("shift", "error")
-    left_out = (*others, "mask_", "reference_")
+    left_out = (*others, "mask_", "reference_", "changed", "volume_change", "dice", "cases")  # of segmentations
     return {f"ifim_{name}" for name in summary_names(directions) if not name.startswith(left_out)}
 
 
