@@ -134,7 +134,11 @@ def test_a_mask_of_another_grid_and_class_outputs_are_refused():
 # ---------------------------------------------------------------- the perturbation
 
 
-@pytest.mark.parametrize("direction", [*(name for name in DIRECTIONS if name != "transfer"), LossGradient()], ids=str)
+@pytest.mark.parametrize(
+    "direction",
+    [*(name for name in DIRECTIONS if name != "transfer"), LossGradient()],
+    ids=lambda one: getattr(one, "name", one),
+)
 @TWO
 def test_every_direction_changes_the_image_by_its_strength(likelihood, direction):
     found = perturb(segmenter(), direction, 0.2, likelihood=likelihood)(IMAGE, label_of(likelihood))
