@@ -67,7 +67,13 @@ def _run_of(name: str, task: DenseTask) -> Callable[[], Any]:
 
 
 def measure_dense(
-    size: DenseSize, weights: Path, repeats: int, threads: int, memory: Container[str], progress: Callable[[str], None]
+    size: DenseSize,
+    weights: Path,
+    repeats: int,
+    threads: int,
+    memory: Container[str],
+    progress: Callable[[str], None],
+    ways: Container[str] = WAYS,
 ) -> dict[str, Any]:
     """Products, time, residual and memory of each way to the leading eigenpairs of one image.
 
@@ -78,6 +84,7 @@ def measure_dense(
         threads: of torch.
         memory: names of the ways whose peak memory is measured, too.
         progress: told what runs.
+        ways: names of those that are measured.
 
     Returns:
         The record: ``methods`` (by name, with ``status`` and what was found), ``rounds`` (samples by method), and what
@@ -87,8 +94,15 @@ def measure_dense(
     tasks = {True: build_task(size, weights), False: build_task(size, None)}
     task = tasks[True]
     progress("reference")
-    values = {trained: reference(one) for trained, one in tasks.items()}
-    excluded = {name: way.excluded(task) for name, way in WAYS.items()}
+    values = {
+        trained: reference(one)
+        for trained, one in tasks.items()
+        if any(name in ways for name, way in WAYS.items() if way.trained == trained) or trained
+    }
+    excluded = {
+        name: way.excluded(task) if name in ways else "left out, as it takes long at this size"
+        for name, way in WAYS.items()
+    }
     runs = {
         name: lambda image, way=way: way.run(tasks[way.trained]) for name, way in WAYS.items() if excluded[name] is None
     }
@@ -243,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dense", description=__doc__)
     parser.add_argument("--sizes", help="names or beginnings of names, separated by commas (default: all)")
+    parser.add_argument("--ways", help=f"those to measure of segmentations, separated by semicolons: {'; '.join(WAYS)}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: all cores)")
     parser.add_argument(
         "--repeats",
@@ -261,6 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes = _chosen(options.sizes, options.quick)
     except ValueError as error:
         parser.error(str(error))
+    unknown = [name for name in (options.ways or "").split(";") if name.strip() and name.strip() not in WAYS]
+    if unknown:
+        parser.error(f"There is no way {unknown[0].strip()!r}; the ways are {'; '.join(WAYS)}.")
     if options.list:
         print("\n".join(size.name for size in sizes))
         return
@@ -293,7 +311,8 @@ def _measured(sizes: Sequence[DenseSize | Cell], options: argparse.Namespace) ->
             if isinstance(size, Cell):
                 record = measure_classes(size, *shared, tell)
             else:
-                record = measure_dense(size, options.output / "weights", *shared, tell)
+                ways = [name.strip() for name in options.ways.split(";")] if options.ways else list(WAYS)
+                record = measure_dense(size, options.output / "weights", *shared, tell, ways)
             unfinished = file.with_suffix(".unfinished")  # never half a record under the name
             unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             unfinished.replace(file)

@@ -84,9 +84,9 @@ CHANGES = {
         ),
     )
 }
-# `summary_names` is what any likelihood may log, and names those of regression, which did not exist. (That classifiers
-# do not log them is compared, in "bundles" and by `summarise`.)
-_REGRESSION = re.compile(r"(shift|error)(_\w+)?")
+# `summary_names` is what any likelihood may log, and names those of regression and segmentation, which did not exist.
+# (That classifiers do not log them is compared, in "bundles" and by `summarise`.)
+_OTHERS = re.compile(r"(shift|error|changed|volume_change|dice|cases)(_\w+)?")
 _GONE_METRICS = re.compile(r"(^|.*/)(ifim_)?coupling_(low|high)$")
 _NEW_METRICS = re.compile(r"(^|.*/)(ifim_)?coupling_transfer_ci95_(lower|upper)$")
 _QUADRATIC_METRICS = re.compile(r".*/ifim_curve_(kl_quadratic|kl_ratio)/.*")
@@ -778,7 +778,7 @@ def stats(recorded: Entries) -> Iterator[tuple[str, Any]]:
         yield f"{name}/per_group", np.sort(statistics.per_group(means, images).to_numpy())
     names = statistics.summary_names(ALL) - {"coupling_low", "coupling_high"}
     names -= {"coupling_transfer_ci95_lower", "coupling_transfer_ci95_upper"}
-    yield "names", sorted(name for name in names if not _REGRESSION.fullmatch(name))
+    yield "names", sorted(name for name in names if not _OTHERS.fullmatch(name))
 
 
 def transforms(_: Entries) -> Iterator[tuple[str, Any]]:
