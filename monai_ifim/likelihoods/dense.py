@@ -284,7 +284,7 @@ class VoxelFactor(FisherFactor):
     shape: torch.Size
 
     def start(self, generator: torch.Generator, batch_size: int, device: torch.device) -> Tensor:
-        """Weights that push all voxels of a class the same way, and random signs: one to two products less.
+        """Weights that push all voxels of a class the same way, and random signs: up to two products less.
 
         Leading eigenvectors move whole boundaries, so that neighbouring voxels change alike.
         """
