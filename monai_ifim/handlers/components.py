@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import torch
 from monai.utils import optional_import
 from torch import Tensor
 
@@ -24,10 +23,12 @@ _LENGTHS = (1e-9, 1e9)  # of voxels, in mm; also what float32 can hold
 
 
 def write_components(case: Case, folder: Path, extension: str = FORMATS[0]) -> None:
-    """Write image, high and low component and leading eigenvector of an image: all four files or none.
+    """Write image, high and low component and leading eigenvector of an image: all files or none.
 
-    Values are float32. Two axes become one slice of three, channels the last axis. Nothing is written where the image
-    has neither two nor three spatial axes.
+    Values are float32. Of a segmentation there are also, in whole numbers, the label (where there is one), the
+    prediction, and the predictions after the change along the eigenvector (``_plus``) and against it (``_minus``). Two
+    axes become one slice of three, channels the last axis. Nothing is written where the image has neither two nor three
+    spatial axes.
 
     Args:
         case: the image.
@@ -46,6 +47,9 @@ def write_components(case: Case, folder: Path, extension: str = FORMATS[0]) -> N
     image = case.image.float()  # of bfloat16, NumPy knows nothing
     high, low = (part[0] for part in case.fisher.split(image.unsqueeze(0)))
     parts = {"image": image, "high": high, "low": low, "eigenvector": case.fisher.eigenvectors[0, 0]}
+    if (found := case.segmented) is not None:
+        parts |= {} if found.label is None else {"label": found.label}
+        parts |= {"prediction": found.before, "prediction_plus": found.after[0], "prediction_minus": found.after[1]}
     write = _write_nifti if extension == "nii.gz" else _write_with_simpleitk
     files = [folder / f"{case.stem}_{name}.{extension}" for name in parts]
     try:
@@ -102,8 +106,9 @@ def _spans_space(matrix: np.ndarray) -> bool:
 
 
 def _on_three_axes(values: Tensor) -> np.ndarray:
-    """An array (W, H, D), or (W, H, D, C) of several channels, float32."""
-    array = values.detach().as_subclass(Tensor).to("cpu", torch.float32).numpy()
+    """An array (W, H, D), or (W, H, D, C) of several channels; float32 unless of whole numbers."""
+    values = values.detach().as_subclass(Tensor).cpu()
+    array = (values.float() if values.is_floating_point() else values).numpy()
     array = np.moveaxis(array.reshape(*array.shape, *[1] * (4 - array.ndim)), 0, -1)
     return array[..., 0] if array.shape[-1] == 1 else array
 

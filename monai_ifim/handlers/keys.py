@@ -34,12 +34,14 @@ class BatchKeys:
         mask: masks (B, 1 or C_in, *spatial) of the region that should matter, non-zero inside. None: no masks.
         group: one value an image, of what images belong together (the patient), in the batch or in the images'
             meta-data. None: every image for itself.
+        maps: whether labels are maps, of segmentations.
     """
 
     image: str = "image"
     label: str | None = "label"
     mask: str | None = None
     group: str | None = None
+    maps: bool = False
 
     def images(self, engine: Evaluator, network: Callable, cast: bool = False) -> tuple[Tensor, Container | None]:
         """The images (B, C_in, *spatial), and the container where the network takes them in one.
@@ -81,7 +83,8 @@ class BatchKeys:
     def labels(self, engine: Evaluator) -> Tensor | None:
         """The labels (B, ...), or None.
 
-        Under the default key, a map of labels (B, 1, *spatial) says nothing of the whole image: one warning, and None.
+        Under the default key, and unless maps are asked for, a map of labels (B, 1, *spatial) says nothing of the whole
+        image: one warning, and None.
         """
         if self.label is None:
             return None
@@ -93,7 +96,7 @@ class BatchKeys:
             # a list of numbers an image arrives from the loader as a list of columns (B,)
             in_columns = isinstance(labels, (list, tuple)) and labels and all(isinstance(c, Tensor) for c in labels)
             labels = torch.stack([_plain(column) for column in labels], dim=1) if in_columns else _plain(labels)
-        if self.label == "label" and strip_trailing_axes(labels).ndim > 2:
+        if self.label == "label" and not self.maps and strip_trailing_axes(labels).ndim > 2:
             warnings.warn(
                 f"What is under 'label' is a map of shape {tuple(labels.shape)}, not one label an image, so iFIM "
                 "goes without labels. Set label_key to the key of the images' labels, or to null for none.",

@@ -40,7 +40,8 @@ class Measured:
         left_out: how many images a direction left out, by (direction, cause).
         kept_norm: for each direction, the lengths before they were made unit ones.
         seen: how many images the network saw.
-        exact: whether the spectra are.
+        solver: of the spectra.
+        exact: whether they have all eigenvalues.
     """
 
     images: pd.DataFrame
@@ -49,6 +50,7 @@ class Measured:
     left_out: Counter[tuple[str, str]]
     kept_norm: dict[str, list[float]]
     seen: int
+    solver: str = "gram"
     exact: bool = True
 
     @staticmethod
@@ -63,16 +65,26 @@ class Measured:
             left_out=sum((part.left_out for part in parts), Counter()),
             kept_norm={name: [norm for part in parts for norm in part.kept_norm[name]] for name in parts[0].kept_norm},
             seen=int(starts[-1]),
+            solver=next((part.solver for part in parts if len(part.images)), parts[0].solver),
             exact=all(part.exact for part in parts),
         )
 
 
 def spectrum_table(fisher: InputFisher) -> pd.DataFrame:
-    """``lambda_max, trace, effective_rank, rank, numerical_rank, eigenvalues`` (an array) and ``skipped`` (a cause)."""
+    """``lambda_max, trace, effective_rank, rank, numerical_rank, eigenvalues`` (an array) and ``skipped`` (a cause).
+
+    Where not all eigenvalues are known, also ``trace_error``, ``residual`` (the greatest, over the greatest
+    eigenvalue) and ``products``.
+    """
     columns = ("trace", "effective_rank", "rank", "numerical_rank")
     table = pd.DataFrame({name: getattr(fisher, name).cpu().numpy() for name in columns})
     table.insert(0, "lambda_max", fisher.eigenvalues[:, 0].cpu().numpy())
     table["eigenvalues"] = list(fisher.eigenvalues.cpu().numpy())
+    if not fisher.exact:
+        greatest = fisher.eigenvalues[:, :1]
+        table["trace_error"] = fisher.trace_error.cpu().numpy()
+        table["residual"] = (fisher.residuals / greatest).amax(dim=1).cpu().numpy()
+        table["products"] = fisher.products
     return table.assign(skipped=[fisher.skipped.get(row, "") for row in range(len(fisher))])
 
 
@@ -165,6 +177,7 @@ def measure(
         left_out=left_out,
         kept_norm=kept_norm,
         seen=seen,
+        solver=parts[0].fisher.solver if parts else "lanczos" if likelihood.many_columns else "gram",
         exact=all(part.fisher.exact for part in parts),
     )
 

@@ -42,6 +42,8 @@ from monai_ifim.perturbation import (
 _T = TypeVar("_T")
 
 
+# Images an epoch by default, and those of a segmentation, each of which takes some hundred forward passes.
+MOST_IMAGES, MOST_VOLUMES = 64, 4
 # More random directions an image than any interval needs; each costs its forward passes.
 _MOST_DRAWS = 10_000
 
@@ -63,6 +65,12 @@ def _whole(least: int, most: int = MOST) -> Callable[[str, Any], int]:
         return int(value)
 
     return check
+
+
+def _sides(name: str, values: Any) -> list[int]:
+    if not is_list(values) or not 1 <= len(values) <= 3 or not all(is_whole(side, 1) for side in values):
+        raise ValueError(f"{name} must be one to three whole numbers of voxels, 1 or more, got {values!r}.")
+    return [int(side) for side in values]
 
 
 def _truth(name: str, value: Any) -> bool:
@@ -119,10 +127,23 @@ class Options:
     network: Callable | None = _option(None, "the network to look at; default the evaluator's.")
     likelihood: LikelihoodLike = _option(
         "softmax",
-        "what its outputs mean: 'softmax', 'sigmoid', 'gaussian' (regression) or an object of monai_ifim.likelihoods.",
+        "what its outputs mean: 'softmax', 'sigmoid', 'gaussian' (regression), 'voxelwise_softmax', "
+        "'voxelwise_sigmoid' (segmentation) or an object of monai_ifim.likelihoods.",
     )
     temperature: float = _option(1.0, "divides the logits, of a likelihood over classes that is given by name.")
-    max_images: int = _option(64, "images an epoch, a fixed, seeded choice; all where there are no more.", _whole(1))
+    max_images: int | None = _option(
+        None,
+        f"images an epoch, a fixed, seeded choice; all where there are no more. Default {MOST_IMAGES}, and "
+        f"{MOST_VOLUMES} of a segmentation.",
+        _whole(1),
+    )
+    window: Sequence[int] | None = _option(
+        None,
+        "of a segmentation: sides, in voxels, of the one window of each image that is measured, around its foreground "
+        "(the label's, else the prediction's); the network sees the window alone. Default: the whole image, window by "
+        "window where the evaluator has a sliding window.",
+        _sides,
+    )
     interval: int = _option(
         1, "compute at every n-th evaluation, the first included; in between the metrics are absent.", _whole(1)
     )
@@ -235,11 +256,13 @@ class Options:
         if not isinstance(self.on_error, str) or self.on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', got {self.on_error!r}.")
         check_rank_and_energy(self.rank, self.energy)
-        if isinstance(resolve_likelihood(self.likelihood, self.temperature), Dense):
-            raise ValueError(
-                f"likelihood={self.likelihood!r} is one of a segmentation, which the handler does not measure. Call "
-                "monai_ifim.input_fisher and sensitivity_curves for it."
-            )
+        dense = isinstance(resolve_likelihood(self.likelihood, self.temperature), Dense)
+        if self.max_images is None:
+            self.max_images = MOST_VOLUMES if dense else MOST_IMAGES
+        if dense and self.energy is not None:
+            raise ValueError("energy is a share of all eigenvalues, which a segmentation has too many of. Give rank.")
+        if self.window is not None and not dense:
+            raise ValueError(f"window is for segmentations, and likelihood is {self.likelihood!r}. Leave it out.")
         unlabelled = [d.name for d in resolve_directions(self.directions) if isinstance(d, LossGradient)]
         if unlabelled and self.label_key is None:
             raise ValueError(
@@ -265,6 +288,11 @@ class Options:
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__init__(**values)  # type: ignore[misc]
+
+    @property
+    def most_images(self) -> int:
+        """``max_images``, or its default."""
+        return int(self.max_images or MOST_IMAGES)
 
     def values(self) -> dict[str, Any]:
         """Each option's value, by name."""

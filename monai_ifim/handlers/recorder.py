@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from monai_ifim.fisher import input_fisher
+from monai_ifim.fisher import DEFAULT_DENSE_RANK, Lanczos, input_fisher
 from monai_ifim.handlers.agreement import Agreement
 from monai_ifim.handlers.batch import Batch, Part, naming_the_labels
 from monai_ifim.handlers.computed import Computed
@@ -24,11 +24,12 @@ from monai_ifim.handlers.measured import Measured, details, mask_table, measure,
 from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.selection import ImageSelection
-from monai_ifim.handlers.shown import cases_of, donors_among, lenders, reasons_to_show
-from monai_ifim.likelihoods import resolve_likelihood
-from monai_ifim.model import Batches, Model, forget_verdicts, preserve_state, unwrap
+from monai_ifim.handlers.shown import cases_of, donors_among, lenders, outlines, reasons_to_show
+from monai_ifim.handlers.windows import forward_passes, in_window, predicted_foreground
+from monai_ifim.likelihoods import Dense, Likelihood, resolve_likelihood
+from monai_ifim.model import Batches, Model, Windowed, forget_verdicts, preserve_state, unwrap
 from monai_ifim.perturbation import resolve_directions
-from monai_ifim.results import IFIMResult
+from monai_ifim.results import IFIMResult, Segmented
 from monai_ifim.statistics import summarise
 
 
@@ -66,12 +67,29 @@ class Recorder:
             self.agreement.communicate = False
         self.likelihood = resolve_likelihood(self.options.likelihood, self.options.temperature)
         self.directions = resolve_directions(self.options.directions)
-        self.selection = ImageSelection(self.options.max_images, self.options.seed)
+        self.selection = ImageSelection(self.options.most_images, self.options.seed)
         self.network: Callable = _no_network
         self.details: dict[str, np.ndarray] = {}
         self.parts: list[Part] = []
         self._compared = False
         self._joined: dict[Layout, Joined] = {}
+        self._windows: dict[int, tuple[int, ...]] = {}  # of each position, the first voxel
+
+    @property
+    def cost(self) -> str:
+        """What a segmentation costs, in a sentence; empty of other outputs, which cost little."""
+        options = self.options
+        if not isinstance(self.likelihood, Dense):
+            return ""
+        draws = {direction.name: options.draws if direction.random else 1 for direction in self.directions}
+        rank = options.rank or DEFAULT_DENSE_RANK
+        spectrum, changes = forward_passes(rank, Lanczos().probes, draws, len(options.strengths))
+        sides = options.window
+        what = "the whole image" if sides is None else f"a window of {' x '.join(map(str, sides))} voxels"
+        return (
+            f"iFIM measures up to {options.most_images} cases an evaluation, {what} each, and a case takes about "
+            f"{spectrum + changes} forward passes: some {spectrum} for its spectrum, {changes} for the changes."
+        )
 
     @property
     def direction_names(self) -> list[str]:
@@ -118,7 +136,13 @@ class Recorder:
             places: list[int] = some.tolist()
             few = [rows[place] for place in places]
             own = None if computed is None else computed.select(few)
-            self._measure(batch.select(few), [positions[place] for place in places], [first + row for row in few], own)
+            part, where = batch.select(few), [positions[place] for place in places]
+            if self.options.window is not None:
+                whole, predicted = part, _predicted(own, self.likelihood, batch)
+                part = in_window(part, self.options.window, where, self._windows, predicted)
+                # of another part of the image the evaluator's outputs say nothing
+                own = own if part.images.shape == whole.images.shape else None
+            self._measure(part, where, [first + row for row in few], own)
             return True
 
         batches = Batches(len(rows))  # memory can be short outside the network, too
@@ -138,7 +162,7 @@ class Recorder:
         """
         ordered, whole, size = self.selection.ordered, self.selection.whole, self.selection.data_set_size
         everyone_chose = self.agreement.gathered(lambda: Chosen.of(self.parts, size, ordered, whole))
-        share = shares(everyone_chose, self.options.max_images, self.options.seed)[
+        share = shares(everyone_chose, self.options.most_images, self.options.seed)[
             process_rank() if len(everyone_chose) > 1 else 0
         ]
         self.parts = take(self.parts, share)
@@ -150,7 +174,7 @@ class Recorder:
             )
         )
         why = reasons_to_show(measured.images, options.shown)
-        everyone = self.agreement.gathered(lambda: cases_of(self.parts, why))
+        everyone = self.agreement.gathered(lambda: cases_of(self.parts, why, self._segmented))
         # behind this, no process waits for another
         cases = {case.position: case for theirs in everyone for case in theirs}
         self.parts = []
@@ -172,6 +196,7 @@ class Recorder:
             epoch=0,
             strength=strength,
             seed=options.seed,
+            solver=measured.solver,
             exact=measured.exact,
         )
 
@@ -187,13 +212,15 @@ class Recorder:
                 energy=self.options.energy,
                 channel_mask=self.options.channel_mask,
                 keep_factor=False,  # of all images together it would not fit into memory
-                solver="gram",  # the tables have all eigenvalues
+                solver=None if self.likelihood.many_columns else "gram",  # all eigenvalues, where these are few
             )
             if computed is not None and not self._compared:
                 self._compared = computed.compare(model, fisher.outputs)
         if part.labels is not None:
             with naming_the_labels(self.options.label_key, self.likelihood):
-                self.likelihood.targets(part.labels, fisher.outputs.shape[1])
+                targets = self.likelihood.targets(part.labels, fisher.outputs.shape[1])
+                if isinstance(self.likelihood, Dense):
+                    self.likelihood.check_targets(targets, fisher.outputs)
         table = spectrum_table(fisher)
         table.insert(0, "image", positions)
         table.insert(1, "seen", seen)
@@ -208,10 +235,19 @@ class Recorder:
             self.selection.check_names(positions, part.names)
         self.parts.append(Part(table, part.on_cpu(), fisher.to("cpu"), part.images.device))
 
+    def _segmented(self, part: Part, row: int) -> Segmented | None:
+        if not isinstance(self.likelihood, Dense):
+            return None
+        with self._model(part.batch.inputs) as model:
+            return outlines(part, row, model, self.options.strength, self.options.sigma, self.options.clip)
+
     @contextmanager
     def _model(self, inputs: FurtherInputs) -> Iterator[Model]:
         with preserve_state(self.network), naming_shared_inputs(inputs):
             network, arguments, container = self.network, inputs.arguments, inputs.container
+            windows = None
+            if isinstance(self.network, Inferred) and isinstance(self.likelihood, Dense) and container is None:
+                network, windows = self.network.network, Windowed(self.network.inferer)
             if container is not None:
                 network = self._joined.setdefault(container.layout, Joined(network, container.layout))
                 arguments = (container.held, *arguments)
@@ -222,7 +258,16 @@ class Recorder:
                 arguments=arguments,
                 keyword_arguments=inputs.keyword_arguments,
                 batch_size=self.options.batch_size,
+                windows=windows,
             )
+
+
+def _predicted(computed: Computed | None, likelihood: Likelihood, batch: Batch) -> Tensor | None:
+    """Where the evaluator's outputs for the rows that are meant predict foreground."""
+    if computed is None or not isinstance(likelihood, Dense):
+        return None
+    found = predicted_foreground(computed.outputs, likelihood, computed.batch_size, batch.images.shape[2:])
+    return found if found is None or computed.rows is None else found[list(computed.rows)]
 
 
 def _description(network: Callable) -> str:

@@ -24,6 +24,7 @@ from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.profile import Profile
 from monai_ifim.handlers.recorder import Recorder
 from monai_ifim.interrupts import deferred, safe_point
+from monai_ifim.likelihoods import Dense
 from monai_ifim.model import MemoryWarning, preserve_state
 from monai_ifim.notices import notices_to
 from monai_ifim.results import IFIMResult
@@ -50,7 +51,8 @@ class Watcher(Options):
         super().__post_init__()
         self.agreement = Agreement(self.on_error)
         self.recorder = Recorder(self, self.agreement)
-        self.keys = BatchKeys(self.image_key, self.label_key, self.mask_key, self.group_key)
+        dense = isinstance(self.recorder.likelihood, Dense)
+        self.keys = BatchKeys(self.image_key, self.label_key, self.mask_key, self.group_key, maps=dense)
         self.result: IFIMResult | None = None
         self.listeners: list[Callable[[Evaluator, IFIMResult], None]] = []
         self.metric_details: dict[str, np.ndarray] = {}
@@ -127,7 +129,10 @@ class Watcher(Options):
                     f"{type(engine).__name__} has no network (attribute 'network'); give one: IFIMMetric(network=...)."
                 )
             if self._active:
-                network = with_inferer(network, engine) if self.use_inferer else network
+                # one window passes the network as it is
+                network = with_inferer(network, engine) if self.use_inferer and self.window is None else network
+                if before == 0 and self.recorder.cost:
+                    engine.logger.info(self.recorder.cost)
                 self.recorder.start(network, engine.state.dataloader, engine.state.epoch_length)
 
     def prepare(self, engine: Evaluator) -> None:
@@ -153,7 +158,8 @@ class Watcher(Options):
                     inputs = inputs.by_image(engine.state.batch, len(images), self.per_image)
                     batch = self.keys.batch(engine, images, inputs)
                     same = self.network is None and (self.use_inferer or calls_only(engine))
-                    self.recorder.observe(batch, chosen, Computed.by(engine, len(images), low) if same else None)
+                    computed = Computed.by(engine, len(images), low)
+                    self.recorder.observe(batch, chosen, computed if same or self.window is not None else None)
             except BaseException:
                 self.recorder.parts = []  # nothing stays in memory
                 raise

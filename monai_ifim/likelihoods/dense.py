@@ -91,7 +91,8 @@ class Dense(Likelihood):
         if not 3 <= outputs.ndim <= 5 or outputs.shape[0] != batch_size:
             raise ValueError(
                 f"{type(self).__name__} needs dense outputs (B, C, *grid), with one to three spatial axes, for a batch "
-                f"of B = {batch_size} images, got {tuple(outputs.shape)}."
+                f"of B = {batch_size} images, got {tuple(outputs.shape)}. One row of outputs an image is that of a "
+                "classifier: likelihood='softmax' or 'sigmoid'."
             )
         return outputs
 

@@ -31,10 +31,11 @@ def summarise(
         strength: the reference strength.
 
     Returns:
-        ``images`` (used), ``zero`` (of these, with an all-zero spectrum), ``skipped``; the medians ``lambda_max``,
-        ``trace`` and ``effective_rank``, and ``log10_lambda_max``, a median without the all-zero spectra;
-        ``reference_cosine``, the mean of the absolute cosine; ``mask_energy`` and ``mask_share``, means; the median
-        ``coupling_transfer`` with its interval from ``coupling_transfer_ci95_lower`` to ``..._upper``; the means
+        ``images`` (used; of segmentations also as ``cases``), ``zero`` (of these, with an all-zero spectrum),
+        ``skipped``; the medians ``lambda_max``, ``trace`` and (but of segmentations) ``effective_rank``, and
+        ``log10_lambda_max``, a median without the all-zero spectra; ``reference_cosine``, the mean of the absolute
+        cosine; ``mask_energy`` and ``mask_share``, means; the median ``coupling_transfer`` with its interval from
+        ``coupling_transfer_ci95_lower`` to ``..._upper``; the means
         ``<endpoint>_<direction>`` of the endpoints that are logged (see :data:`~monai_ifim.perturbation.ENDPOINTS`)
         and, where there are labels, ``accuracy`` or ``error`` without a change; the median ``coupling`` and the share
         ``coupling_censored``. Where patients are known, what perturbations do counts once a patient; spectra, masks,
@@ -51,6 +52,9 @@ def summarise(
         "trace": float(used.trace.median()),
         "effective_rank": float(used.effective_rank.median()),
     }
+    if "changed" in frame:  # a segmentation
+        summary["cases"] = summary["images"]
+        del summary["effective_rank"]  # it needs all eigenvalues
     for name, counted in (("reference_cosine", nonzero), ("mask_energy", used), ("mask_share", used)):
         if name in counted:
             summary[name] = float(counted[name].mean())
@@ -80,7 +84,7 @@ def summary_names(directions: Sequence[str]) -> set[str]:
         >>> "coupling_transfer" in summary_names(["high", "low"])
         False
     """
-    names = {"images", "zero", "skipped", "lambda_max", "log10_lambda_max", "trace", "effective_rank"}
+    names = {"images", "cases", "zero", "skipped", "lambda_max", "log10_lambda_max", "trace", "effective_rank"}
     names |= {"reference_cosine", "mask_energy", "mask_share", *(point.name for point in _LOGGED if point.unperturbed)}
     names |= {f"{point.name}_{direction}" for point in _LOGGED for direction in directions}
     if {"high", "low_matched"} <= set(directions):

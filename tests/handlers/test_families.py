@@ -328,7 +328,15 @@ def test_hooks_are_called_in_our_passes_too_and_what_the_table_says_keeps_them_o
 
 
 # The rows of the table whose test is not above: in this folder, or in tests/model.
-ELSEWHERE = ("EnsembleEvaluator", "inferer:", "further inputs", "mode: train", "inference_mode", "without running")
+ELSEWHERE = (
+    "EnsembleEvaluator",
+    "dense outputs",
+    "inferer:",
+    "further inputs",
+    "mode: train",
+    "inference_mode",
+    "without running",
+)
 HERE = (
     *(
         "DistributedDataParallel",

@@ -19,7 +19,7 @@ WRONG = [
     *[
         ({name: value}, f"{name} must be a whole number, {least} or more, got {value!r}")
         for name, value, least in [
-            *[("max_images", value, 1) for value in (0, 2.5, None, True)],
+            *[("max_images", value, 1) for value in (0, 2.5, True)],
             *[("interval", 0, 1), ("draws", 0, 1), ("draws", 1.5, 1), ("shown", -1, 0), ("seed", -1, 0)],
             ("batch_size", 0, 1),
         ]
@@ -106,7 +106,7 @@ NEVER = {
     "network": st.one_of(TRUTHS, TEXTS, st.integers(), st.floats()),
     "likelihood": st.one_of(TRUTHS, TEXTS, st.integers(), st.none(), ANYTHING),
     "temperature": st.one_of(NO_NUMBERS, st.floats(max_value=0), st.none()),
-    "max_images": whole(1) | st.none(),
+    "max_images": whole(1),
     "interval": whole(1) | st.none(),
     "image_key": texts() | st.none(),
     "label_key": texts(),
@@ -126,6 +126,7 @@ NEVER = {
     "clip": NO_LISTS
     | st.sampled_from([[], [0], [1, 0], [0, 0], [0, 1, 2], [float("nan"), 1], ["0", "1"], [False, True]]),
     "removals": NO_LISTS | lists_with(*UNIT, 0.03),
+    "window": NO_LISTS | lists_with(0, -1, 2.5),
     "mask_key": texts(),
     "group_key": texts(),
     "shown": whole(0) | st.none(),

@@ -82,7 +82,7 @@ def test_the_summary_of_an_epoch_holds_medians_means_and_counts_of_the_images_th
         EPOCH.assign(reference_cosine=0.5, mask_energy=0.5, mask_share=0.5), EPOCH_FRAME, DIRECTIONS, 0.03
     )
     others = ("shift", "error", "changed", "volume_change", "dice")  # of regression and of segmentation
-    assert set(further) | {"error", "dice"} == summary_names(DIRECTIONS) - {
+    assert set(further) | {"error", "dice", "cases"} == summary_names(DIRECTIONS) - {
         f"{name}_{direction}" for name in others for direction in DIRECTIONS
     }
 
