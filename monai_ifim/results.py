@@ -16,7 +16,7 @@ import platform
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -101,6 +101,35 @@ def _versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True, eq=False)
+class Segmented:
+    """What is segmented in a shown image, before and after it was changed along its leading eigenvector.
+
+    Each is one map of classes, or for each label one of 0 and 1: (1 or C, *spatial), uint8 wherever that suffices.
+
+    Attributes:
+        before: predicted.
+        after: predicted of the changed image, for the change along the eigenvector and for that against it.
+        step: of the change, for which the unit eigenvector is multiplied with it.
+        strength: the root mean square of the change over the contrast of the image.
+        clip: the intensity range that limits the change; None for none.
+        label: None without labels.
+    """
+
+    before: Tensor
+    after: tuple[Tensor, Tensor]
+    step: float
+    strength: float
+    clip: Sequence[float] | None = None
+    label: Tensor | None = None
+
+    @property
+    def changed(self) -> tuple[float, float]:
+        """The shares of the voxels whose predicted class changes."""
+        shares = [float((after != self.before).any(dim=0).double().mean()) for after in self.after]
+        return shares[0], shares[1]
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """An image that is shown.
 
@@ -112,6 +141,7 @@ class Case:
         fisher: its spectrum, of one image.
         affine: (4, 4) from its grid to space, in mm; None where it has none.
         mask: (1 or C_in, *spatial) bool; None without masks.
+        segmented: what is segmented in it; None where the outputs are no segmentation on its grid.
     """
 
     position: int
@@ -121,6 +151,7 @@ class Case:
     fisher: InputFisher
     affine: Tensor | None = None
     mask: Tensor | None = None
+    segmented: Segmented | None = None
 
     @property
     def stem(self) -> str:
@@ -197,6 +228,8 @@ class IFIMResult:
             compare(strength, endpoint=name)
             for name, endpoint in ENDPOINTS.items()
             if endpoint.compared and endpoint.column in self.curves
+            # without labels there is nothing to compare
+            if not endpoint.labelled or self.curves[endpoint.column].notna().any()
             for strength in sorted(set(self.curves.strength)) or [self.strength]
         ]
         return pd.concat(tables, ignore_index=True)

@@ -21,7 +21,7 @@ from monai_ifim import Gaussian
 from monai_ifim.perturbation import FixedDirection
 from monai_ifim.results import Case, holds_results, read_tables, write_tables
 from monai_ifim.statistics import flip_strengths
-from tests.visualize.folders import COUNT, DIRECTIONS, measured, write_folder
+from tests.visualize.folders import COUNT, DIRECTIONS, measured, segmented, write_folder
 
 FILES = {"summary.json", "images.csv", "perturbations.csv", "curves.csv", "comparisons.csv", "removals.csv"}
 BY_LIKELIHOOD = {  # the columns that only some likelihoods have: of images.csv, of perturbations.csv
@@ -244,3 +244,28 @@ def test_a_folder_of_results_is_known_by_its_summary(text: str, ours: bool, tmp_
     assert not holds_results(tmp_path)
     (tmp_path / "summary.json").write_text(text, errors="surrogateescape")
     assert holds_results(tmp_path) == ours
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_segmentation_reads_back_with_its_classes_volumes_and_solver(labels: bool, tmp_path: Path):
+    result = segmented(labels)
+    write_tables(result, tmp_path)
+    found = read_tables(tmp_path)
+    equal(found.curves, result.curve_table)
+    equal(found.comparisons, result.comparisons)
+    assert {"changed", "volume_change", "volume_change_1", "volume_change_2", "overlap"} <= set(found.curves.endpoint)
+    assert ("dice" in set(found.curves.endpoint)) == labels
+    for name in ("trace_error", "residual", "products", "volume_1", "volume_2", *["label_volume_1", "dice"] * labels):
+        truth = result.images.set_index("image").loc[found.images.image, name]
+        np.testing.assert_array_equal(found.images[name], truth, name)
+    assert (found.summary["solver"], found.summary["exact"]) == ("lanczos", False)
+    assert found.summary["likelihood"] == str(result.likelihood)
+    assert found.summary["metrics"].get("effective_rank") is None  # not known
+    assert set(found.images.case) - {""} == {case.stem for case in result.cases}
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_directions_are_not_compared_by_what_needs_labels_where_there_are_none(labels: bool):
+    rows = segmented(labels).comparisons
+    assert set(rows.endpoint) == {"kl", "changed", *["dice_drop"] * labels}
+    assert (rows["count"] == 4).all()

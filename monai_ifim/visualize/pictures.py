@@ -78,10 +78,10 @@ def result_figures(result: IFIMResult) -> dict[str, Callable[[], Figure]]:
 
 def pieces(cases: Sequence[Case]) -> list[list[Case]]:
     """The shown images that share a panel: of one shape, and not too many; none without two or three axes."""
-    groups: dict[tuple[torch.Size, bool], list[Case]] = {}
+    groups: dict[tuple[torch.Size, bool, bool], list[Case]] = {}
     for case in cases:
         if case.image.ndim in (3, 4):
-            groups.setdefault((case.image.shape, case.mask is None), []).append(case)
+            groups.setdefault((case.image.shape, case.mask is None, case.segmented is None), []).append(case)
     starts = [(group, start) for group in groups.values() for start in range(0, len(group), CASES_IN_A_PANEL)]
     return [group[start : start + CASES_IN_A_PANEL] for group, start in starts]
 
@@ -122,6 +122,7 @@ def components_figure(cases: Sequence[Case]) -> Figure:
         titles=[f"{case.why}\n{_short(Path(case.name).name)}" for case in cases],
         masks=masks,
         spacing=torch.stack([_spacing(case) for case in cases]),
+        segmented=None if cases[0].segmented is None else [case.segmented for case in cases if case.segmented],
     )
 
 

@@ -19,6 +19,7 @@ from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.results import ResultTables, read_at_once, read_tables
 from monai_ifim.statistics import bootstrap_interval, per_group
 from monai_ifim.visualize import wording
+from monai_ifim.visualize.finding import finding
 from monai_ifim.visualize.style import direction_styles
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -91,11 +92,14 @@ def _content(tables: ResultTables) -> dict[str, Any]:
         by_flip = used.sort_values(["flip_strength", "lambda_max"], ascending=[True, False]).head(_RANKED_CASES)
     return {
         **{name: getattr(tables, name) for name in ("summary", "strength", "tested", "unit")},
+        "finding": finding(tables),
+        "spectrum": wording.spectrum_words(summary["exact"], summary["solver"], used),
         "metrics": summary["metrics"],
         "few": len(used) < _FEW,
         "outcomes": outcomes,
         "labels": any(used[point.column].notna().any() for point in outcomes),
         "decisions": "flip_strength" in tables.images,
+        "segmented": "changed" in set(tables.curves.endpoint),
         "columns": set(tables.images),
         "directions": directions,
         # the columns of the table at the reference strength
@@ -166,7 +170,9 @@ def _controls(tables: ResultTables) -> list[dict[str, Any]]:
         here = np.isclose(rows.strength, tables.strength, atol=0)
         if not here.any():
             continue
-        flips = tables.curves[(tables.curves.endpoint == "flip_rate") & tables.curves.direction.isin(["high", control])]
+        flips = tables.curves[
+            tables.curves.endpoint.isin(["flip_rate", "changed"]) & tables.curves.direction.isin(["high", control])
+        ]
         flips = flips[np.isclose(flips.strength, flips.strength.max(), atol=0)]
         flips = flips.sort_values("direction", key=lambda direction: direction != "high")
         verdict = wording.control_verdict(rows[here].iloc[0], tables.unit)

@@ -136,6 +136,27 @@ def direction_words(name: str) -> str:
     return known[name].words if name in known else Direction.words
 
 
+def spectrum_words(exact: bool, solver: str, images: pd.DataFrame) -> str:
+    """Which eigenvalues were found, how, and how well, from the rows of the images that were used.
+
+    Example:
+        >>> found = {"rank": [4], "residual": [1e-3], "products": [40], "trace": [0.58], "trace_error": [0.01]}
+        >>> spectrum_words(False, "lanczos", pd.DataFrame(found)).split(":")[0]
+        'the 4 leading eigenvalues, found by Lanczos'
+    """
+    if exact:
+        return f"all eigenvalues, up to rounding (solver: {solver})"
+    found = ["rank", "residual", "products", "trace", "trace_error"]
+    if not {*found} <= set(images) or not (rows := images[found].dropna()).size:
+        return f"the leading eigenvalues, by a method that stops early (solver: {solver})"
+    middle, median, medians = rows.median(), " (median)" * (len(rows) > 1), " (medians)" * (len(rows) > 1)
+    text = f"the {middle['rank']:.0f} leading eigenvalues, found by {solver.capitalize()}: some eigenvalue lies within "
+    text += f"{as_percent(rows.residual.max())} of λmax of each number given. That took {middle.products:.0f} products "
+    text += f"with the Fisher information an image{median}. The trace is an estimate from random vectors, "
+    text += f"{as_number(middle.trace)} with a standard error of {as_number(middle.trace_error)}{medians}. The other "
+    return f"{text}eigenvalues, and with them the effective rank, are not known."
+
+
 def ordered_controls(controls: Iterable[str]) -> list[str]:
     """The controls, those that tell most first, and those that ``high`` beats by construction last.
 

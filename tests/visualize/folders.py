@@ -18,8 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from monai_ifim import Gaussian, input_fisher, sensitivity_curves
+from monai_ifim.handlers.batch import Batch
+from monai_ifim.handlers.options import Options
+from monai_ifim.handlers.recorder import Recorder
 from monai_ifim.perturbation import removal_curves
 from monai_ifim.results import Case, IFIMResult, ResultTables, read_tables, write_tables
 from monai_ifim.statistics import summarise
@@ -71,6 +75,45 @@ def measured(likelihood: str = "softmax", labels: bool = True) -> IFIMResult:
         seed=11,
         versions={"monai_ifim": "0.1.0", "torch": "9.8.7"},
     )
+
+
+class Segmenter(nn.Sequential):
+    """A smooth network of convolutions over two or three axes, with a map of each of three classes."""
+
+    def __init__(self, axes: int = 2) -> None:
+        torch.manual_seed(1)
+        convolution = nn.Conv2d if axes == 2 else nn.Conv3d
+        super().__init__(convolution(1, 4, 3, padding=1), nn.Tanh(), convolution(4, 3, 3, padding=1))
+        self.eval()
+
+
+def segmentations(*shape: int, count: int = 4) -> Batch:
+    """Images with two structures each, their labels, names and affine matrices."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.zeros(count, 1, *shape, dtype=torch.long)
+    for row in range(count):
+        labels[row, :, 1 + row : 4 + row, 2:5], labels[row, :, 2:5, 6:9] = 1, 2
+    images = labels.float() + 0.3 * torch.randn(labels.shape, generator=generator)
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3] += torch.tensor([[0.5, 0.0, 0.0, -9.0], [0.1, 1.0, 0.0, 7.0], [0.0, 0.0, 2.0, 5.0]])
+    names = [f"/data/scan_{row}.nii.gz" for row in range(count)]
+    return Batch(images, labels, names=names, affines=[affine] * count)
+
+
+def recorded(batch: Batch, network: nn.Module, **options: Any) -> IFIMResult:
+    """What is measured of a batch."""
+    given = {"directions": ["high", "transfer", "low_matched"], "strengths": [0.01, 0.03], "shown": 1}
+    recorder = Recorder(Options(**given | {"likelihood": "voxelwise_softmax"} | options))
+    recorder.start(network, DataLoader(list(batch.images), batch_size=len(batch.images)))
+    recorder.observe(batch)
+    return recorder.finish()
+
+
+@lru_cache
+def segmented(labels: bool = True) -> IFIMResult:
+    """The result of four images of two axes that are segmented by a network that is not trained."""
+    batch = segmentations(12, 10)
+    return recorded(batch if labels else dataclasses.replace(batch, labels=None), Segmenter())
 
 
 @lru_cache

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from monai_ifim import InputFisher, input_fisher
+from monai_ifim.results import Segmented
 from monai_ifim.visualize import plot_components
 
 TITLES = ["image", "high component", "low component", "leading eigenvector"]
@@ -44,6 +47,18 @@ def symmetric(axis: Axes) -> bool:
 
 def contours(axis: Axes) -> list[ContourSet]:
     return [artist for artist in axis.collections if isinstance(artist, ContourSet)]
+
+
+def peak(fisher: InputFisher) -> tuple[int, ...]:
+    """The voxel of the one image and channel where the leading eigenvector is greatest."""
+    leading = fisher.eigenvectors[0, 0, 0]
+    return tuple(int(place) for place in np.unravel_index(int(leading.abs().argmax()), leading.shape))
+
+
+def planes_of(volume: np.ndarray, place: tuple[int, ...]) -> list[np.ndarray]:
+    """The axial, coronal and sagittal slice through a voxel, (up, right)."""
+    right, front, up = place
+    return [volume[:, :, up].T, volume[:, front, :].T, volume[right, :, :].T]
 
 
 def corners(axis: Axes) -> tuple[list[float], list[float]]:
@@ -99,26 +114,31 @@ def test_of_several_channels_the_one_with_most_of_the_eigenvectors_energy_is_sho
         assert panels[0, column].get_title() == TITLES[column] + label
         if not in_colour:
             plane = values[0, channel].numpy()
-            np.testing.assert_array_equal(shown(panels[0, column]), plane if rows == 1 else plane[:, :, 3].T)
+            if rows == 3:  # axial, through the peak of this channel
+                plane = plane[:, :, int(fisher.eigenvectors[0, 0, channel].abs().amax(dim=(0, 1)).argmax())].T
+            np.testing.assert_array_equal(shown(panels[0, column]), plane)
 
 
 @pytest.mark.parametrize("spacing", [(0.8, 1.2, 2.5), torch.tensor([[0.8, 1.2, 2.5]])])
-def test_volumes_are_shown_as_the_middle_slices_of_three_planes_in_their_true_proportions(spacing):
+def test_volumes_are_shown_as_three_planes_through_the_peak_in_their_true_proportions(spacing):
     images, fisher = spectrum(1, 1, 6, 7, 5)
     panels = grid(plot_components(images, fisher, spacing=spacing), 3)
     high, low = fisher.split(images)
+    place = peak(fisher)
+    assert place != (3, 3, 2)  # not the middle
     for column, values in enumerate((images, high, low, fisher.eigenvectors[:, 0])):
-        volume = values[0, 0].numpy()
-        planes = {"axial": volume[:, :, 2], "coronal": volume[:, 3, :], "sagittal": volume[3, :, :]}
-        greatest = max(float(np.abs(plane).max()) for plane in planes.values())
-        for axis, plane in zip(panels[:, column], planes.values()):
-            np.testing.assert_array_equal(shown(axis), plane.T)
+        planes = planes_of(values[0, 0].numpy(), place)
+        greatest = max(float(np.abs(plane).max()) for plane in planes)
+        for axis, plane in zip(panels[:, column], planes):
+            np.testing.assert_array_equal(shown(axis), plane)
             assert axis.get_ylim()[0] < axis.get_ylim()[1]  # the later axis upwards
             if column:
                 assert symmetric(axis)
                 assert axis.images[0].get_clim()[1] == pytest.approx(greatest)  # one scale for the three planes
+    assert greatest == float(fisher.eigenvectors.abs()[0, 0].max())  # so that nothing greater lies elsewhere
     names = [axis.get_ylabel() for axis in panels[:, 0]]
-    assert names == ["axial\nslice 3 of 5", "coronal\nslice 4 of 7", "sagittal\nslice 4 of 6"]
+    cuts = (("axial", place[2], 5), ("coronal", place[1], 7), ("sagittal", place[0], 6))
+    assert names == [f"{plane}\nslice {at + 1} of {side},\nthrough the peak" for plane, at, side in cuts]
     # a voxel's height over its width: y/x, z/x, z/y
     for row, aspect in enumerate((1.2 / 0.8, 2.5 / 0.8, 2.5 / 1.2)):
         assert {round(axis.get_aspect(), 6) for axis in panels[row]} == {round(aspect, 6)}
@@ -142,20 +162,99 @@ def test_the_mask_is_a_contour_on_image_and_eigenvector_wherever_any_of_its_chan
         assert axis.get_xlim() == (-0.5, 8.5)
 
 
+def test_volumes_without_an_eigenvector_are_shown_as_their_middle_slices():
+    images, fisher = spectrum(1, 1, 6, 7, 5)
+    without = dataclasses.replace(fisher, eigenvectors=torch.zeros_like(fisher.eigenvectors))
+    panels = grid(plot_components(images, without), 3)
+    for axis, plane in zip(panels[:, 0], planes_of(images[0, 0].numpy(), (3, 3, 2))):
+        np.testing.assert_array_equal(shown(axis), plane)
+    names = [axis.get_ylabel() for axis in panels[:, 0]]
+    assert names == ["axial\nslice 3 of 5", "coronal\nslice 4 of 7", "sagittal\nslice 4 of 6"]
+
+
 def test_a_mask_that_reaches_the_edge_is_closed_and_one_that_misses_the_slice_is_not_drawn():
     images, fisher = spectrum(1, 1, 6, 7, 5)
+    right, front, up = peak(fisher)
     mask = torch.zeros(1, 1, 6, 7, 5)
-    mask[:, :, :, :, 2] = 1  # fills the axial slice, and is a line in the others
+    mask[..., up] = 1  # fills the axial slice, and is a line in the others
     panels = grid(plot_components(images, fisher, masks=mask), 3)
     assert [corners(axis) for axis in panels[:, 0]] == [
         ([-0.5, -0.5], [5.5, 6.5]),
-        ([-0.5, 1.5], [5.5, 2.5]),
-        ([-0.5, 1.5], [6.5, 2.5]),
+        ([-0.5, up - 0.5], [5.5, up + 0.5]),
+        ([-0.5, up - 0.5], [6.5, up + 0.5]),
     ]
     outside = torch.zeros(1, 1, 6, 7, 5)
-    outside[..., 0, 0, 0] = 1
+    outside[..., right - 1, front - 1, up - 1] = 1
     panels = grid(plot_components(images, fisher, masks=outside), 3)
     assert all(not contours(axis) for axis in panels.flat)
+
+
+def maps(shape: tuple[int, ...], start: int, classes: int = 2) -> Tensor:
+    """A map (1, *spatial) with a block of each class, from a place on the first axis on."""
+    found = torch.zeros(1, *shape, dtype=torch.uint8)
+    for number in range(classes):
+        found[:, start : start + 2, 3 * number : 3 * number + 2] = number + 1
+    return found
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no labels"])
+@pytest.mark.parametrize("shape", [(8, 9), (8, 9, 5)], ids=["images", "volumes"])
+def test_segmentations_are_shown_with_what_the_change_along_the_eigenvector_does(shape, labelled: bool):
+    images, fisher = spectrum(1, 1, *shape)
+    before, label = maps(shape, 2), maps(shape, 3) if labelled else None
+    found = Segmented(before, (maps(shape, 4), before), step=7.0, strength=0.03, clip=(-9.0, 1.5), label=label)
+    spacing = (1.0, 2.0, 3.0)[: len(shape)]
+    volumes = len(shape) == 3
+    figure = plot_components(images, fisher, segmented=[found], spacing=spacing)
+    panels = grid(figure, 3 if volumes else 1)
+    named = "— label   - - predicted" if labelled else "- - predicted"
+    assert [axis.get_title() for axis in panels[0]] == [
+        f"image\n{named}",
+        "leading eigenvector\non the image",
+        "changed by 3 % along it\n- - before   — after",
+        "changed by 3 % against it\n- - before   — after",
+    ]
+    leading, image = fisher.eigenvectors[0, 0, 0], images[0, 0]
+    limited = [torch.minimum(image + sign * 7 * leading, image.clamp(min=1.5)) for sign in (1, -1)]
+
+    def slices(values: Tensor) -> list[np.ndarray]:
+        return planes_of(values.numpy(), peak(fisher)) if volumes else [values.numpy()]
+
+    for column, values in enumerate((image, image, *limited)):
+        for axis, plane in zip(panels[:, column], slices(values)):
+            np.testing.assert_allclose(shown(axis), plane, atol=1e-6)
+    for axis, plane in zip(panels[:, 1], slices(leading)):
+        over = axis.images[1]
+        np.testing.assert_array_equal(over.get_array(), plane)
+        least, greatest = over.get_clim()
+        assert least == -greatest
+        np.testing.assert_allclose(over.cmap([0.0, 0.5, 1.0])[:, 3], [1, 0, 1], atol=0.01)  # clear where it is zero
+    # none is stretched by what lies over it
+    assert {axis.get_aspect() for axis in panels[0]} == {2.0 if volumes else 0.5}
+    for axis, plane in zip(panels[:, 2], slices(torch.ne(*[part[0] for part in (before, found.after[0])]))):
+        np.testing.assert_array_equal(axis.images[1].get_alpha() > 0, plane)
+    assert not any((axis.images[1].get_alpha() > 0).any() for axis in panels[:, 3])
+    share = 100 * float((before != found.after[0]).double().mean())
+    assert [axis.get_xlabel() for axis in panels[-1, 2:]] == [
+        f"another class: {part:.2g} % of voxels" for part in (share, 0.0)
+    ]
+    if not volumes:
+        counts = [4 if labelled else 2, 0, 4, 4]  # of two classes, dashed and full
+        assert [len(contours(axis)) for axis in panels[0]] == counts
+        ends = [np.concatenate([path.vertices for path in c.get_paths()])[:, 1].min() for c in contours(panels[0, 2])]
+        assert ends == [1.5, 1.5, 3.5, 3.5]  # before lies under after
+        colours = [tuple(c.get_edgecolor()[0]) for c in contours(panels[0, 2])]
+        assert colours[:2] == colours[2:]
+        assert colours[0] != colours[1]
+
+
+def test_maps_of_several_labels_have_an_outline_each_and_images_in_colour_stay_so():
+    images, fisher = spectrum(1, 3, 8, 9)
+    before = torch.cat([maps((8, 9), 1, 1), maps((8, 9), 4, 1), torch.zeros(1, 8, 9, dtype=torch.uint8)])
+    panels = grid(plot_components(images, fisher, segmented=[Segmented(before, (before, before), 1.0, 0.03)]), 1)[0]
+    assert [len(contours(axis)) for axis in panels] == [2, 0, 4, 4]
+    assert [shown(axis).shape for axis in panels] == [(8, 9, 3), (8, 9), (8, 9, 3), (8, 9, 3)]
+    assert re.fullmatch(r"channel [123] of 3", panels[1].get_xlabel())
 
 
 def test_an_image_that_was_left_out_is_shown_with_the_cause(tmp_path: Path):
@@ -171,6 +270,7 @@ def test_an_image_that_was_left_out_is_shown_with_the_cause(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"segmented": []}, r"segmented must be 2, one an image, got 0"),
         ({"titles": ["a"]}, r"titles must be 2, one an image, got 1"),
         ({"spacing": [1.0, 1.0, 1.0]}, r"spacing must be positive, of shape \(2,\) or \(2, 2\)"),
         ({"spacing": [1.0, 0.0]}, r"spacing must be positive"),

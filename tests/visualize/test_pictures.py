@@ -14,12 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from monai_ifim import input_fisher
-from monai_ifim.results import Case, IFIMResult
+from monai_ifim.results import Case, IFIMResult, Segmented
 from monai_ifim.visualize import draw_pictures, pictures, plot_spectrum
 from tests.visualize.folders import measured
 
 
-def with_cases(*shape: int, count: int = 2, **known: torch.Tensor) -> IFIMResult:
+def with_cases(*shape: int, count: int = 2, **known: torch.Tensor | Segmented) -> IFIMResult:
     """A result without images, but with cases of a shape."""
     torch.manual_seed(0)
     images = torch.randn(count, *shape)
@@ -57,6 +57,17 @@ def test_many_cases_are_spread_over_several_panels_and_shapes_stand_apart(monkey
     found = pictures.pieces(cases)
     assert [len(piece) for piece in found] == [3, 1, 2]
     assert [case for piece in found for case in piece] == cases
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 12), (1, 9, 8, 7)], ids=["images", "volumes"])
+def test_segmentations_stand_apart_from_what_has_no_maps_and_each_has_its_picture(shape: tuple[int, ...]):
+    maps = (torch.rand(1, *shape[1:], generator=torch.Generator().manual_seed(0)) > 0.5).to(torch.uint8)
+    result = with_cases(*shape, count=3, segmented=Segmented(maps, (1 - maps, maps), 1.0, 0.03))
+    result.cases[1] = dataclasses.replace(result.cases[1], segmented=None)
+    assert pictures.pieces(result.cases) == [[result.cases[0], result.cases[2]], [result.cases[1]]]
+    found = draw_pictures(result)
+    assert found.failed == {}
+    assert set(found.cases) == {0, 7, 14}
 
 
 def test_panels_have_the_true_proportions_masks_and_short_names():

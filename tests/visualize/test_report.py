@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import json
 import os
@@ -15,10 +16,21 @@ import pytest
 from matplotlib.image import imsave
 
 from monai_ifim.perturbation import ENDPOINTS
-from monai_ifim.results import write_tables
+from monai_ifim.results import read_tables, write_tables
 from monai_ifim.visualize import draw_pictures, write_report
+from monai_ifim.visualize.finding import finding
 from monai_ifim.visualize.wording import as_interval
-from tests.visualize.folders import COUNT, DIRECTIONS, comparison, measured, png, tables, write_folder, written
+from tests.visualize.folders import (
+    COUNT,
+    DIRECTIONS,
+    comparison,
+    measured,
+    png,
+    segmented,
+    tables,
+    write_folder,
+    written,
+)
 
 
 def page(folder: Path) -> str:
@@ -385,3 +397,81 @@ def test_a_regression_is_written_read_drawn_and_reported(tmp_path: Path):
     assert "rank image λ max prediction left out" in shown
     rows = re.findall(r'<td class="direction">.*?</span>(\w+)</td>\s*<td>[\d.]', source)
     assert set(rows) == set(DIRECTIONS)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["labels", "no labels"])
+def segmentation(request, tmp_path_factory):
+    """Whether there are labels, the folder and the page of a segmentation, with its pictures."""
+    folder, result = tmp_path_factory.mktemp("segmentation"), segmented(request.param)
+    write_tables(result, folder)
+    found = draw_pictures(result)
+    assert found.failed == {}
+    (folder / "figures").mkdir()
+    stems = {f"case_{case.stem}": found.cases[case.position] for case in result.cases}
+    for name, picture in (found.figures | stems).items():
+        imsave(folder / "figures" / f"{name}.png", picture)
+    return request.param, folder, page(folder)
+
+
+def test_the_first_sentence_says_what_was_found(segmentation, tmp_path: Path):
+    labels, folder, source = segmentation
+    first = re.search(r"</h1>\s*<p[^>]*>(.*?)</p>", source, re.DOTALL)[1]
+    assert html.unescape(first) == finding(read_tables(folder)).replace("\N{NO-BREAK SPACE}", " ")
+    assert ("Dice from" in first, "the class of" in first) == (labels, not labels)
+    assert f'</h1>\n<p class="finding">{html.escape(finding(tables()))}'.replace("&#x27;", "&#39;") in write_report(
+        write_folder(tmp_path / "ifim")
+    ).read_text(encoding="utf-8")
+
+
+def test_of_a_segmentation_cards_and_tables_show_what_was_measured_and_no_number_is_nan(segmentation):
+    labels, folder, source = segmentation
+    shown, table = text(source), read_tables(folder)
+    short = section(shown, "In short", "What the controls say")
+    for name in ("kl", "changed", "volume_change", *["dice"] * labels):
+        point = ENDPOINTS[name]
+        row = table.curves[(table.curves.endpoint == name) & (table.curves.direction == "high")].iloc[-1]
+        found = as_interval(row.value, row.low, row.high, point.percent).replace("\N{NO-BREAK SPACE}", " ")
+        assert f"{found} {point.axis} along high" in short
+        assert point.title in section(shown, "At the reference strength 0.03 direction", "All strengths and endpoints")
+    assert "volume_change_2" in shown
+    assert (
+        "drop of the Dice coefficient" in section(shown, "High minus control", "The most sensitive cases")
+    ) == labels
+    assert not re.search(r"\b(nan|NaN|None|inf)\b", shown)
+    assert "effective_rank" not in shown
+    for words in ("Confidence", "Accuracy", "Does sensitivity find the errors?", "flips at strength"):
+        assert words not in shown
+    assert f"Labels {'yes' if labels else 'none, so there is no overlap with the label'}" in shown
+    assert re.search(r"Changed voxels at strength 0.03, the greatest tested: high [\d.]+ %", shown)
+
+
+def test_of_a_segmentation_the_spectrum_is_told_as_far_as_it_is_known(segmentation):
+    _, folder, source = segmentation
+    shown, used = text(source), read_tables(folder).used
+    assert (
+        f"the {used['rank'].median():.0f} leading eigenvalues, found by Lanczos: some eigenvalue lies within" in shown
+    )
+    assert f"That took {used.products.median():.0f} products with the Fisher information an image (median)." in shown
+    error = as_interval(used.trace.median(), None, None).split(" ")[0]
+    assert f"an estimate from random vectors, {error} with a standard error of" in shown
+    assert "with them the effective rank, are not known." in shown
+    assert "Fisher information, the leading ones only" in shown
+
+
+def test_of_a_segmentation_each_case_is_shown_with_its_volumes_and_how_to_read_its_outlines(segmentation):
+    labels, folder, source = segmentation
+    shown, cases = text(source), segmented(labels).cases
+    assert source.count('alt="Image with outlines, leading eigenvector, and outlines after the change"') == len(cases)
+    for case in cases:
+        row = read_tables(folder).images.set_index("image").loc[case.position]
+        volumes = f"voxels of each class: predicted {row.predicted}" + (f", label {row.label}" if labels else "")
+        assert re.search(rf"{re.escape(case.name)}: λ max [^;]*; [^;]*\({volumes}\)\.", shown)
+    assert "The sign of an eigenvector means nothing, so that both are shown." in shown
+    assert "voxels of each image, where most of the foreground is" not in shown  # no window
+
+
+def test_of_windows_the_page_says_that_nothing_else_was_measured(tmp_path: Path):
+    result = segmented()
+    write_tables(dataclasses.replace(result, options=result.options | {"window": [8, 6]}), tmp_path)
+    said = "Window 8 \N{MULTIPLICATION SIGN} 6 voxels of each image, where most of the foreground is."
+    assert said in text(page(tmp_path))
