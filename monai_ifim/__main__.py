@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     attach.add_argument(
         "--likelihood",
         choices=tuple(LIKELIHOODS),
-        help="what the outputs mean, where the configs are wrong or silent: logits of a softmax or of sigmoids, or the "
-        "means of a regression (gaussian)",
+        help="what the outputs mean, where the configs are wrong or silent: logits of a softmax or of sigmoids, at "
+        "every voxel of a segmentation (voxelwise_...), or the means of a regression (gaussian)",
     )
     attach.add_argument(
         "--output_key",

@@ -15,6 +15,7 @@ from monai_ifim.bundle.configs import Component, Config, is_disabled
 from monai_ifim.bundle.stacks import Workflow
 
 REGRESSION_FORMATS = ("regression", "points")  # of an output, in the metadata
+CLASS_FORMATS = ("classes", "classification", "labels")
 
 # The name of a loss, a class or a function -> the likelihood of outputs that were trained with it.
 _LOSSES = {
@@ -22,10 +23,15 @@ _LOSSES = {
     r"^(BCEWithLogitsLoss|MultiLabelSoftMarginLoss|SoftMarginLoss|binary_cross_entropy_with_logits)$": "sigmoid",
     r"MSELoss|L1Loss|HuberLoss|BarronLoss|^(mse|l1|smooth_l1|huber)_loss$": "gaussian",
 }
+# Losses of dense outputs, by what they do where they are not told: cross-entropy beside the Dice loss reads logits.
+_DENSE_LOSSES = {
+    r"^DiceCELoss$|Wasserstein|HoVerNet": "softmax",
+    r"^(Generalized)?DiceFocalLoss$": "sigmoid",
+}
+_WRAPPING_LOSSES = ("DeepSupervisionLoss", "MaskedLoss")
 _NETWORKS = {r"Regress": "gaussian"}
 # MONAI's handlers and metrics, and ignite's.
 _METRICS = {r"SquaredError|AbsoluteError|^(R?MSE|MAE)Metric$|^R2Score$": "gaussian"}
-_CLASS_FORMATS = ("classes", "classification", "labels")
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,9 @@ def evidence(
         likelihood = _first(_LOSSES, loss.name)
         if loss.name == "FocalLoss":
             likelihood = "softmax" if config.literal(loss.content.get("use_softmax")) else "sigmoid"
+        likelihood, how = (likelihood, "") if likelihood is not None else _of_dense_loss(config, loss)
         if likelihood is not None:
-            yield Evidence(likelihood, f"{loss_source} = {loss.target}", is_loss=True)
+            yield Evidence(likelihood, f"{loss_source} = {loss.target}{how}", is_loss=True)
     if network is not None and (likelihood := _first(_NETWORKS, network.name)):
         yield Evidence(likelihood, f"{workflow.source(network.id)} = {network.name}")
     transforms = list(postprocessing(config, engine))
@@ -90,8 +97,41 @@ def evidence(
         format, count = output.get("format"), output.get("num_channels")
         if format in REGRESSION_FORMATS:
             yield Evidence("gaussian", f"metadata.json: {format}")
-        elif format in _CLASS_FORMATS and isinstance(count, int):
+        elif format in CLASS_FORMATS and isinstance(count, int):
             yield Evidence("sigmoid" if count == 1 else "softmax", f"metadata.json: {count} {format}")
+        elif format == "segmentation" and isinstance(count, int):
+            names = output.get("channel_def")
+            first = str(names.get("0", "")).lower() if isinstance(names, Mapping) else ""
+            if count == 1 or "background" in first:
+                says = f"{count} {format}" + (", the first channel the background" if count > 1 else "")
+                yield Evidence("sigmoid" if count == 1 else "softmax", f"metadata.json: {says}")
+
+
+def inner_loss(config: Config, loss: Component | None) -> Component | None:
+    """The loss inside MONAI's losses that wrap another one; itself where it is none of these."""
+    for _ in range(5):
+        if loss is None or loss.name not in _WRAPPING_LOSSES or "loss" not in loss.content:
+            break
+        loss = config.component(loss.content["loss"], f"{loss.id}#loss")
+    return loss
+
+
+def _of_dense_loss(config: Config, loss: Component) -> tuple[str | None, str]:
+    """The likelihood of a Dice-like loss, and which of its options tells that."""
+    made = str(config.get(loss.id)).replace(" ", "")  # an expression has the options in its text
+    for name in ("softmax", "sigmoid"):
+        if config.literal(loss.content.get(name)) is True or f"{name}=True" in made:
+            return name, f" with {name}: true"
+    likelihood = _first(_DENSE_LOSSES, loss.name)
+    if likelihood is None and config.literal(loss.content.get("to_onehot_y")) is True:
+        return "softmax", " with to_onehot_y: true"
+    return likelihood, ""
+
+
+def keys_of(config: Config, transform: Component) -> list[Any]:
+    """The keys of a dictionary transform; those that an expression makes are not known."""
+    keys = config.literal(transform.content.get("keys"))
+    return keys if isinstance(keys, list) else [keys]
 
 
 def metrics(config: Config, engine: Component) -> Iterator[Component]:
@@ -116,8 +156,7 @@ def postprocessing(config: Config, engine: Component) -> Iterator[Component]:
 
 def for_prediction(config: Config, transform: Component, option: str) -> Any:
     """An option of a dictionary transform for the prediction, where it has one value for each of several keys."""
-    keys, value = config.literal(transform.content.get("keys")), config.literal(transform.content.get(option))
-    keys = keys if isinstance(keys, list) else [keys]
+    keys, value = keys_of(config, transform), config.literal(transform.content.get(option))
     if CommonKeys.PRED not in keys:
         return None
     return value[keys.index(CommonKeys.PRED)] if isinstance(value, list) and len(value) == len(keys) else value

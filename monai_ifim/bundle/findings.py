@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from monai_ifim.bundle.configs import Component, Config
-from monai_ifim.bundle.evidence import Evidence, evidence, for_prediction, postprocessing
-from monai_ifim.bundle.refusal import is_no_classifier, output_shape, refusal
+from monai_ifim.bundle.dense import Clue, dense_outputs, says_dense
+from monai_ifim.bundle.evidence import Evidence, evidence, for_prediction, inner_loss, postprocessing
+from monai_ifim.bundle.refusal import IMAGES, is_no_classifier, output_shape, reads_probabilities, refusal
 from monai_ifim.bundle.sections import engines, sections
 from monai_ifim.bundle.stacks import Workflow, described
+from monai_ifim.handlers.options import MOST_VOLUMES
 from monai_ifim.likelihoods import LIKELIHOODS, Likelihood, LikelihoodLike
 
 # What the overlay can say of a regression in place of its likelihood's name.
@@ -27,6 +29,7 @@ _CHANNELS = ("in_channels", "n_input_channels", "input_channels")
 # Names of channels that a person draws, and transforms that make them.
 _DRAWN = re.compile(r"mask|click|guidance|signal|point|prompt|seed|label", re.IGNORECASE)
 _DRAWING = re.compile(r"guidance|click|seedpoint", re.IGNORECASE)
+_LABELS_IN_A_DICTIONARY = re.compile(r"HoVerNet")
 _OF_SEVERAL_PROCESSES = re.compile(r"DistributedDataParallel|init_process_group")
 _CONDITION_ON_RANK = re.compile(r"^\$\s*None\s+if\b.*rank.*\belse\s+@([\w#:]+)\s*$", re.IGNORECASE)
 
@@ -111,17 +114,18 @@ def find(
         others: workflows of the same bundle, whose loss counts where this one has none.
         metadata: of the bundle; default the workflow's.
         evaluator: id of the evaluator, where there are several.
-        likelihood: what the user says, a name or an object.
+        likelihood: what the user says, a name or an object; ``softmax`` and ``sigmoid`` are those of every voxel where
+            the configs say that the outputs are dense.
         output_key: what the user says.
-        assume_classifier: attach although the configs speak against it.
+        assume_classifier: the outputs are (B, outputs), although the configs speak against it.
 
     Raises:
         ValueError: When the workflow has no evaluator of the given id.
 
     Example:
         >>> content = {"evaluator": {"_target_": "SupervisedEvaluator", "network": {"_target_": "UNet"}}}
-        >>> find(Workflow("inference", ("configs/inference.json",), Config(content))).no_classifier
-        True
+        >>> find(Workflow("inference", ("configs/inference.json",), Config(content))).options["likelihood"]
+        'voxelwise_softmax'
     """
     config = workflow.config
     metadata = workflow.metadata if metadata is None else metadata
@@ -142,7 +146,14 @@ def find(
     described_outputs = described(metadata, "outputs")
     if output_key is not None:  # the others do not count
         described_outputs = {name: output for name, output in described_outputs.items() if name == output_key}
-    findings.refusal = None if assume_classifier else refusal(config, engine, network, loss, described_outputs)
+    dense = None
+    if says_dense(likelihood):
+        dense = Clue("the command line")
+    elif not assume_classifier:
+        dense = dense_outputs(workflow, engine, network, loss, loss_source, described_outputs)
+    findings.refusal = (
+        None if assume_classifier else refusal(config, engine, network, loss, described_outputs, dense, output_key)
+    )
     if engine.name == "EnsembleEvaluator":
         findings.refusal = "an EnsembleEvaluator has several networks; use IFIMMetric(network=...) in Python for one"
     if config.macro(engine.id) is not None:
@@ -152,9 +163,14 @@ def find(
     taken = next((id for id in (*OWN_IDS, *COPIES) if id in config), None)
     if taken is not None:
         findings.refusal = f"it defines an id {taken} itself, which the overlay would replace; rename that one"
-    outputs = _find_outputs(findings, network, engine, described_outputs)
+    outputs = _find_outputs(findings, network, engine, described_outputs, dense, output_key)
     found = list(evidence(workflow, engine, network, loss, loss_source, described_outputs))
-    _find_likelihood(findings, found, loss is not None, outputs, likelihood)
+    if dense is not None:  # errors of a segmentation are measured beside its likelihood
+        found = [one for one in found if one.likelihood != "gaussian" or one is found[0]]
+    _find_likelihood(findings, found, loss is not None, outputs, likelihood, dense)
+    if dense is not None:
+        _find_of_dense(findings, engine, found, loss, outputs, likelihood)
+        _find_window(findings, engine, network, described(metadata, "inputs"))
     _find_output_key(findings, network, str(network_value), output_key)
     _find_channel_mask(findings, network, metadata)
     _find_keys(findings, engine)
@@ -201,37 +217,55 @@ def _find_loss(workflow: Workflow, others: Sequence[Workflow]) -> tuple[Componen
     for candidate in (workflow, *others):
         for trainer in candidate.config.components("Trainer"):
             loss = candidate.config.component(trainer.content.get("loss_function"), f"{trainer.id}#loss_function")
+            loss = inner_loss(candidate.config, loss)
             if loss is not None:
                 return loss, candidate.source(loss.id)
     return None, ""
 
 
 def _find_outputs(
-    findings: Findings, network: Component | None, engine: Component, described_outputs: Mapping[str, Mapping[str, Any]]
+    findings: Findings,
+    network: Component | None,
+    engine: Component,
+    described_outputs: Mapping[str, Mapping[str, Any]],
+    dense: Clue | None,
+    output_key: int | str | None,
 ) -> int | None:
-    config = findings.workflow.config
+    by_key = described_outputs if output_key is not None else {}
+    places = _output_counts(findings.workflow, None if by_key else network, engine, described_outputs)
+    count, source = next(places, (None, ""))
+    if dense is None:
+        guess = "the first batch will show it" if count is None else ""
+        findings.add("outputs", "unknown" if count is None else count, source or "the configs do not say", guess)
+        return count
+    number = "unknown number of channels" if count is None else f"{count} channel{'s' if count != 1 else ''}"
+    source = f"{dense.says}; {source}" if source else dense.says
+    guess = "if they are one row an image, --assume_classifier" if dense.weak else ""
+    findings.add("outputs", f"dense, {number}", source, guess)
+    return count
+
+
+def _output_counts(
+    workflow: Workflow, network: Component | None, engine: Component, described_outputs: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[int, str]]:
+    """How many outputs there are, the most trusted first, and what says so."""
+    config = workflow.config
     if network is not None:
         for name in _OUTPUTS:
             value = config.literal(network.content.get(name))
             if isinstance(value, int):
-                findings.add("outputs", value, findings.workflow.source(f"{network.id}#{name}"))
-                return value
+                yield value, workflow.source(f"{network.id}#{name}")
         shape = output_shape(config, network)
         if shape is not None:
-            findings.add("outputs", math.prod(shape), findings.workflow.source(f"{network.id}#out_shape"))
-            return math.prod(shape)
+            yield math.prod(shape), workflow.source(f"{network.id}#out_shape")
     for transform in postprocessing(config, engine):
         value = for_prediction(config, transform, "to_onehot")
         if transform.name.startswith("AsDiscrete") and isinstance(value, int) and not isinstance(value, bool):
-            findings.add("outputs", value, findings.workflow.source(f"{transform.id}#to_onehot"))
-            return value
+            yield value, workflow.source(f"{transform.id}#to_onehot")
     for output in described_outputs.values():
         value = output.get("num_channels")
         if isinstance(value, int):
-            findings.add("outputs", value, "metadata.json: network_data_format")
-            return value
-    findings.add("outputs", "unknown", "the configs do not say", "the first batch will show it")
-    return None
+            yield value, "metadata.json: network_data_format"
 
 
 def _find_likelihood(
@@ -240,17 +274,22 @@ def _find_likelihood(
     loss_is_known: bool,
     outputs: int | None,
     wanted: LikelihoodLike | None,
+    dense: Clue | None,
 ) -> None:
-    guess = ""
+    guess, prefix = "", "" if dense is None else "voxelwise_"
     value: LikelihoodLike
     if wanted is not None:
         value, source = wanted, "the command line"
         name = wanted if isinstance(wanted, str) else _name_of(wanted)
+        name = name.removeprefix("voxelwise_").removeprefix("pooled_")
         against = next((other for other in found if other.is_loss and other.likelihood != name), None)
         guess = f"{against.says} says {against.likelihood}" if against is not None else ""
-    elif outputs == 1 and not (found and found[0].likelihood == "gaussian"):
+        if prefix and wanted in ("softmax", "sigmoid"):
+            value, source = prefix + str(wanted), f"{source}, at every voxel, since the outputs are dense"
+        prefix = ""
+    elif outputs == 1 and not (found and found[0].likelihood in ("gaussian", "sigmoid" if dense else "")):
         value, source = "sigmoid", "there is one output, over which a softmax would be constant"
-        guess = "" if found else "if the label is no class but a measured value, --likelihood gaussian"
+        guess = "" if found or dense else "if the label is no class but a measured value, --likelihood gaussian"
     elif found:
         value, source = found[0].likelihood, found[0].says
         against = next((other for other in found if other.likelihood != value), None)
@@ -260,15 +299,79 @@ def _find_likelihood(
             guess = f"if the label is a class, --likelihood {against.likelihood}"
         elif not loss_is_known and (against is not None or value == "sigmoid"):
             other = against.likelihood if against is not None else "softmax"
-            guess = f"no loss is known: if the outputs were trained with another one, --likelihood {other}"
+            guess = f"no loss is known: if the outputs were trained with another one, --likelihood {prefix}{other}"
     else:
         value, source = "softmax", "nothing speaks for another one"
-        guess = "set it with --likelihood"
+        guess = "set it with --likelihood" + (f" {prefix}sigmoid, where classes overlap" if prefix else "")
+    if prefix and value == "gaussian":
+        findings.refusal = findings.refusal or f"{IMAGES} ({source})"
+    elif prefix:
+        value = f"{prefix}{value}"
     findings.options["likelihood"] = value
     findings.add("likelihood", value, source, guess)
     if value == "gaussian":
         advice = f"set it to the root mean square error on held-out data, in the overlay: {GAUSSIAN}"
         findings.add("noise scale", 1.0, "the configs do not say", advice)
+
+
+def _find_of_dense(
+    findings: Findings,
+    engine: Component,
+    found: Sequence[Evidence],
+    loss: Component | None,
+    outputs: int | None,
+    wanted: LikelihoodLike | None,
+) -> None:
+    """What only a segmentation has: few cases, and the shape of its labels."""
+    config = findings.workflow.config
+    if wanted == "gaussian" or isinstance(wanted, LIKELIHOODS["gaussian"]):
+        findings.refusal = findings.refusal or f"{IMAGES} (--likelihood gaussian)"
+    activated = any(one.likelihood in ("softmax", "sigmoid") for one in found)
+    if wanted is None and not activated:
+        findings.refusal = findings.refusal or reads_probabilities(config, loss)
+    findings.options["max_images"] = MOST_VOLUMES
+    findings.add("max images", MOST_VOLUMES, "each case of a segmentation takes some hundred forward passes")
+    of_indices = loss is not None and config.literal(loss.content.get("to_onehot_y")) is True
+    without = ""
+    if _LABELS_IN_A_DICTIONARY.search(str(engine.content.get("prepare_batch"))):
+        without = f"{findings.workflow.source(f'{engine.id}#prepare_batch')} makes a dictionary of the labels"
+    elif of_indices and findings.options["likelihood"] == "voxelwise_sigmoid" and outputs != 1:
+        without = "the loss has to_onehot_y: true: labels are class indices, and sigmoids need one map each"
+    if without:
+        findings.options["label_key"] = None
+        findings.add("label key", "none", without, "the numbers that need labels are left out")
+
+
+def _find_window(
+    findings: Findings, engine: Component, network: Component | None, inputs: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """The window of each case that is measured: that of the evaluator's sliding window."""
+    config = findings.workflow.config
+    at, value = config.follow(engine.content.get("inferer"), f"{engine.id}#inferer")
+    inferer = config.component(value, at)
+    written = None if inferer is None else inferer.content.get("roi_size")
+    where = "" if inferer is None else f"{findings.workflow.source(inferer.id)}: roi_size of {inferer.name}"
+    sides = config.literal(written)
+    if isinstance(sides, int) and not isinstance(sides, bool):
+        axes = _spatial_axes(config, network, inputs)
+        sides = None if axes is None else [sides] * axes
+    if inferer is None or written is None:
+        source = "there is no sliding window" if inferer is None else f"{inferer.name} has no sliding window"
+        findings.add("window", "none, the whole image", source)
+    elif inferer.name == "SliceInferer":
+        findings.add("window", "none, the whole image slice by slice", f"{where}, of slices")
+    elif isinstance(sides, list) and 1 <= len(sides) <= 3 and all(isinstance(n, int) and n > 0 for n in sides):
+        findings.options["window"] = sides
+        findings.add("window", " x ".join(map(str, sides)), where)
+    else:
+        advice = "it takes longer; in the overlay, window: [x, y, z] measures one window of each case"
+        findings.add("window", "none, the whole image window by window", f"{where} is {written}", advice)
+
+
+def _spatial_axes(config: Config, network: Component | None, inputs: Mapping[str, Mapping[str, Any]]) -> int | None:
+    axes = None if network is None else config.literal(network.content.get("spatial_dims"))
+    shape = next((part.get("spatial_shape") for part in inputs.values()), None)
+    return axes if isinstance(axes, int) else len(shape) if isinstance(shape, list) and 1 <= len(shape) <= 3 else None
 
 
 def _name_of(likelihood: Likelihood) -> str:
@@ -292,6 +395,8 @@ def _find_channel_mask(findings: Findings, network: Component | None, metadata: 
     source = "metadata.json: channel_def = " + ", ".join(channels)
     named = [network.content[name] for name in _CHANNELS if name in network.content] if network is not None else []
     count = config.literal(named[0]) if named else None
+    if makers and not isinstance(count, int):  # an expression
+        count = next((part.get("num_channels") for part in described(metadata, "inputs").values()), None)
     fits = not isinstance(count, int) or count == len(channels)
     if any(drawn) and not all(drawn) and not fits:
         against = f"{source}, but the network takes {count}"
@@ -299,7 +404,10 @@ def _find_channel_mask(findings: Findings, network: Component | None, metadata: 
     if not (any(drawn) and not all(drawn) and fits):
         if not makers or not isinstance(count, int) or count < 2:
             return
-        drawn, source = [False] * (count - 1) + [True], f"{makers[0]} adds a channel that a person draws"
+        own = len(channels) if 0 < len(channels) < count else count - 1  # which the metadata name
+        drawn = [False] * own + [True] * (count - own)
+        more = "a channel" if count - own == 1 else f"{count - own} channels"
+        source = f"{makers[0]} adds {more} that a person draws"
     mask = [not is_drawn for is_drawn in drawn]
     findings.options["channel_mask"] = mask
     findings.add("channel mask", mask, source, "only these channels are varied; change channel_mask in the overlay")
@@ -314,6 +422,9 @@ def _channel_names(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def _find_keys(findings: Findings, engine: Component) -> None:
+    if "label_key" in findings.options:  # found already
+        findings.add("image key", "image", "MONAI's usual key")
+        return
     if engine.name != "SupervisedEvaluator":
         findings.add("image key, label key", "image, label", "MONAI's usual keys", "change them in the overlay")
         return
@@ -328,7 +439,9 @@ def _find_inferer(findings: Findings, engine: Component) -> None:
     if value is None:
         return
     name, guess = inferer.name if inferer else str(value), ""
-    if name != "SimpleInferer":
+    if "window" in findings.options:
+        guess = "iFIM looks at one window of each case, through the network itself; window: null at the whole image"
+    elif name != "SimpleInferer":
         findings.options["use_inferer"] = True
         guess = "iFIM looks through it; with use_inferer: false at the network alone"
     findings.add("inferer", name, findings.workflow.source(at), guess)

@@ -5,57 +5,52 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from monai_ifim.bundle.configs import Component, Config
+from monai_ifim.bundle.dense import CLASSIFIERS, Clue, has_several_axes
 from monai_ifim.bundle.evidence import REGRESSION_FORMATS, metrics
 
-_DENSE = "its outputs are dense (segmentation): values at every voxel, where iFIM needs one row of outputs an image"
 _AXES = "its outputs have several axes {}, where iFIM needs one row of outputs an image"
-_DETECTION = "it detects objects: its outputs are boxes, where iFIM needs one row of outputs an image"
-_PROMPTS = "it works on prompts (points, clicks or boxes) beside the image, and its outputs are dense"
-_REGISTRATION = "it registers images: its output is a deformation, where iFIM needs one row of outputs an image"
-_GENERATION = "it generates images, where iFIM needs one row of outputs an image"
+_DETECTION = "it detects objects: its outputs are boxes, where iFIM needs classes or measured values"
+_PROMPTS = "it works on prompts (points, clicks or boxes), without which its network cannot be called"
+_REGISTRATION = "it registers images: its output is a deformation, where iFIM needs classes or measured values"
+_GENERATION = "it generates images, where iFIM needs classes or measured values"
+_FLOWS = "its outputs are a mask and flows beside it, where iFIM needs classes"
+_BRANCHES = "its network returns several outputs; name the logits with --output_key"
 _TENSORRT = "its network is a TensorRT engine, through which no gradient can pass; attach to the plain network instead"
 _PROBABILITIES = "its network gives probabilities, not logits: the loss {} reads probabilities"
 _NO_HEAD = "its ViT has no classification head (classification: true)"
-_NO_CLASSIFIER = (_DENSE, _AXES.partition(" {")[0], _DETECTION, _PROMPTS, _REGISTRATION, _GENERATION, _NO_HEAD)
-
-# MONAI's networks whose outputs are (B, outputs).
-CLASSIFIERS = re.compile(
-    r"^(densenet\w*|resnet(?!encoder|features)\w*|se_?res\w*|senet\w*|efficientnet(?!.*(features|encoder))\w*|vit|milmodel|"
-    r"torchvisionfcmodel|classifier|netadapter|fullyconnectednet)$",
-    re.IGNORECASE,
+IMAGES = "its outputs are images, of measured values at every voxel, for which iFIM has no likelihood"
+_NO_CLASSIFIER = (
+    *(_AXES.partition(" {")[0], _DETECTION, _PROMPTS, _REGISTRATION, _GENERATION, _FLOWS, _NO_HEAD, IMAGES),
 )
+
 # By the name of a class, whose words begin with capitals, or of a function; the first that matches holds.
 _NETWORKS = {
     r"RetinaNet|Detector|DetectionNet|YOLO|R-?CNN|^FCOS": _DETECTION,
     r"^(yolo|fasterrcnn_|maskrcnn_|keypointrcnn_|retinanet_|fcos_|ssd\d)": _DETECTION,
-    r"CellSam": _DENSE,  # without prompts
-    r"VISTA|Vista[23]|^vista3d\d*$|^SAM\d?\b|Sam[A-Z]|DeepEdit|NuClick|Deep[Gg]row": _PROMPTS,
+    r"CellSam": _FLOWS,
+    r"VISTA|Vista[23]|^vista3d\d*$|^SAM\d?\b|Sam[A-Z]": _PROMPTS,
     r"VoxelMorph|^RegUNet|^RegResNet|^LocalNet$|^GlobalNet$": _REGISTRATION,
     r"Diffusion|Auto[Ee]ncoder|VQVAE|ViTAutoEnc|ControlNet|Generator([A-Z]|$)|SPADE|DecoderOnly": _GENERATION,
     r"(^|[a-z]|DC|W)(GAN|Gan)([A-Z]|$)": _GENERATION,
-    r"U-?[Nn]et|^Basicunet|UNETR|UNEST|UNesT|SegResNet|^VNet$|^AHNet$|DiNTS|Ho[Vv]erNet": _DENSE,
-    r"HighResNet|DAF3D|Med[Nn]e[Xx]t": _DENSE,
-    r"^Quicknat|^(MC)?FCN(?![a-z])|DeepLab|^(fcn_|deeplabv3_|lraspp_|u_?net(_|$))": _DENSE,
 }
+_SEVERAL_OUTPUTS = re.compile(r"Ho[Vv]erNet")
 _LOSSES = {
-    r"Dice|Tversky|Hausdorff|Jaccard|IoU|HoVerNet|^dice_loss$": _DENSE,
     r"NormalizedCrossCorrelation|MutualInformation|BendingEnergy|DiffusionLoss": _REGISTRATION,
     r"Adversarial|Perceptual|SSIM": _GENERATION,
 }
+# Losses that read probabilities unless they are told to apply an activation.
+_LOSSES_OF_EITHER = re.compile(r"^(Masked|Generalized)?(Dice|Tversky)Loss$|^HausdorffDTLoss$")
 _ENGINES = {
     r"Detection|Detector": _DETECTION,
-    r"V(ista|ISTA)(?![a-z])|DeepEdit|Interact": _PROMPTS,
+    r"V(ista|ISTA)(?![a-z])|Interact": _PROMPTS,
     r"(^|[a-z]|DC|W)(GAN|Gan)([A-Z]|$)|LDM|VAE|Vae(?![a-z])|Diffusion|ControlNet": _GENERATION,
 }
-_METRICS = {
-    r"Dice|IoU|Hausdorff|SurfaceDistance|PanopticQuality": _DENSE,
-    r"SignalNoiseRatio|SignalToNoiseRatio|PSNR|SSIM": _GENERATION,
-}
-_FORMATS = {"segmentation": _DENSE, "magnitude": _GENERATION}
+_METRICS = {r"SignalNoiseRatio|SignalToNoiseRatio|PSNR|SSIM": _GENERATION}
+_FORMATS = {"magnitude": _GENERATION}
 
 
 def refusal(
@@ -64,6 +59,8 @@ def refusal(
     network: Component | None,
     loss: Component | None,
     outputs: Mapping[str, Mapping[str, Any]],
+    dense: Clue | None = None,
+    output_key: int | str | None = None,
 ) -> str | None:
     """Why iFIM cannot be attached, as the end of a sentence; None where nothing speaks against it.
 
@@ -76,6 +73,8 @@ def refusal(
         network: what makes the network, where the configs show it.
         loss: what makes the loss, likewise.
         outputs: what the metadata say of each.
+        dense: what says that the outputs are dense.
+        output_key: which output the user names.
     """
     if _has_tensorrt(config, evaluator):
         return _TENSORRT
@@ -91,7 +90,7 @@ def refusal(
         if found:
             return f"{found} (network {network.name})"
         shape = output_shape(config, network)
-        if shape is not None and _has_several_axes(shape):
+        if shape is not None and has_several_axes(shape):
             return f"{_AXES.format(shape)} (network {network.name})"
     if loss is not None:
         if loss.name == "BCELoss":
@@ -99,7 +98,27 @@ def refusal(
         found = _first(_LOSSES, loss.name)
         if found:
             return f"{found} (loss {loss.name})"
-    return None if classifies else _refusal_by_metrics(config, evaluator) or _refusal_by_metadata(outputs)
+    if len(outputs) > 1 and not classifies:
+        return f"its network returns several outputs ({', '.join(outputs)}); name the logits with --output_key"
+    if network is not None and _SEVERAL_OUTPUTS.search(network.name) and output_key is None:
+        return f"{_BRANCHES} (network {network.name})"
+    if classifies or (dense is not None and dense.trained and output_key is None):
+        return None
+    return _refusal_by_metrics(config, evaluator) or _refusal_by_metadata(outputs)
+
+
+def reads_probabilities(config: Config, loss: Component | None) -> str | None:
+    """The refusal of a network that is trained with a loss of probabilities, where the loss is known to be one."""
+    if loss is None or not _LOSSES_OF_EITHER.match(loss.name):
+        return None
+    made = str(config.get(loss.id))
+    options = ("softmax", "sigmoid", "other_act")
+    if any(config.literal(loss.content.get(name)) is not False and loss.content.get(name) for name in options):
+        return None
+    if any(f"{name}=" in made.replace(" ", "") for name in options):  # in an expression
+        return None
+    advice = "if its outputs are logits, --likelihood voxelwise_softmax or voxelwise_sigmoid"
+    return f"{_PROBABILITIES.format(loss.name)} (no softmax, no sigmoid); {advice}"
 
 
 def output_shape(config: Config, network: Component) -> list[int] | None:
@@ -149,23 +168,16 @@ def _refusal_by_metrics(config: Config, evaluator: Component) -> str | None:
 
 
 def _refusal_by_metadata(outputs: Mapping[str, Mapping[str, Any]]) -> str | None:
-    if len(outputs) > 1:
-        named = ", ".join(outputs)
-        return f"its network returns several outputs ({named}); name the logits with --output_key"
     for output in outputs.values():
         if output.get("type") == "object":
             return f"{_DETECTION} (metadata.json)"
         format, shape = str(output.get("format")), output.get("spatial_shape")
         found = _FORMATS.get(format)
-        if found is None and isinstance(shape, list) and _has_several_axes(shape):
-            found = _AXES.format(shape) if format in REGRESSION_FORMATS else _DENSE
+        if found is None and format in REGRESSION_FORMATS and isinstance(shape, list) and has_several_axes(shape):
+            found = _AXES.format(shape)
         if found:
             return f"{found} (metadata.json)"
     return None
-
-
-def _has_several_axes(shape: Sequence[Any]) -> bool:
-    return sum(size != 1 for size in shape) > 1
 
 
 def _first(table: Mapping[str, str], name: str) -> str | None:

@@ -367,6 +367,63 @@ SHAPES: dict[str, Callable[[], Files]] = {
 }
 
 
+def unet(channels: int = 1, outputs: Any = 3, **options: Any) -> dict[str, Any]:
+    """A small segmentation network of MONAI."""
+    size: dict[str, Any] = {"channels": [4, 8], "strides": [2], **options}
+    return part("UNet", spatial_dims=2, in_channels=channels, out_channels=outputs, **size)
+
+
+def segmentation(
+    loss: Mapping[str, Any] | None = None,
+    postprocessing: list[dict[str, Any]] | None = None,
+    inferer: Mapping[str, Any] | None = None,
+    channels: int = 1,
+    outputs: int = 3,
+    label: str = "torch.arange(256).reshape(1, 16, 16) // 90",
+) -> Files:
+    """Maps of classes; default three stripes, a softmax, and a sliding window."""
+    train = in_sections()["train.json"]
+    train["network_def"] = unet(channels, outputs)
+    train["loss"] = dict(loss or part("DiceLoss", softmax=True, to_onehot_y=True))
+    inferer = inferer or part("SlidingWindowInferer", roi_size=[8, 8], sw_batch_size=4)
+    train["validate"]["inferer"] = dict(inferer)
+    for section, count in (("train", 4), ("validate", 3)):
+        data = images(channels=channels, classes=None, count=count, size=16)
+        train[section]["dataset"]["data"] = data.replace("} for i in", f", 'label': {label}}} for i in")
+        argmax = part("AsDiscreted", keys=["pred", "label"], argmax=[True, False], to_onehot=outputs)
+        softmax = part("Activationsd", keys="pred", softmax=True)
+        train[section]["postprocessing"] = compose(*(postprocessing or [softmax, argmax]))
+    dice = part("MeanDice", output_transform="$monai.handlers.from_engine(['pred', 'label'])")
+    train["validate"]["key_metric"] = {"val_accuracy": dice}
+    train["num_epochs"] = 1
+    return {"train.json": train}
+
+
+def overlapping() -> Files:
+    """Sigmoids, a map each, without a sliding window."""
+    threshold = part("AsDiscreted", keys="pred", threshold=0.5)
+    label = "torch.stack([(torch.arange(256) > n).reshape(16, 16).float() for n in (90, 180)])"
+    simple = part("SimpleInferer")
+    return segmentation(part("DiceLoss", sigmoid=True), [SIGMOID, threshold], simple, outputs=2, label=label)
+
+
+def sigmoids_of_class_indices() -> Files:
+    """Sigmoids, trained with labels that are class indices."""
+    threshold = part("AsDiscreted", keys=["pred", "label"], threshold=[0.5, None], to_onehot=[None, 3])
+    return segmentation(part("DiceLoss", sigmoid=True, to_onehot_y=True), [SIGMOID, threshold])
+
+
+def clicks() -> Files:
+    """The second channel is where a person clicked."""
+    channels = {"0": "image", "1": "clicks"}
+    return {**segmentation(channels=2), "metadata.json": metadata("segmentation", 3, channels)}
+
+
+SEGMENTATIONS: dict[str, Callable[[], Files]] = {
+    shape.__name__: shape for shape in (segmentation, overlapping, sigmoids_of_class_indices, clicks)
+}
+
+
 def metadata(format: str, channels: int, channel_def: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What a bundle's metadata say of its input and output."""
     return {

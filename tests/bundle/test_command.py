@@ -200,8 +200,8 @@ def test_a_config_that_cannot_be_read_is_named(name: str, tmp_path: Path, capsys
 
 
 def test_where_nothing_else_is_usable_the_config_that_cannot_be_read_is_named(tmp_path: Path, capsys: Captured):
-    unet = {"inference.json": alone([], network=part("UNet"))}
-    for others in ({}, unet):
+    detector = {"inference.json": alone([], network=part("RetinaNet"))}
+    for others in ({}, detector):
         said = refused([write(tmp_path / str(len(others)), {"train.json": "{", **others})], capsys)
         assert "  train.json: it cannot be read as JSON: " in said
         assert ("--assume_classifier" in said) == bool(others)
@@ -209,13 +209,13 @@ def test_where_nothing_else_is_usable_the_config_that_cannot_be_read_is_named(tm
 
 def test_a_bundle_of_which_no_workflow_can_be_served_is_refused_with_each_reason(tmp_path: Path, capsys: Captured):
     contents = in_sections()
-    contents["train.json"]["network_def"] = part("UNet")
-    contents["inference.json"]["network_def"] = part("SegResNet")
+    contents["train.json"]["network_def"] = part("VoxelMorph")
+    contents["inference.json"]["network_def"] = part("RetinaNet")
     root = write(tmp_path / "organs", contents)
     said = refused([root], capsys)
     assert said.startswith("python -m monai_ifim: iFIM cannot be attached to organs:\n")
-    assert "  train: its outputs are dense (segmentation): values at every voxel" in said
-    assert "(network SegResNet)" in said
+    assert "  train: it registers images: its output is a deformation" in said
+    assert "(network RetinaNet)" in said
     assert "--assume_classifier" in said
     assert not (root / "configs" / "ifim.yaml").exists()
     assert main(["attach", str(root), "--assume_classifier"]) == 0
@@ -225,7 +225,7 @@ def test_a_bundle_of_which_no_workflow_can_be_served_is_refused_with_each_reason
 def test_a_bundle_without_evaluator_or_with_our_ids_says_so(tmp_path: Path, capsys: Captured):
     generates = {"trainer": part("scripts.LDMTrainer"), "run": ["$@trainer.run()"]}
     said = refused([write(tmp_path / "no", {"train.json": generates, "other.json": {"a": 1}})], capsys)
-    assert "train: it generates images, where iFIM needs one row of outputs an image (scripts.LDMTrainer)." in said
+    assert "train: it generates images, where iFIM needs classes or measured values (scripts.LDMTrainer)." in said
     assert "other: it has no evaluator, whose run could be watched" in said
     assert "--assume_classifier" not in said
     said = refused([write(tmp_path / "ids", {"inference.json": {**alone([]), "ifim_saver": 1}})], capsys)
@@ -234,10 +234,10 @@ def test_a_bundle_without_evaluator_or_with_our_ids_says_so(tmp_path: Path, caps
 
 
 def test_workflows_that_cannot_be_served_do_not_stop_the_others(tmp_path: Path, capsys: Captured):
-    root = write(tmp_path, {**flat(), "inference.json": alone([], network=part("UNet"))})
+    root = write(tmp_path, {**flat(), "inference.json": alone([], network=part("RetinaNet"))})
     assert main(["attach", str(root)]) == 0
-    assert "inference: left out, its outputs are dense" in capsys.readouterr().out
-    assert "UNet" not in (root / "configs" / "ifim.yaml").read_text()
+    assert "inference: left out, it detects objects" in capsys.readouterr().out
+    assert "RetinaNet" not in (root / "configs" / "ifim.yaml").read_text()
 
 
 def test_an_evaluator_that_one_workflow_has_leaves_the_others_with_their_own(tmp_path: Path, capsys: Captured):

@@ -12,7 +12,7 @@ from monai_ifim.bundle.refusal import refusal_without_evaluator
 from monai_ifim.bundle.stacks import Workflow
 from tests.bundle.bundles import alone, densenet, in_sections, metadata, part, regression
 
-DENSE, BOXES, PROMPTS = "dense (segmentation)", "detects objects", "works on prompts"
+BOXES, PROMPTS, FLOWS = "detects objects", "works on prompts", "a mask and flows"
 DEFORMATION, PICTURES = "registers images", "generates images"
 CROSS_ENTROPY, L1 = part("torch.nn.CrossEntropyLoss"), part("torch.nn.L1Loss")
 
@@ -35,10 +35,10 @@ def trained_with(loss: Any, network: Any = "$make()") -> dict[str, Any]:
 
 
 REFUSED = {
-    DENSE: "UNet monai.networks.nets.SegResNet SwinUNETR FlexibleUNet DynUNet HoVerNet scripts.FCN BasicUnet UNETR "
-    "VNet DiNTS torchvision.models.segmentation.fcn_resnet50 CellSamWrapper",
     BOXES: "torchvision.models.detection.fasterrcnn_resnet50_fpn RetinaNet RetinaNetDetector",
-    PROMPTS: "monai.networks.nets.vista3d132 SAM SamPredictor VISTA3D DeepEdit",
+    PROMPTS: "monai.networks.nets.vista3d132 SAM SamPredictor VISTA3D",
+    FLOWS: "monai.networks.nets.CellSamWrapper",
+    "returns several outputs": "HoVerNet",
     DEFORMATION: "RegUNet RegResNet VoxelMorphUNet VoxelMorph LocalNet GlobalNet",
     PICTURES: "scripts.CycleGAN AutoEncoder AutoencoderKL VarAutoEncoder VQVAE ViTAutoEnc DiffusionModelUNet Generator",
 }
@@ -88,7 +88,6 @@ def test_a_regressor_needs_one_row_of_outputs(shape: list[int], refused: bool):
 @pytest.mark.parametrize(
     ("loss", "reason"),
     [
-        *((loss, DENSE) for loss in ("DiceLoss", "DiceCELoss", "TverskyLoss")),
         *((loss, DEFORMATION) for loss in ("LocalNormalizedCrossCorrelationLoss", "BendingEnergyLoss")),
         *((loss, PICTURES) for loss in ("PatchAdversarialLoss", "PerceptualLoss", "SSIMLoss")),
         ("torch.nn.BCELoss", "gives probabilities, not logits"),
@@ -135,9 +134,7 @@ def test_an_engine_of_something_else_is_refused_with_any_network(
 @pytest.mark.parametrize(
     ("format", "shape", "reason"),
     [
-        ("segmentation", None, DENSE),
         ("magnitude", None, PICTURES),
-        *(("classes", shape, DENSE) for shape in ([96, 96, 96], ["16*n", "16*n"])),
         *((format, [2, 10], "several axes [2, 10]") for format in ("points", "regression")),
         *(("classes", shape, None) for shape in ([1, 2], [], None)),
         *((format, shape, None) for format in ("points", "regression", "labels") for shape in ([1, 2], [], None)),
@@ -177,8 +174,6 @@ def test_several_outputs_need_the_name_of_the_logits():
 @pytest.mark.parametrize(
     ("metric", "reason"),
     [
-        *((name, DENSE) for name in ("MeanDice", "monai.handlers.MeanIoUHandler", "HausdorffDistance")),
-        *((name, DENSE) for name in ("SurfaceDistance", "GeneralizedDiceScore")),
         *((name, PICTURES) for name in ("PeakSignalToNoiseRatio", "ignite.metrics.PSNR", "ignite.metrics.SSIM")),
         *((name, None) for name in ("MeanSquaredError", "ignite.metrics.MeanAbsoluteError", "ROCAUC")),
     ],
@@ -224,9 +219,9 @@ def test_an_ensemble_and_a_config_that_defines_our_ids_are_refused_even_as_a_cla
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"trainer": part("scripts.LDMTrainer"), "net": densenet()}, "generates images, where iFIM needs one row"),
+        ({"trainer": part("scripts.LDMTrainer"), "net": densenet()}, "generates images, where iFIM needs classes"),
         ({"net": part("DiffusionModelUNet")}, PICTURES),
-        ({"net": part("UNet")}, DENSE),
+        ({"net": part("UNet")}, None),
         ({"net": densenet()}, None),
         ({"net": part("Regressor")}, None),
     ],
@@ -239,7 +234,7 @@ def test_a_config_without_evaluator_says_what_it_does_instead(content: dict[str,
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"network_def": part("UNet")}, True),
+        ({"network_def": part("RetinaNet")}, True),
         ({"network_def": part("ViT")}, True),
         ({"network_def": part("Regressor", out_shape=[2, 10])}, True),
         ({"network_def": "$torch.jit.load('model_trt.ts')"}, False),

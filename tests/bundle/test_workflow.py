@@ -387,9 +387,9 @@ def test_attaching_beside_the_overlay_and_to_an_evaluator_that_is_not_there_is_r
 
 def test_a_workflow_that_cannot_be_served_is_refused_unless_the_user_knows_better(tmp_path: Path):
     config = alone([])
-    config["loss"], config["trainer"] = part("DiceLoss"), part("SupervisedTrainer", loss_function="@loss")
+    config["loss"], config["trainer"] = part("PerceptualLoss"), part("SupervisedTrainer", loss_function="@loss")
     workflow = started(tmp_path, ["inference.json"], {"inference.json": config})
-    with pytest.raises(ValueError, match=r"iFIM cannot be attached: its outputs are dense.*assume_classifier=True"):
+    with pytest.raises(ValueError, match=r"iFIM cannot be attached: it generates images.*assume_classifier=True"):
         attach(workflow, **QUIET)
     ifim = attach(workflow, assume_classifier=True, **QUIET)
     workflow.run()
