@@ -3,6 +3,7 @@
 """Data with a known answer, and readers of public formats."""
 
 from monai_ifim.data.medmnist import FirstOutput, MedMNISTDataset, MedMNISTFile, medmnist_spatial_size
+from monai_ifim.data.segmentation import SegmentationDataset, made_up_volume
 from monai_ifim.data.signal_detection import IdealObserver, SignalDetectionDataset, SignalDetectionTask
 
 __all__ = [
@@ -10,7 +11,9 @@ __all__ = [
     "IdealObserver",
     "MedMNISTDataset",
     "MedMNISTFile",
+    "SegmentationDataset",
     "SignalDetectionDataset",
     "SignalDetectionTask",
+    "made_up_volume",
     "medmnist_spatial_size",
 ]

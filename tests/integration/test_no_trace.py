@@ -42,6 +42,7 @@ run:
     'hooks': [[len(module._forward_hooks), len(module._backward_hooks)] for module in @network.modules()]},
     @output_dir + '/end.pt')"
 """
+ACCURACY = r".*val_accuracy: \S+ .*val_auc: "
 # Few lines and pictures.
 LIGHT = {"ifim#directions": ["high", "low_matched"], "ifim#strengths": [0.03], "ifim#shown": 1, "ifim#max_images": 8}
 
@@ -75,11 +76,12 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, T
     data: dict[str, dict[str, Any]] = {
         "medmnist_classification": {"dataset_file": noise_file(folder)},
         "signal_detection": {"train_samples": 96, "val_samples": 24},
+        "hippocampus_segmentation": {"val_interval": 1},
     }
     commands = [
         bundle_run(
             *(f"{bundle}_{name}", bundle, ["train", *overlay, folder / "end.yaml"], folder, (bundle, name) in DRAWN),
-            **{**data[bundle], "num_epochs": EPOCHS, "batch_size": 32, **(LIGHT if overlay else {})},
+            **{"num_epochs": EPOCHS, "batch_size": 32, **(LIGHT if overlay else {}), **data[bundle]},
         )
         for bundle in NAMES
         for name, overlay in overlays.items()
@@ -161,5 +163,6 @@ def test_each_route_measured_and_drew_at_every_epoch_and_the_log_has_lines_to_co
     alone = trainings[bundle]["alone"]
     assert not any(name.startswith("ifim") for name in alone.end["metrics"])
     text = "\n".join(lines(alone))
-    assert len(re.findall(r"Metrics -- .*val_accuracy: \S+ .*val_auc: ", text)) == EPOCHS
-    assert "new best metric of val_auc" in text
+    logged, key = (r".*val_mean_dice: ", "val_mean_dice") if "segmentation" in bundle else (ACCURACY, "val_auc")
+    assert len(re.findall(rf"Metrics -- {logged}", text)) == EPOCHS
+    assert f"new best metric of {key}" in text
