@@ -13,7 +13,7 @@ from monai.transforms import GaussianSmooth, LoadImage
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["SPLITS", "SegmentationDataset", "made_up_volume"]
+__all__ = ["SPLITS", "SegmentationDataset", "drawn_volume", "made_up_volume", "volume_files"]
 
 # First and last share, by name order, of the volumes of each split.
 SPLITS = {"train": (0.0, 8 / 13), "val": (8 / 13, 10 / 13), "test": (10 / 13, 1.0)}
@@ -84,7 +84,11 @@ def made_up_volume(side: int, seed: int, number: int) -> tuple[Tensor, Tensor]:
         >>> bool((image[label == 1].mean() > image[label == 0].mean()))
         True
     """
-    generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+    return drawn_volume(side, torch.Generator().manual_seed(1_000_003 * seed + number))
+
+
+def drawn_volume(side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """As :func:`made_up_volume`, from the next numbers of a generator."""
     grid = (side, side, side)
     places = torch.stack(torch.meshgrid(*[torch.arange(side)] * 3, indexing="ij"), dim=-1) / side * 16.0
     label = torch.zeros(1, *grid, dtype=torch.int64)
@@ -101,10 +105,10 @@ def made_up_volume(side: int, seed: int, number: int) -> tuple[Tensor, Tensor]:
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     """Images and labels by name order."""
     for images, labels in _FOLDERS:
-        there = {file.name: file for file in _volumes(folder / images)}
+        there = {file.name: file for file in volume_files(folder / images)}
         if not there:
             continue
-        names = {file.name for file in _volumes(folder / labels)}
+        names = {file.name for file in volume_files(folder / labels)}
         missing = sorted(set(there) - names)
         if missing:
             raise ValueError(f"'{folder / labels}' has no label for {', '.join(missing[:5])}.")
@@ -113,7 +117,7 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     raise ValueError(f"'{folder}' has no NIfTI files; it must hold the folders {expected}.")
 
 
-def _volumes(folder: Path) -> list[Path]:
+def volume_files(folder: Path) -> list[Path]:
     """NIfTI files, without the hidden ones that archives of the Decathlon have."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [file for file in files if file.name.endswith(_ENDINGS) and not file.name.startswith(".")]

@@ -129,14 +129,10 @@ def input_fisher(
             f"The Lanczos solver needs float32 or float64: residuals of a thousandth drown in the rounding of "
             f"{images.dtype}. Convert both: network.float(), images.float()."
         )
-    if (
-        kind == "lanczos"
-        and options.most_vectors is not None
-        and options.most_vectors < (rank or DEFAULT_DENSE_RANK) + 2
-    ):
+    pairs = DEFAULT_DENSE_RANK if rank is None else int(rank)
+    if kind == "lanczos" and options.most_vectors is not None and options.most_vectors < pairs + 2:
         raise ValueError(
-            f"most_vectors must be {(rank or DEFAULT_DENSE_RANK) + 2} or more for {rank or DEFAULT_DENSE_RANK} "
-            f"eigenvectors, got {options.most_vectors}."
+            f"most_vectors must be {pairs + 2} or more for {pairs} eigenvectors, got {options.most_vectors}."
         )
     automatic = solver is None and rank is not None and precise
     most_columns = _MANY_COLUMNS + _COLUMNS_A_PAIR * (rank or 0) if automatic else math.inf
@@ -152,13 +148,12 @@ def input_fisher(
             except ManyColumns:
                 kind = "lanczos"
                 return solve(rows)
-        pairs = DEFAULT_DENSE_RANK if rank is None else int(rank)
         return solve_with_lanczos(some, rows_images, rank=pairs, options=options, progress=progress, **shared)
 
     parts, batches = [], Batches(model.images_at_a_time(images))
     for rows, part in batches.run(torch.arange(len(images), device=images.device), solve):
         if part is None:
-            part = _did_not_fit(model.rows(rows), images[rows], mask, kind, most_columns, rank, batches)
+            part = _did_not_fit(model.rows(rows), images[rows], mask, kind, most_columns, pairs, batches)
         parts.append(part if keep_factor else part.without_factor())
     fisher = InputFisher.concatenate(parts)
     model.likelihood.check(fisher.outputs)
@@ -178,7 +173,7 @@ def _did_not_fit(
     channel_mask: Tensor | None,
     solver: str,
     most_columns: float,
-    rank: int | None,
+    pairs: int,
     batches: Batches,
 ) -> InputFisher:
     """Of one image (1, C_in, *spatial) whose backward pass does not fit into memory; a forward pass needs far less."""
@@ -190,7 +185,7 @@ def _did_not_fit(
     if columns > most_columns:
         solver = "lanczos"
     if solver == "lanczos":
-        columns = min(rank or DEFAULT_DENSE_RANK, images.numel())
+        columns = min(pairs, images.numel())
     nothing = torch.zeros(1, dtype=torch.int64, device=images.device)
     unknown = torch.full((1, columns), torch.nan, dtype=torch.float64, device=images.device)
     kept: dict[str, Any] = {}

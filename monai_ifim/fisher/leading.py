@@ -175,8 +175,7 @@ class _Products:
         """``G w`` (B, D) of random signs w, the same for every image."""
         safe_point()
         generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (self._factor.rank,), generator=generator).double() * 2 - 1
-        signs = signs.to(self._images.device).expand(len(self._images), -1)
+        signs = self._factor.signs(generator, len(self._images), self._images.device)
         return self._transposed(self._factor.times(signs))
 
     def _transposed(self, cotangents: Tensor) -> Tensor:

@@ -64,11 +64,12 @@ class FisherOperator:
         found = torch.empty(len(self.images), dtype=torch.float64, device=self.images.device)
 
         def quadratic(rows: Tensor) -> Tensor:
-            with self.model.rows(rows).linearised(self.images[rows], both=True) as point:
+            model = self.model.rows(rows)
+            with model.linearised(self.images[rows], both=True) as point:
                 product = point.jvp(directions[rows])
                 outputs = point.outputs if self._outputs is None else self._outputs[rows]
-                likelihood = self.model.rows(rows).likelihood.at(outputs)
-                return likelihood.factor(outputs).transposed_times(product).square().sum(dim=1)
+                factor = model.likelihood.at(outputs).factor(outputs)
+                return factor.transposed_times(product).square().sum(dim=1)
 
         for rows, part in batches.run(torch.arange(len(self.images), device=self.images.device), quadratic):
             if part is None:

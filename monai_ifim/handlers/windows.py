@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from monai_ifim.handlers.batch import Batch
-from monai_ifim.likelihoods import Dense
+from monai_ifim.likelihoods import Dense, foreground
 
 
 def in_window(
@@ -43,13 +43,13 @@ def in_window(
             f"window must have one side for each spatial axis: {list(sides)} has {len(sides)}, and the images have "
             f"{len(shape)}."
         )
-    foreground = _foreground(batch.labels, shape)
-    foreground = predicted if foreground is None else foreground
+    labelled = _labelled(batch.labels, shape)
+    inside = predicted if labelled is None else labelled
     starts = []
     for row, position in enumerate(positions):
         start = known.get(position)
         if start is None or any(first >= size for first, size in zip(start, shape)):
-            start = window_start(None if foreground is None else foreground[row, 0], shape, sides)
+            start = window_start(None if inside is None else inside[row, 0], shape, sides)
             known[position] = start
         starts.append(start)
 
@@ -66,13 +66,13 @@ def in_window(
     return replace(batch, images=images, labels=cut(batch.labels), masks=cut(batch.masks), affines=affines)
 
 
-def window_start(foreground: Tensor | None, shape: Sequence[int], sides: Sequence[int]) -> tuple[int, ...]:
+def window_start(inside: Tensor | None, shape: Sequence[int], sides: Sequence[int]) -> tuple[int, ...]:
     """The first voxel of the window that holds most of the foreground; of several, the one most in its middle.
 
     Negative along an axis where the image is smaller than the window, which then lies around it.
 
     Args:
-        foreground: (*spatial), bool; None, or nothing in it, for the window in the middle.
+        inside: the foreground, (*spatial), bool; None, or nothing in it, for the window in the middle.
         shape: of the image.
         sides: of the window.
 
@@ -83,9 +83,9 @@ def window_start(foreground: Tensor | None, shape: Sequence[int], sides: Sequenc
         (4, -1)
     """
     middle = tuple((size - side) // 2 for size, side in zip(shape, sides))
-    if foreground is None or not foreground.any():
+    if inside is None or not inside.any():
         return middle
-    counts = foreground.cpu().long()
+    counts = inside.cpu().long()
     for axis, (size, side) in enumerate(zip(shape, sides)):
         if side >= size:
             counts = counts.sum(dim=axis, keepdim=True)
@@ -93,7 +93,7 @@ def window_start(foreground: Tensor | None, shape: Sequence[int], sides: Sequenc
         sums = torch.cat([torch.zeros_like(counts.narrow(axis, 0, 1)), counts.cumsum(dim=axis)], dim=axis)
         counts = sums.narrow(axis, side, size - side + 1) - sums.narrow(axis, 0, size - side + 1)
     best = (counts == counts.max()).nonzero().double()
-    places = foreground.nonzero().double()
+    places = inside.nonzero().double()
     centre = (places.amin(dim=0) + places.amax(dim=0)) / 2
     wanted = centre.cpu() - (torch.tensor(sides, dtype=torch.float64) - 1) / 2
     chosen = best[(best - wanted).square().sum(dim=1).argmin()].long().tolist()
@@ -111,17 +111,16 @@ def predicted_foreground(outputs: object, likelihood: Dense, batch_size: int, sh
     """
     if not isinstance(outputs, Tensor) or outputs.shape[0] != batch_size or tuple(outputs.shape[2:]) != tuple(shape):
         return None
-    decision = likelihood.decision(outputs.detach().as_subclass(Tensor))
-    return (decision != 0).any(dim=1, keepdim=True)
+    return foreground(likelihood.decision(outputs.detach().as_subclass(Tensor)))
 
 
-def _foreground(labels: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+def _labelled(labels: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     """Where labels (B, C, *spatial) are not background, bool, (B, 1, *spatial)."""
     if labels is None or tuple(labels.shape[2:]) != shape:
         return None
     # one-hot: the first channel is the background
     one_hot = labels.shape[1] > 1 and bool((labels.sum(dim=1) == 1).all())
-    return (labels[:, one_hot:] != 0).any(dim=1, keepdim=True)
+    return foreground(labels[:, one_hot:])
 
 
 def _cut(image: Tensor, start: Sequence[int], sides: Sequence[int]) -> Tensor:

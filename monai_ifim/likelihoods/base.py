@@ -46,6 +46,10 @@ class FisherFactor(ABC):
             batch_size: B.
             device: of the outputs.
         """
+        return self.signs(generator, batch_size, device)
+
+    def signs(self, generator: torch.Generator, batch_size: int, device: torch.device) -> Tensor:
+        """Random signs (B, R), float64, the same for every image; arguments as for :meth:`start`."""
         signs = torch.randint(0, 2, (self.rank,), generator=generator).double() * 2 - 1
         return signs.to(device).expand(batch_size, -1)
 

@@ -289,7 +289,7 @@ class VoxelFactor(FisherFactor):
 
         Leading eigenvectors move whole boundaries, so that neighbouring voxels change alike.
         """
-        signs = super().start(generator, batch_size, device)
+        signs = self.signs(generator, batch_size, device)
         push = torch.randn(self.shape[0], generator=generator, dtype=torch.float64).to(device)
         push = push.view(-1, *[1] * (len(self.shape) - 1)).expand(batch_size, *self.shape)
         alike = self.transposed_times(push)

@@ -10,8 +10,10 @@ from typing import cast
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import GaussianSmooth, LoadImage, NormalizeIntensity, ResizeWithPadOrCrop
+from monai.transforms import LoadImage, NormalizeIntensity, ResizeWithPadOrCrop
 from torch import Tensor
+
+from monai_ifim.data.segmentation import drawn_volume, volume_files
 
 __all__ = ["CLASSES", "GRID", "MADE_UP_GRID", "SPLITS", "Case", "load_cases", "made_up_cases", "split_of"]
 
@@ -21,7 +23,6 @@ GRID = (40, 56, 40)
 MADE_UP_GRID = (16, 16, 16)
 # first and last place, by name order, of the 130 volumes
 SPLITS = {"train": (0, 80), "validation": (80, 100), "test": (100, 130)}
-_SUFFIXES = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def load_cases(folder: Path, split: str) -> list[Case]:
         ValueError: When the folder has no image, an image has no label, or one of another shape, at another place or
             with values that are no classes; when there is no such split, or no volume for it.
     """
-    images, labels = ({_stem(file): file for file in _volumes(folder / part)} for part in ("images", "labels"))
+    images, labels = ({_stem(file): file for file in volume_files(folder / part)} for part in ("images", "labels"))
     if not images:
         raise ValueError(f"'{folder / 'images'}' has no NIfTI file.")
     names = split_of(list(images), split)
@@ -125,12 +126,6 @@ def load_cases(folder: Path, split: str) -> list[Case]:
     if missing:
         raise ValueError(f"'{folder / 'labels'}' has no label for {', '.join(missing)}.")
     return [_read(name, images[name], labels[name]) for name in names]
-
-
-def _volumes(folder: Path) -> list[Path]:
-    """NIfTI files, without the hidden ones that archives of the Decathlon have."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [file for file in files if file.name.endswith(_SUFFIXES) and not file.name.startswith(".")]
 
 
 def _stem(file: Path) -> str:
@@ -176,16 +171,7 @@ def made_up_cases(count: int, seed: int = 0) -> list[Case]:
 
 
 def _made_up(name: str, generator: torch.Generator) -> Case:
-    places = torch.stack(torch.meshgrid(*(torch.arange(side) for side in MADE_UP_GRID), indexing="ij"), dim=-1).float()
-    label = torch.zeros(1, *MADE_UP_GRID, dtype=torch.int64)
-    for number, along in ((1, 11.0), (2, 4.5)):  # anterior has the higher y, as in the files
-        centre = torch.tensor([7.5, along, 7.5]) + 2 * torch.rand(3, generator=generator) - 1
-        radii = 2.2 + 1.2 * torch.rand(3, generator=generator)
-        label[0][((places - centre) / radii).square().sum(dim=-1) <= 1] = number
-    drawn = torch.randn(2, *MADE_UP_GRID, generator=generator)
-    texture = GaussianSmooth(2.0)(drawn[:1]).as_subclass(Tensor)
-    brightness = torch.tensor([0.0, 1.5, 1.0])[label]
-    image = brightness + 0.5 * texture / texture.std() + 0.4 * drawn[1:]
+    image, label = drawn_volume(MADE_UP_GRID[0], generator)
     image = (image - image.mean()) / image.std(correction=0)
     affine = torch.eye(4, dtype=torch.float64)
     meta = {"original_affine": affine, "spatial_shape": MADE_UP_GRID, "filename_or_obj": name}
