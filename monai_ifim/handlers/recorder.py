@@ -116,6 +116,7 @@ class Recorder:
         batch: Batch,
         chosen: tuple[Sequence[int], Sequence[int]] | None = None,
         computed: Computed | None = None,
+        comparable: bool = True,
     ) -> None:
         """Compute the spectra of the chosen images of a batch, and keep these images for the end of the epoch.
 
@@ -123,6 +124,7 @@ class Recorder:
             batch: the next one.
             chosen: rows and positions from ``selection.choose``, where that was asked already.
             computed: what the evaluator's own forward pass gave for the batch; compared once an epoch.
+            comparable: whether it is what the network gives, too; else it only says where a window lies.
 
         Raises:
             ValueError: When images, labels, masks, outputs or options do not fit together.
@@ -142,7 +144,7 @@ class Recorder:
                 part = in_window(part, self.options.window, where, self._windows, predicted)
                 # of another part of the image the evaluator's outputs say nothing
                 own = own if part.images.shape == whole.images.shape else None
-            self._measure(part, where, [first + row for row in few], own)
+            self._measure(part, where, [first + row for row in few], own if comparable else None)
             return True
 
         batches = Batches(len(rows))  # memory can be short outside the network, too

@@ -158,8 +158,9 @@ class Watcher(Options):
                     inputs = inputs.by_image(engine.state.batch, len(images), self.per_image)
                     batch = self.keys.batch(engine, images, inputs)
                     same = self.network is None and (self.use_inferer or calls_only(engine))
-                    computed = Computed.by(engine, len(images), low)
-                    self.recorder.observe(batch, chosen, computed if same or self.window is not None else None)
+                    # a window may follow a prediction that is no match for the network's own
+                    computed = Computed.by(engine, len(images), low) if same or self.window is not None else None
+                    self.recorder.observe(batch, chosen, computed, same)
             except BaseException:
                 self.recorder.parts = []  # nothing stays in memory
                 raise

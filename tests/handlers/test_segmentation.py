@@ -181,6 +181,16 @@ def test_without_labels_dice_is_absent_and_the_window_follows_the_evaluators_pre
         np.testing.assert_allclose(case.lambda_max, truth.eigenvalues[0, 0], rtol=1e-4)
 
 
+def test_another_network_than_the_evaluators_is_not_compared_with_it_in_a_window_of_the_whole_image():
+    other, data = Segmenter(), items()
+    with torch.no_grad():
+        other[-1].weight *= 2
+    handler = IFIMHandler(network=other, likelihood="voxelwise_softmax", window=GRID, max_images=5, **LIGHT)
+    engine = evaluator(Segmenter(), data, handler)
+    engine.run()
+    same(engine.state.metrics, measured(copy.deepcopy(other).eval(), data))
+
+
 def training(ifim=None, epochs=2):
     torch.manual_seed(3)
     network, data = Segmenter(), items()
