@@ -66,7 +66,7 @@ def evaluator(network, data=None, ifim=None, inferer=None, batch_size=2, post=Tr
     handlers = [ifim] if ifim is not None and more is None else []
     return SupervisedEvaluator(
         CPU,
-        DataLoader(Dataset(items() if data is None else data), batch_size=batch_size),
+        data if isinstance(data, DataLoader) else DataLoader(Dataset(items() if data is None else data), batch_size),
         network=network,
         inferer=inferer or SimpleInferer(),
         postprocessing=after if post else None,

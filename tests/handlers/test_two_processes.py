@@ -23,6 +23,7 @@ import torch.multiprocessing
 from ignite.metrics import Metric
 from monai.data import DataLoader, DistributedSampler
 from monai.handlers import MetricsSaver
+from monai.inferers import SlidingWindowInferer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -50,6 +51,7 @@ from tests.handlers import (
     same,
     streams,
 )
+from tests.handlers import test_segmentation as segmentation
 
 RANKS, TIMEOUT = 2, 240
 SMALL = {"directions": ["high", "transfer"], "strengths": [0.03], "rank": 1}
@@ -65,6 +67,7 @@ FAULTS = {
     "dense": ([0], "ValueError: The network must give outputs of shape (B, outputs)"),
 }
 FAILING = [(fault, "continue") for fault in FAULTS] + [("spectrum", "raise"), ("key", "raise"), ("dense", "raise")]
+SEGMENTED = {"whole images": {"max_images": 3}, "a window": {"max_images": 5, "window": (8, 8)}}
 PATIENCE = 2  # seconds that a process waits for another in the last runs
 REFERENCE = torch.linspace(-1, 1, 144).view(12, 12)
 
@@ -93,6 +96,16 @@ def written_run(folder, images, options):
     attached(ifim, CNN(), loader(images), *handlers).run()
     cases = [(case.position, case.name, case.why, case.image) for case in ifim.result.cases]
     return {name: getattr(ifim.result, name) for name in ("images", "curves", "removals")} | {"cases": cases}
+
+
+def segmented_run(wrap, sharded, **options):
+    """Metrics of one evaluation of a segmentation, window by window."""
+    data = segmentation.items()
+    shares = DataLoader(data, batch_size=2, sampler=DistributedSampler(data, shuffle=False)) if sharded else data
+    ifim = IFIMMetric(likelihood="voxelwise_softmax", **segmentation.LIGHT, **options)
+    engine = segmentation.evaluator(wrap(segmentation.Segmenter()), shares, ifim, SlidingWindowInferer((8, 8), 2, 0.25))
+    engine.run()
+    return logged(engine)
 
 
 class Broken(CNN):
@@ -227,6 +240,8 @@ def all_runs(rank, folder, images):
     results["pairs"] = metric_run(CNN(), loader(images[:6], each=2), max_images=4)
     wrapped = nn.parallel.DistributedDataParallel(CNN())
     results["wrapped"] = metric_run(wrapped, loader(images), max_images=5, batch_size=1)
+    for name, options in SEGMENTED.items():
+        results[name] = segmented_run(nn.parallel.DistributedDataParallel, True, **options)
     for fault, on_error in FAILING:
         results[fault, on_error] = failing_run(fault, on_error, rank, images)
     results["padding"] = metric_run(CNN(), loader(images[:1]))
@@ -345,6 +360,14 @@ def test_a_network_in_distributed_data_parallel_has_the_same_numbers_on_uneven_s
     assert shares[0] != shares[1]  # a forward through the wrapper would wait for the other rank
     for rank in ranks:
         same(rank["wrapped"][0], rank["some"][0])
+
+
+@pytest.mark.parametrize("name", list(SEGMENTED))
+def test_both_ranks_log_the_numbers_of_one_process_for_a_segmentation(ranks, name):
+    truth = segmented_run(nn.Identity(), False, **SEGMENTED[name])
+    assert truth["images"] == SEGMENTED[name]["max_images"]
+    for rank in ranks:
+        same(rank[name], truth, 1e-5)  # products of other batches, in float32
 
 
 @pytest.mark.parametrize(
