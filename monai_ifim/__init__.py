@@ -5,7 +5,7 @@
 >>> from monai_ifim import input_fisher, sensitivity_curves
 """
 
-from monai_ifim.fisher import InputFisher, Lanczos, input_fisher
+from monai_ifim.fisher import ContrastDirections, InputFisher, Lanczos, contrast_directions, input_fisher
 from monai_ifim.likelihoods import (
     Bernoulli,
     Categorical,
@@ -21,6 +21,7 @@ from monai_ifim.perturbation import SensitivityCurves, sensitivity_curves
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "ContrastDirections",
     "Gaussian",
     "InputFisher",
     "Lanczos",
@@ -32,6 +33,7 @@ __all__ = [
     "VoxelwiseSigmoid",
     "VoxelwiseSoftmax",
     "Windowed",
+    "contrast_directions",
     "input_fisher",
     "sensitivity_curves",
 ]

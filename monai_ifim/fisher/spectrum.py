@@ -310,6 +310,25 @@ class InputFisher:
         return 0 if self._factor is None else self._factor.numel()
 
     @property
+    def columns(self) -> tuple[Tensor, Tensor] | None:
+        """Columns ``scale * factor`` whose outer products sum up to F; None where the whole of F is not kept.
+
+        The factor (B, n, D) is in the dtype of the images, the scale (B, n) in float64. They are those of G, or, where
+        it was dropped and all eigenvectors are here, these times the roots of their eigenvalues.
+        """
+        if self._factor is not None and self._scale is not None:
+            return self._factor, self._scale
+        if not self.can_quadratic:
+            return None
+        vectors = self.eigenvectors.flatten(2)
+        return vectors, self.eigenvalues[:, : vectors.shape[1]].sqrt()
+
+    @property
+    def operator(self) -> Any:
+        """The :class:`FisherOperator` that is kept in place of G, None where there is none; see ``keep_factor``."""
+        return self._operator
+
+    @property
     def residuals(self) -> Tensor:
         """``|F u - lambda u|`` of each kept eigenvector, (B, max rank), float64, in the unit of the eigenvalues.
 
