@@ -4,7 +4,8 @@
 
 A folder holds ``summary.json`` (versions, options, metrics), ``images.csv`` (a row an image, the most sensitive first),
 ``perturbations.csv`` (a row an image, direction, strength, draw and sign), ``curves.csv`` and ``comparisons.csv`` (over
-the set of images, with 95 % intervals) and, where asked for, ``removals.csv``. Nothing is drawn here.
+the set of images, with 95 % intervals), ``directions.npz`` (where the energy of each image's leading eigenvector lies,
+and how alike the eigenvectors are) and, where asked for, ``removals.csv``. Nothing is drawn here.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import platform
 import re
 import reprlib
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,11 +35,15 @@ from monai_ifim.cells import from_cell, to_cell
 from monai_ifim.fisher import InputFisher
 from monai_ifim.likelihoods import Likelihood
 from monai_ifim.perturbation import ENDPOINTS, is_endpoint
+from monai_ifim.statistics import LeadingDirections
 
 _T = TypeVar("_T")
 # Counts up when a folder can no longer be read as before.
 FORMAT = 2
 SUMMARY = "summary.json"
+DIRECTIONS = "directions.npz"
+# More than this much in memory is none of ours.
+_MOST_BYTES = 2**31
 # What the summary takes from the result as it is.
 _TAKEN = ("versions", "options", "network", "likelihood", "solver", "exact", "epoch", "seed")
 # What readers rely on.
@@ -185,6 +192,7 @@ class IFIMResult:
         seed: of the random directions, the choice of images and the bootstrap.
         solver: how the spectra were computed.
         exact: whether they have all eigenvalues, up to rounding.
+        directions: the leading eigenvectors of all images, in little; None where they were not kept.
         profile: seconds by part; empty unless asked for.
         versions: of Python and of the packages that took part.
     """
@@ -206,6 +214,7 @@ class IFIMResult:
     seed: int
     solver: str = "gram"
     exact: bool = True
+    directions: LeadingDirections | None = None
     profile: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=_versions)
 
@@ -297,11 +306,14 @@ def write_tables(result: IFIMResult, folder: str | Path) -> None:
         OSError: When a file cannot be written.
     """
     folder = Path(folder)
-    (folder / SUMMARY).write_text(json.dumps(_json(_summary(result)), indent=2, allow_nan=False) + "\n")
+    (folder / SUMMARY).write_text(json.dumps(as_json(_summary(result)), indent=2, allow_nan=False) + "\n")
     _write(result.curve_table, folder / "curves.csv")
     _write(result.comparisons, folder / "comparisons.csv")
     if len(result.removals):
         _write(result.removal_table, folder / "removals.csv")
+    if result.directions is not None:
+        with (folder / DIRECTIONS).open("wb") as file:
+            np.savez_compressed(file, **vars(result.directions))
     names = result.images.set_index("image").name
     _write(result.curves.assign(name=result.curves.image.map(names)), folder / "perturbations.csv")
     stems = {case.position: case.stem for case in result.cases}
@@ -322,6 +334,75 @@ def read_tables(folder: str | Path) -> ResultTables:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. Give the folder that IFIMSaver wrote.")
     return read_at_once(folder, lambda: _read_tables(folder))
+
+
+def read_perturbations(folder: str | Path) -> pd.DataFrame:
+    """The long table of single perturbations that :func:`write_tables` wrote, checked, without probabilities.
+
+    Raises:
+        FileNotFoundError: When the file is missing.
+        ValueError: When it is damaged.
+    """
+    return _read(Path(folder), "perturbations.csv")
+
+
+def read_directions(folder: str | Path) -> LeadingDirections:
+    """The leading eigenvectors in little that :func:`write_tables` wrote, checked.
+
+    Raises:
+        FileNotFoundError: When the file is missing, as where an earlier version wrote the folder.
+        ValueError: When it is damaged, or of more than 2 GiB.
+    """
+    file = Path(folder) / DIRECTIONS
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no file {DIRECTIONS}, which holds the leading eigenvectors of all images. Run the "
+            "evaluation again: earlier versions of IFIMSaver did not write it."
+        )
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > _MOST_BYTES:
+            raise ValueError(f"it takes {size} bytes, more than {_MOST_BYTES}")
+        with np.load(file, allow_pickle=False) as stored:
+            names = [name.name for name in fields(LeadingDirections)]
+            if missing := sorted(set(names) - set(stored.files)):
+                raise ValueError(f"it lacks {', '.join(missing)}")
+            found = LeadingDirections(*(stored[name] for name in names))
+        _check_directions(found)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"{file} does not hold leading eigenvectors of IFIMSaver: {error}. Let it write the folder again."
+        ) from error
+    return found
+
+
+def _check_directions(found: LeadingDirections) -> None:
+    count, cells = len(found.images) if found.images.ndim == 1 else -1, found.maps.shape[1:]
+    kinds = {"images": np.int64, "shapes": np.int64, "maps": np.float32, "squared_cosines": np.float32}
+    shapes = {"images": (count,), "shapes": (count, len(cells) + 1), "maps": (count, *cells)}
+    for name, shape in (shapes | {"squared_cosines": (count, count)}).items():
+        values = getattr(found, name)
+        if values.dtype != kinds[name] or values.shape != shape:
+            raise ValueError(
+                f"{name} must be {np.dtype(kinds[name])} of shape {shape}, got {values.dtype}, {values.shape}"
+            )
+    if not cells or 0 in cells:
+        raise ValueError("maps must have one axis of cells or more")
+    if (np.diff(found.images) <= 0).any() or (found.images < 0).any() or (found.shapes < 0).any():
+        raise ValueError("images must be ascending positions, and shapes not negative")
+    for name, values in (("maps", found.maps), ("squared_cosines", found.squared_cosines)):
+        if not (np.isnan(values) | ((values >= 0) & (values <= 1 + 1e-4))).all():
+            raise ValueError(f"{name} must lie from 0 to 1")
+    flat = found.maps.reshape(count, -1)
+    known = ~np.isnan(flat).any(axis=1)
+    if not np.isnan(flat[~known]).all() or not np.allclose(flat[known].sum(axis=1, dtype=float), 1, atol=1e-3):
+        raise ValueError("each map must be of sum 1, or NaN")
+    cosines = found.squared_cosines
+    if not np.array_equal(cosines, cosines.T, equal_nan=True) or (np.diag(cosines)[known] != 1).any():
+        raise ValueError("squared_cosines must be symmetric, with 1 on the diagonal")
+    if not np.isnan(cosines[~known]).all():
+        raise ValueError("squared_cosines of images without a map must be NaN")
 
 
 def read_at_once(folder: Path, read: Callable[[], _T]) -> _T:
@@ -426,14 +507,14 @@ def _summary(result: IFIMResult) -> dict[str, Any]:
     }
 
 
-def _json(value: Any) -> Any:
-    """With null for NaN and the text "inf" for infinity, which JSON does not have; objects by what they are."""
+def as_json(value: Any) -> Any:
+    """A value that JSON can hold: null for NaN, the text "inf" for infinity, and objects by what they are."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -11,16 +11,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from monai_ifim import Gaussian
+from monai_ifim import Gaussian, results
 from monai_ifim.perturbation import FixedDirection
-from monai_ifim.results import Case, holds_results, read_tables, write_tables
-from monai_ifim.statistics import flip_strengths
+from monai_ifim.results import Case, holds_results, read_directions, read_perturbations, read_tables, write_tables
+from monai_ifim.statistics import flip_strengths, leading_directions
 from tests.visualize.folders import COUNT, DIRECTIONS, measured, segmented, write_folder
 
 FILES = {"summary.json", "images.csv", "perturbations.csv", "curves.csv", "comparisons.csv", "removals.csv"}
@@ -269,3 +270,76 @@ def test_directions_are_not_compared_by_what_needs_labels_where_there_are_none(l
     rows = segmented(labels).comparisons
     assert set(rows.endpoint) == {"kl", "changed", *["dice_drop"] * labels}
     assert (rows["count"] == 4).all()
+
+
+def test_single_perturbations_read_back_as_they_were_measured(tmp_path: Path):
+    write_tables(measured(), tmp_path)
+    found = read_perturbations(tmp_path)
+    assert found.kl.tolist() == measured().curves.kl.tolist()
+    assert found.flipped.tolist() == measured().curves.flipped.astype(float).tolist()
+    (tmp_path / "perturbations.csv").write_text("image,name\n1,a\n")
+    with pytest.raises(ValueError, match=r"perturbations\.csv is not a table of IFIMSaver: it lacks direction"):
+        read_perturbations(tmp_path)
+
+
+# ---------------------------------------------------------------- directions.npz
+
+
+def directions_of(count: int = 3, **changes: Any) -> dict[str, Any]:
+    vectors = {row: torch.randn(1, 6, 5, generator=torch.Generator().manual_seed(row)) for row in range(count)}
+    return vars(leading_directions(vectors | {count: None})) | changes
+
+
+def test_leading_eigenvectors_come_back_as_they_were(tmp_path: Path):
+    found = leading_directions({2: torch.eye(6)[None], 7: None, 9: torch.ones(1, 6, 6)})
+    write_tables(dataclasses.replace(measured(), directions=found), tmp_path)
+    for name, values in vars(read_directions(tmp_path)).items():
+        np.testing.assert_array_equal(values, getattr(found, name))
+
+
+def test_a_folder_of_an_earlier_version_has_none_and_says_what_to_do(tmp_path: Path):
+    write_tables(measured(), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"directions\.npz.*Run the evaluation again"):
+        read_directions(tmp_path)
+
+
+GOOD = directions_of()
+DAMAGED = {
+    "maps must be float32": {"maps": GOOD["maps"].astype(float)},
+    "each map must be of sum 1": {"maps": GOOD["maps"] / 2},
+    "squared_cosines must be symmetric": {"squared_cosines": GOOD["squared_cosines"] * np.array([1, 0.5, 1, 1], "f4")},
+    "squared_cosines must lie from 0 to 1": {"squared_cosines": -GOOD["squared_cosines"]},
+    "images must be ascending": {"images": GOOD["images"][::-1]},
+    "shapes must be int64 of shape": {"shapes": GOOD["shapes"][:, :2]},
+    "squared_cosines must be float32 of shape": {"squared_cosines": GOOD["squared_cosines"][:2]},
+    "Object arrays cannot be loaded": {"images": np.array([{}, 1, 2, 3], dtype=object)},
+    "maps must have one axis": {"maps": GOOD["maps"][:, 0, 0], "shapes": GOOD["shapes"][:, :1]},
+}
+
+
+@pytest.mark.parametrize("message", DAMAGED)
+def test_damaged_eigenvectors_are_refused(message: str, tmp_path: Path):
+    np.savez(tmp_path / "directions.npz", **(GOOD | DAMAGED[message]))
+    with pytest.raises(ValueError, match=f"directions.npz does not hold .*{message}"):
+        read_directions(tmp_path)
+
+
+def test_what_is_no_archive_or_is_cut_off_or_lacks_a_part_is_refused(tmp_path: Path):
+    file = tmp_path / "directions.npz"
+    np.savez_compressed(file, **GOOD)
+    whole = file.read_bytes()
+    for content in (b"", b"text", whole[:200], whole[:-30], whole[:80] + b"\0" * 40 + whole[120:]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"directions\.npz does not hold"):
+            read_directions(tmp_path)
+    np.savez(file, images=GOOD["images"])
+    with pytest.raises(ValueError, match="it lacks maps, shapes, squared_cosines"):
+        read_directions(tmp_path)
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch):
+    np.savez_compressed(tmp_path / "directions.npz", **(GOOD | {"maps": np.zeros(10**7, "f4")}))
+    monkeypatch.setattr(results, "_MOST_BYTES", 10**6)
+    monkeypatch.setattr(np, "load", lambda *given, **options: pytest.fail("unpacked"))
+    with pytest.raises(ValueError, match="more than 1000000"):
+        read_directions(tmp_path)

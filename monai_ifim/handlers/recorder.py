@@ -30,7 +30,7 @@ from monai_ifim.likelihoods import Dense, Likelihood, resolve_likelihood
 from monai_ifim.model import Batches, Model, Windowed, forget_verdicts, preserve_state, unwrap
 from monai_ifim.perturbation import resolve_directions
 from monai_ifim.results import IFIMResult, Segmented
-from monai_ifim.statistics import summarise
+from monai_ifim.statistics import leading_directions, summarise
 
 
 class Recorder:
@@ -169,6 +169,7 @@ class Recorder:
         ]
         self.parts = take(self.parts, share)
         lending = self.agreement.gathered(lambda: lenders(self.parts))
+        directions = leading_directions({at: vector for lent in lending for at, (_, vector) in lent.items()})
         donors, seen, options = donors_among(lending), self.selection.seen, self.options
         measured = Measured.joined(
             self.agreement.gathered(
@@ -200,6 +201,7 @@ class Recorder:
             seed=options.seed,
             solver=measured.solver,
             exact=measured.exact,
+            directions=directions,
         )
 
     def _measure(

@@ -3,6 +3,7 @@
 """Statistics over a set of images: intervals, tables, comparisons, summaries."""
 
 from monai_ifim.statistics.comparisons import censored, compare_directions, coupling
+from monai_ifim.statistics.directions import LeadingDirections, leading_directions
 from monai_ifim.statistics.intervals import (
     DEFAULT_RESAMPLES,
     Interval,
@@ -17,6 +18,7 @@ from monai_ifim.statistics.tables import curve_table, per_group, per_image, remo
 __all__ = [
     "DEFAULT_RESAMPLES",
     "Interval",
+    "LeadingDirections",
     "auc_interval",
     "bootstrap_interval",
     "censored",
@@ -26,6 +28,7 @@ __all__ = [
     "error_ranking",
     "flip_strengths",
     "holm",
+    "leading_directions",
     "one_vs_rest_auc",
     "per_group",
     "per_image",

@@ -5,13 +5,9 @@
 from __future__ import annotations
 
 import base64
-import os
-import uuid
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -20,6 +16,7 @@ from monai_ifim.results import ResultTables, read_at_once, read_tables
 from monai_ifim.statistics import bootstrap_interval, per_group
 from monai_ifim.visualize import wording
 from monai_ifim.visualize.finding import finding
+from monai_ifim.visualize.page import check_page, write_page
 from monai_ifim.visualize.style import direction_styles
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -49,33 +46,10 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     """
     folder = Path(folder)
     output = folder / "report.html" if output is None else Path(output)
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"The page is an HTML file, so its name must end in .html, got {output}.")
+    check_page(output)
     tables, pictures = read_at_once(folder, lambda: _tables_and_pictures(folder))
     content = _content(tables) | pictures | {"folder": folder.resolve().name}
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {output.parent} to write the page to; make it first.")
-    page = _template().render(content)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        # names may hold what is no text, halves of surrogate pairs
-        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return output
-
-
-@cache
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": wording.as_number, "percent": wording.as_percent}
-    environment.filters |= {"p_value": wording.as_p_value, "factor": wording.as_factor}
-    environment.globals |= {"interval": wording.as_interval, "threshold": wording.as_strength, "endpoints": ENDPOINTS}
-    return environment.get_template("report.html.j2")
+    return write_page("report.html.j2", content, output)
 
 
 def _content(tables: ResultTables) -> dict[str, Any]:

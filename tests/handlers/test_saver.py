@@ -68,6 +68,7 @@ def test_exactly_the_documented_files_are_there_with_what_was_logged(tmp_path):
     folder, result = tmp_path / "ifim", ifim.result
     stems = [f"{case.position:06d}_case_{case.position:02d}" for case in result.cases]
     names = {"summary.json", "images.csv", "perturbations.csv", "curves.csv", "comparisons.csv", "removals.csv"}
+    names |= {"directions.npz"}
     names |= {f"figures/{name}.png" for name in ("curves", "spectrum", "histogram", "removals")}
     names |= {f"figures/case_{stem}.png" for stem in stems}
     names |= {f"components/{stem}_{part}.nii.gz" for stem in stems for part in PARTS}

@@ -1,0 +1,128 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The leading eigenvectors of many images, in little: where the energy of each lies, and how alike they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Cells along each axis at most, by the number of axes: about a thousand of images, four thousand of volumes.
+_MOST_CELLS = {1: 256, 2: 32, 3: 16}
+_FEWEST_CELLS = 4  # of more axes than three
+_MOST_ELEMENTS = 2**25  # of a block of eigenvectors
+
+
+@dataclass(frozen=True, eq=False)
+class LeadingDirections:
+    """Of each image where the energy of its leading eigenvector lies, and how alike the eigenvectors are.
+
+    An image without eigenvector, as where its spectrum is zero, has NaN everywhere.
+
+    Attributes:
+        images: (n,) int64, positions in the data set, ascending.
+        shapes: (n, 1 + axes) int64, of each image, channels first; 0 without eigenvector.
+        maps: (n, *cells) float32, the squared entries summed over channels, averaged onto cells; each sums to 1.
+        squared_cosines: (n, n) float32, of the eigenvectors at full resolution; NaN where shapes differ.
+    """
+
+    images: np.ndarray
+    shapes: np.ndarray
+    maps: np.ndarray
+    squared_cosines: np.ndarray
+
+
+def leading_directions(vectors: Mapping[int, Tensor | None]) -> LeadingDirections:
+    """The directions of some images on common cells, from unit eigenvectors (C, *spatial) by position of the image.
+
+    Images of different sizes have the same cells, which are never smaller than the pixels of the smallest image, and at
+    most 32 x 32 or 16 x 16 x 16: what lies at the same place of the image falls into the same cell. Images with another
+    number of axes than most have no map. Memory beyond the eigenvectors is one block of them, and n^2 numbers.
+
+    Example:
+        >>> two = {0: torch.eye(2).view(1, 2, 2) / 2**0.5, 1: torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), 2: None}
+        >>> found = leading_directions(two)
+        >>> found.maps[0].tolist(), found.squared_cosines.round(3).tolist()
+        ([[0.5, 0.0], [0.0, 0.5]], [[1.0, 0.5, nan], [0.5, 1.0, nan], [nan, nan, nan]])
+    """
+    positions = sorted(vectors)
+    present = [(row, vector) for row, at in enumerate(positions) if (vector := vectors[at]) is not None]
+    axes = Counter(vector.ndim - 1 for _, vector in present).most_common(1)[0][0] if present else 2
+    mapped = [(row, vector) for row, vector in present if vector.ndim - 1 == axes]
+    cells = common_cells([vector.shape[1:] for _, vector in mapped] or [(1,) * axes])
+    shapes = np.zeros((len(positions), axes + 1), dtype=np.int64)
+    maps = np.full((len(positions), *cells), np.nan, dtype=np.float32)
+    cosines = np.full((len(positions), len(positions)), np.nan, dtype=np.float32)
+    by_shape: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+    for row, vector in mapped:
+        shapes[row] = vector.shape
+        maps[row] = energy_map(vector, cells).numpy()
+        by_shape.setdefault(tuple(vector.shape), []).append((row, vector))
+    for alike in by_shape.values():
+        rows = [row for row, _ in alike]
+        cosines[np.ix_(rows, rows)] = _squared_cosines([vector for _, vector in alike])
+    return LeadingDirections(np.array(positions, dtype=np.int64), shapes, maps, cosines)
+
+
+def common_cells(sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """How many cells along each axis images of these spatial sizes have in common.
+
+    Example:
+        >>> common_cells([(40, 20), (28, 64)])
+        (28, 20)
+    """
+    most = _MOST_CELLS.get(len(sizes[0]), _FEWEST_CELLS)
+    return tuple(min(most, *along) for along in zip(*sizes))
+
+
+def energy_map(vector: Tensor, cells: Sequence[int]) -> Tensor:
+    """The energy of a vector (C, *spatial) in each of the equally large cells: float64, (*cells), of sum 1.
+
+    A pixel that lies in several cells gives each its part by area.
+
+    Example:
+        >>> energy_map(torch.tensor([[0.6, 0.0, 0.8]]), (2,)).numpy().round(3).tolist()
+        [0.36, 0.64]
+    """
+    energy = vector.detach().cpu().double().square().sum(dim=0)
+    energy = energy / energy.sum()
+    for axis, count in enumerate(cells):
+        overlap = _overlap(energy.shape[axis], count)
+        energy = torch.movedim(torch.tensordot(overlap, energy, dims=([1], [axis])), 0, axis)
+    return energy
+
+
+def _overlap(size: int, count: int) -> Tensor:
+    """Which part of each of ``size`` pixels lies in each of ``count`` cells: (count, size), columns of sum 1."""
+    pixels = torch.arange(size, dtype=torch.float64)
+    edges = torch.arange(count + 1, dtype=torch.float64) * size / count
+    inside = torch.minimum(pixels + 1, edges[1:, None]) - torch.maximum(pixels, edges[:-1, None])
+    return inside.clamp(min=0)
+
+
+def _squared_cosines(vectors: Sequence[Tensor]) -> np.ndarray:
+    """Of vectors of one shape, (n, n)."""
+    size = max(1, _MOST_ELEMENTS // vectors[0].numel())
+    starts = range(0, len(vectors), size)
+    found = np.ones((len(vectors), len(vectors)), dtype=np.float32)
+    for start in starts:
+        block = _unit_rows(vectors[start : start + size])
+        for other in starts:
+            if other > start:
+                break
+            theirs = block if other == start else _unit_rows(vectors[other : other + size])
+            squares = (block @ theirs.T).square().clamp(max=1).numpy()
+            found[start : start + len(block), other : other + len(theirs)] = squares
+            found[other : other + len(theirs), start : start + len(block)] = squares.T
+    np.fill_diagonal(found, 1)
+    return found
+
+
+def _unit_rows(vectors: Sequence[Tensor]) -> Tensor:
+    rows = torch.stack([vector.detach().cpu().float().flatten() for vector in vectors])
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)

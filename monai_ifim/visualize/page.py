@@ -1,0 +1,66 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A self-contained HTML page from a template of this folder, written as a whole."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from monai_ifim.perturbation import ENDPOINTS
+from monai_ifim.visualize import wording
+
+
+def check_page(output: Path) -> None:
+    """Refuse a place where no page can be written.
+
+    Raises:
+        ValueError: When it is not to be an HTML file.
+    """
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"The page is an HTML file, so its name must end in .html, got {output}.")
+
+
+def write_page(template: str, content: Mapping[str, Any], output: Path) -> Path:
+    """The path of the page, which is written beside its place first, so that a failure leaves nothing half-written.
+
+    Raises:
+        FileNotFoundError: When there is no folder to write it to.
+    """
+    return write_as_a_whole(_template(template).render(content), output)
+
+
+def write_as_a_whole(text: str, output: Path) -> Path:
+    """The path of a text file, which is written beside its place and then moved there.
+
+    Raises:
+        FileNotFoundError: When there is no folder to write it to.
+    """
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {output.parent} to write the page to; make it first.")
+    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        # names may hold what is no text, halves of surrogate pairs
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return output
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": wording.as_number, "percent": wording.as_percent}
+    environment.filters |= {"p_value": wording.as_p_value, "factor": wording.as_factor}
+    environment.globals |= {"interval": wording.as_interval, "threshold": wording.as_strength, "endpoints": ENDPOINTS}
+    return environment.get_template(name)
