@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """``attach`` tried on the bundles of MONAI's model zoo, with made-up data and without their weights.
 
-``python -m tests.zoo ZOO_FOLDER [NAMES] --output FOLDER`` trains each segmentation bundle for one epoch, with the
-overlay and without, and prints a table. No config of a bundle is changed: between them and the overlay stands one more
-file, with shrunk sizes and data made up for it. It runs in a copy, since some write beside their configs. Nothing is
-fetched.
+``python -m tests.zoo ZOO_FOLDER [NAMES] --output FOLDER`` trains each bundle for one epoch (or runs its inference),
+with the overlay and without, and prints a table. No config of a bundle is changed: between them and the overlay stands
+one more file, with shrunk sizes and data made up for it. It runs in a copy, since some write beside their configs.
+Nothing is fetched.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nibabel
 import numpy as np
@@ -40,7 +42,8 @@ from monai_ifim.bundle.stacks import Workflow, read_workflows
 ROOT = Path(__file__).parents[1]
 LIGHT: dict[str, Any] = {"ifim#directions": ["high", "low_matched"], "ifim#strengths": [0.03], "ifim#rank": 1}
 LIGHT |= {"ifim#max_images": 2, "ifim#shown": 1}
-SHOWN = ("images", "log10_lambda_max", "trace", "kl_high", "kl_low_matched", "dice", "dice_high", "changed_high")
+SHOWN: tuple[str, ...] = ("images", "log10_lambda_max", "trace", "kl_high", "kl_low_matched")
+SHOWN += ("dice", "dice_high", "changed_high", "flip_rate_high")
 CASES = 2  # of training, and as many of validation
 
 
@@ -56,8 +59,8 @@ class Recipe:
         overrides: further ones.
         cases: makes the files of a case in a folder; default a NIfTI image and its label.
         options: of ``attach``.
+        workflows: that are tried; an inference takes the weights of the training before it.
         needs: a package that MONAI does not bring along.
-        why_not: why the bundle is not run.
     """
 
     classes: int = 2
@@ -67,8 +70,8 @@ class Recipe:
     overrides: dict[str, Any] = field(default_factory=dict)
     cases: Callable[[Path, int, Recipe], dict[str, Any]] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    workflows: tuple[str, ...] = ("train",)
     needs: str = ""
-    why_not: str = ""
 
 
 def labels(size: int, classes: int, seed: int, axes: int = 3) -> np.ndarray:
@@ -132,11 +135,33 @@ def picture_case(folder: Path, number: int, recipe: Recipe) -> dict[str, Any]:
 
 
 def nuclei_case(folder: Path, number: int, recipe: Recipe) -> dict[str, Any]:
-    """As the bundle's own preparation writes them: RGB, and a mask in which the nucleus has a value of its own."""
-    case = picture_case(folder, number, recipe)
+    """As the bundles' own preparation writes them: RGB, and a mask in which the nucleus has the value of its class."""
+    case, value = picture_case(folder, number, recipe), 1 + number % 4
     mask = np.asarray(Image.open(case["label"])) // 255
-    Image.fromarray((mask * 7).astype(np.uint8)).save(case["label"])
-    return {**case, "mask_value": 7}
+    Image.fromarray((mask * value).astype(np.uint8)).save(case["label"])
+    return {**case, "mask_value": value}
+
+
+def classified_case(folder: Path, number: int, recipe: Recipe) -> dict[str, Any]:
+    return {**picture_case(folder, number, recipe), "label": number % recipe.classes}
+
+
+def one_hot_case(folder: Path, number: int, recipe: Recipe) -> dict[str, Any]:
+    case = classified_case(folder, number, recipe)
+    return {**case, "label": [int(case["label"] == name) for name in range(recipe.classes)]}
+
+
+def grey_case(folder: Path, number: int, recipe: Recipe) -> dict[str, Any]:
+    image = volume(labels(recipe.size, 2, number, axes=2), number)
+    file = write_nifti(folder / f"image_{number}.nii.gz", image, recipe.spacing)
+    return {"image": file, "label": number % recipe.classes}
+
+
+def slide_case(folder: Path, number: int, recipe: Recipe) -> dict[str, Any]:
+    """A region of a slide, and whether there is a tumour in each of its 3 x 3 patches."""
+    slide = folder / f"slide_{number}.tif"
+    Image.open(picture_case(folder, number, recipe)["image"]).save(slide)
+    return {"image": str(slide), "location": [recipe.size // 2] * 2, "label": [patch % 2 for patch in range(9)]}
 
 
 def instances_case(folder: Path, number: int, recipe: Recipe) -> dict[str, Any]:
@@ -162,6 +187,21 @@ def slices_case(folder: Path, number: int, recipe: Recipe) -> dict[str, Any]:
     return {"image": write_nifti(folder / f"stack_{number}.nii.gz", stack, recipe.spacing)}
 
 
+def small_unest(module: str, **options: Any) -> torch.nn.Module:
+    """A bundle's UNesT with what its constructor fixes made small: windows of 64 voxels a side, a quarter as wide."""
+    found = importlib.import_module(module)
+    widths, full = (32, 64, 128), found.NestTransformer3D
+    small = {"img_size": 64, "embed_dims": widths, "num_heads": (1, 2, 4), "depths": (1, 1, 1)}
+    narrow = type("UNesT", (found.UNesT,), {"embed_dim": property(lambda self: widths, lambda self, value: None)})
+    with mock.patch.object(found, "NestTransformer3D", lambda **given: full(**{**given, **small})):
+        return narrow(feature_size=4, patch_size=4, **options)
+
+
+def unest(module: str, classes: int) -> Recipe:
+    network = {"_target_": "tests.zoo.small_unest", "module": f"scripts.networks.{module}", "in_channels": 1}
+    return Recipe(classes, size=64, window=64, overrides={"network_def": {**network, "out_channels": classes}})
+
+
 DINTS: dict[str, Any] = {
     # any path through the cells, in place of the one that a search found
     "arch_ckpt": "${'arch_code_a': @arch_a, 'arch_code_c': @arch_c, 'node_a': @arch_node}",
@@ -175,9 +215,8 @@ DINTS: dict[str, Any] = {
 # The squared Dice loss cannot take the norm of labels that are bool or uint8.
 FLOAT_LABEL = {"_target_": "EnsureTyped", "keys": "label", "dtype": "float32"}
 FEW = {"network_def#filters": [4, 8, 8, 16, 16, 16]}
-UNEST = "its UNesT has 96 x 96 x 96 windows built in, of which a pass takes too long here"
 RECIPES: dict[str, Recipe] = {
-    "spleen_ct_segmentation": Recipe(spacing=(1.5, 1.5, 2.0)),
+    "spleen_ct_segmentation": Recipe(spacing=(1.5, 1.5, 2.0), workflows=("train", "inference")),
     "brats_mri_segmentation": Recipe(
         cases=brats_case,
         overrides={"+train#preprocessing_transforms": [FLOAT_LABEL]},
@@ -196,12 +235,15 @@ RECIPES: dict[str, Recipe] = {
         size=64, window=64, cases=picture_case, overrides={"network_def#backbone": "efficientnet-b0"}
     ),
     "ventricular_short_axis_3label": Recipe(
-        4, size=64, cases=slices_case, overrides={"num_iters": 1, "batch_size": 2, "num_substeps": 1}
+        *(4, (1.0, 1.0, 1.0), 64),
+        cases=slices_case,
+        overrides={"num_iters": 1, "batch_size": 2, "num_substeps": 1},
+        workflows=("train", "inference"),
     ),
-    "segmentation_template": Recipe(4, size=32, overrides={"batch_size": 2}),
+    "segmentation_template": Recipe(4, size=32, overrides={"batch_size": 2}, workflows=("train", "inference")),
     "wholeBody_ct_segmentation": Recipe(105, (1.5, 1.5, 1.5), overrides={"network_def#init_filters": 8}),
-    "renalStructures_UNEST_segmentation": Recipe(4, why_not=UNEST),
-    "wholeBrainSeg_Large_UNEST_segmentation": Recipe(133, why_not=UNEST),
+    "renalStructures_UNEST_segmentation": unest("unest", 4),
+    "wholeBrainSeg_Large_UNEST_segmentation": unest("unest_base_patch_4", 133),
     "renalStructures_CECT_segmentation": Recipe(
         6, (0.8, 0.8, 0.8), cases=phases_case, overrides={"network_def#init_filters": 8}
     ),
@@ -215,7 +257,6 @@ RECIPES: dict[str, Recipe] = {
         needs="skimage",
         overrides={
             "network_def#features": [8, 8, 16, 16, 32, 8],
-            "train#preprocessing#transforms#3": {"_target_": "Identityd", "keys": "image"},  # needs torchvision
             "+train#preprocessing#transforms": [FLOAT_LABEL],
             "+validate#preprocessing#transforms": [FLOAT_LABEL],
         },
@@ -225,11 +266,24 @@ RECIPES: dict[str, Recipe] = {
         window=256,
         cases=instances_case,
         needs="skimage",
-        why_not="its HoVerNet takes 256 x 256 only, of which a pass takes too long here",
+        overrides={"batch_size": 1},
         options={"output_key": "nucleus_prediction"},
     ),
-    "vista2d": Recipe(),
+    "vista2d": Recipe(workflows=("inference",)),
     "vista3d": Recipe(),
+    "breast_density_classification": Recipe(
+        *(4, (1.0, 1.0, 1.0), 304, 299),  # its Inception has windows of 299
+        cases=one_hot_case,
+        overrides={"network_def#pretrained": False},
+        needs="torchvision",
+        workflows=("inference",),
+    ),
+    "classification_template": Recipe(4, size=64, cases=grey_case),
+    "endoscopic_inbody_classification": Recipe(size=64, window=64, cases=classified_case),
+    "pathology_nuclei_classification": Recipe(size=64, cases=nuclei_case, needs="skimage"),
+    "pathology_tumor_detection": Recipe(
+        size=768, cases=slide_case, overrides={"wsi_reader": "tifffile"}, needs="torchvision"
+    ),
 }
 
 
@@ -250,8 +304,12 @@ def shrunk(config: Config, recipe: Recipe, folder: Path) -> dict[str, Any]:
     for part in config.components():
         if config.macro(part.id) is not None:
             continue
-        if part.name == "TensorBoardImageHandler" and importlib.util.find_spec("torchvision") is None:
-            made[f"{part.id}#_disabled_"] = True
+        if importlib.util.find_spec("torchvision") is None:
+            if part.name == "TensorBoardImageHandler":
+                made[f"{part.id}#_disabled_"] = True
+            elif part.name in ("TorchVisiond", "RandTorchVisiond"):
+                made[part.id] = {"_target_": "Identityd", "keys": "image"}
+                continue
         for name, value in part.content.items():
             plain = isinstance(value, (list, int)) and not isinstance(value, bool)
             if name in ("roi_size", "spatial_size", "k_divisible") and _is_shape(value):
@@ -279,9 +337,10 @@ def made_up(config: Config, recipe: Recipe, folder: Path) -> dict[str, Any]:
     places = [id for id in names if id in config]
     if "dataset_file" in config or not places:
         return {}
-    unlabelled = [{name: file for name, file in case.items() if name != "label"} for case in cases]
+    keep = "'label'" in str(config.get("dataset#data"))
+    listed = [{name: file for name, file in case.items() if keep or name != "label"} for case in cases]
     made = {f"{id}#data": cases[CASES:] if "val" in id else cases[:CASES] for id in places if id != "dataset"}
-    return made or {"dataset#data": unlabelled[CASES:]}
+    return made or {"dataset#data": listed[CASES:]}
 
 
 def attached(root: Path, workflow: Workflow, extra: Path, overlay: Path, options: dict[str, Any]) -> str:
@@ -299,7 +358,7 @@ def run(line: str, root: Path, log: Path, further: dict[str, Any]) -> float:
     Raises:
         RuntimeError: When it fails.
     """
-    environment = {
+    variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(root), *sys.path]),
         "OMP_NUM_THREADS": "1",
@@ -309,7 +368,7 @@ def run(line: str, root: Path, log: Path, further: dict[str, Any]) -> float:
     began = time.perf_counter()
     with log.open("w") as output:
         command = line.replace("python ", f"{sys.executable} ", 1) + flags
-        done = subprocess.run(command, shell=True, cwd=root, stdout=output, stderr=output, env=environment, timeout=900)
+        done = subprocess.run(command, shell=True, cwd=root, stdout=output, stderr=output, env=variables, timeout=3600)
     if done.returncode:
         raise RuntimeError(last_error(log))
     return time.perf_counter() - began
@@ -341,13 +400,14 @@ def try_workflow(root: Path, name: str, recipe: Recipe, folder: Path) -> list[st
     if findings.refusal is not None:
         return [f"refused: {findings.refusal}", "", "", "", ""]
     said = {item.name: item.value for item in findings.items}
-    found = f"{findings.options['likelihood']}; {said['outputs']}; window {said.get('window', '')}"
+    found = f"{findings.options['likelihood']}; {said['outputs']}"
+    found += f"; window {said['window']}" if "window" in said else f" output{'s' * (said['outputs'] != '1')}"
     if "channel_mask" in findings.options:
         found += f"; channel_mask {''.join('01'[varied] for varied in findings.options['channel_mask'])}"
     if workflow.name != name:
         return [found, "", "", "", f"it has no {name}"]
-    if recipe.why_not or (recipe.needs and importlib.util.find_spec(recipe.needs) is None):
-        return [found, "", "", "", recipe.why_not or f"it needs {recipe.needs}, which is not installed"]
+    if recipe.needs and importlib.util.find_spec(recipe.needs) is None:
+        return [found, "", "", "", f"it needs {recipe.needs}, which is not installed"]
     try:
         return [found, *both_runs(root, workflow, recipe, folder)]
     except (RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
@@ -363,7 +423,8 @@ def both_runs(root: Path, workflow: Workflow, recipe: Recipe, folder: Path) -> l
     small = {**shrunk(config, recipe, folder), **made_up(config, recipe, folder)}
     small |= {id: value for id, value in recipe.overrides.items() if id.lstrip("+").partition("#")[0] in config}
     small |= {id: value for id, value in recipe.overrides.items() if id.startswith("arch_") and "arch_ckpt" in config}
-    small |= {f"{part.id}#load_path": str(trained) for part in config.components("CheckpointLoader")}
+    load = ("load_path", str(trained)) if trained.exists() else ("_disabled_", True)
+    small |= {f"{part.id}#{load[0]}": load[1] for part in config.components("CheckpointLoader")}
     small |= {"weights_file": str(weights[0]), "finalize": ["$torch.save(@network.state_dict(), @weights_file)"]}
     if not any("set_determinism" in text for text in config.texts()):
         small["initialize"] = [*(config.get("initialize") or []), "$monai.utils.set_determinism(seed=0)"]
@@ -383,15 +444,16 @@ def both_runs(root: Path, workflow: Workflow, recipe: Recipe, folder: Path) -> l
     return [numbers, f"{watched:.0f} / {alone:.0f}", same_weights(*weights), failed]
 
 
-def rows(zoo: Path, names: list[str], workflows: list[str], output: Path) -> Iterator[str]:
+def rows(zoo: Path, names: list[str], output: Path) -> Iterator[str]:
     heads = ["bundle", "workflow", "attach finds", "metrics", "seconds with / without", "weights", "why not"]
     yield f"| {' | '.join(heads)} |"
     yield "|" + "---|" * len(heads)
     for name in names or list(RECIPES):
         folder = (output / name).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        for workflow in workflows:
-            row = try_workflow((zoo / name).resolve(), workflow, RECIPES.get(name, Recipe()), folder)
+        recipe = RECIPES.get(name, Recipe())
+        for workflow in recipe.workflows:
+            row = try_workflow((zoo / name).resolve(), workflow, recipe, folder)
             cells = [cell.replace("|", "/").replace("\n", " ") for cell in (name, workflow, *row)]
             yield f"| {' | '.join(cells)} |"
 
@@ -399,11 +461,10 @@ def rows(zoo: Path, names: list[str], workflows: list[str], output: Path) -> Ite
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path, help="folder of the bundles")
-    parser.add_argument("names", nargs="*", help="default all segmentation bundles")
+    parser.add_argument("names", nargs="*", help="default all segmentation bundles and classifiers")
     parser.add_argument("--output", type=Path, required=True, help="folder for data, logs and results")
-    parser.add_argument("--workflows", nargs="+", default=["train"], help="inference takes the weights of train")
     chosen = parser.parse_args()
-    for row in rows(chosen.zoo, chosen.names, chosen.workflows, chosen.output):
+    for row in rows(chosen.zoo, chosen.names, chosen.output):
         print(row, flush=True)
 
 
