@@ -22,7 +22,7 @@ ROOMS = (
     ("model",),
     ("fisher",),
     ("perturbation",),
-    ("statistics",),
+    ("statistics", "training"),
     ("__init__",),
     ("cells", "schema"),
     ("results",),

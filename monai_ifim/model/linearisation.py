@@ -17,7 +17,7 @@ NO_GRADIENT = (
     "The output of the network does not depend differentiably on its input. Something inside detaches it: an argmax, a "
     "rounding, quantised layers, .detach(), torch.no_grad() or inference_mode. Pass the network that gives the logits."
 )
-_REENTRANT = (
+REENTRANT = (
     "The network uses re-entrant gradient checkpointing, which gives no gradient with respect to the images alone. "
     "Build it with torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
 )
@@ -106,7 +106,7 @@ class Linearisation:
             except RuntimeError as error:
                 if "use_reentrant" not in str(error):
                     raise
-                raise ValueError(_REENTRANT) from error
+                raise ValueError(REENTRANT) from error
             if gradient is None:
                 raise ValueError(NO_GRADIENT)
             if self._low_memory and number == len(pieces):
@@ -136,7 +136,7 @@ class Linearisation:
                 return product
             except (RuntimeError, MemoryError, Warning) as error:  # a warning that the caller made an error
                 if "use_reentrant" in str(error):
-                    raise ValueError(_REENTRANT) from error
+                    raise ValueError(REENTRANT) from error
                 self._failed[way] = error.with_traceback(None)  # which would keep the graph
                 self._slope = None
                 if way == "backward":
