@@ -163,8 +163,18 @@ class Case:
     @property
     def stem(self) -> str:
         """The file name of the image without folders and extensions, made unique by its position."""
-        name = re.sub(r"(\.nii)?\.\w+$", "", Path(self.name).name)
-        return f"{self.position:06d}_{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:80]}"
+        return file_stem(self.position, self.name)
+
+
+def file_stem(position: int, name: str) -> str:
+    """What the files of an image begin with.
+
+    Example:
+        >>> file_stem(7, "scans/left knee.nii.gz")
+        '000007_left_knee'
+    """
+    name = re.sub(r"(\.nii)?\.\w+$", "", Path(name).name)
+    return f"{position:06d}_{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:80]}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ Image Classifiers", arXiv:2606.16362 (2026).
 """
 
 from monai_ifim.fisher.compute import DEFAULT_CUTOFF, DEFAULT_MOST_ELEMENTS, SOLVERS, input_fisher
-from monai_ifim.fisher.contrast import DEFAULT_DAMPING, ContrastDirections, contrast_directions
+from monai_ifim.fisher.contrast import DEFAULT_DAMPING, ContrastDirections, check_damping, contrast_directions
 from monai_ifim.fisher.leading import DEFAULT_DENSE_RANK, Lanczos
 from monai_ifim.fisher.operator import FisherOperator
 from monai_ifim.fisher.spectrum import DEFAULT_ENERGY, InputFisher, check_rank_and_energy
@@ -27,6 +27,7 @@ __all__ = [
     "FisherOperator",
     "InputFisher",
     "Lanczos",
+    "check_damping",
     "check_rank_and_energy",
     "contrast_directions",
     "input_fisher",

@@ -118,8 +118,7 @@ def contrast_directions(
         True
     """
     _check(fisher_a, fisher_b)
-    if not (is_number(damping) and 0 < damping < float("inf")):
-        raise ValueError(f"damping must be a positive number, got {damping!r}.")
+    check_damping(damping)
     if not (is_number(tolerance) and 0 < tolerance < 1):
         raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance!r}.")
     for name, value in (("count", count), ("most_products", most_products)):
@@ -321,6 +320,16 @@ def _signed(directions: Tensor) -> Tensor:
     """Unit rows (k, D) with the entry of largest magnitude positive."""
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
     return directions * torch.where(largest < 0, -1.0, 1.0) / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+
+
+def check_damping(damping: float) -> None:
+    """Refuse what is no damping.
+
+    Raises:
+        ValueError: When it is not a positive number.
+    """
+    if not (is_number(damping) and 0 < damping < float("inf")):
+        raise ValueError(f"damping must be a positive number, got {damping!r}.")
 
 
 def _check(fisher_a: InputFisher, fisher_b: InputFisher) -> None:

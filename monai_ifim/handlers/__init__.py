@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ignite metric and handlers for MONAI evaluators."""
 
+from monai_ifim.handlers.contrast import ContrastHandler
 from monai_ifim.handlers.figures import IFIMFigureHandler
 from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.saver import IFIMSaver
 
-__all__ = ["IFIMFigureHandler", "IFIMHandler", "IFIMMetric", "IFIMSaver"]
+__all__ = ["ContrastHandler", "IFIMFigureHandler", "IFIMHandler", "IFIMMetric", "IFIMSaver"]

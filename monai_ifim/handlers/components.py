@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel
@@ -40,21 +41,32 @@ def write_components(case: Case, folder: Path, extension: str = FORMATS[0]) -> N
         ValueError: When the affine matrix does not say where the voxels lie. Nothing is written then: a file with
             another matrix would be shown in the wrong place.
     """
-    axes = case.image.ndim - 1
-    if axes not in (2, 3):
+    if case.image.ndim - 1 not in (2, 3):
         return
-    affine = affine_of_grid(case.affine, tuple(case.image.shape[1:]))
     image = case.image.float()  # of bfloat16, NumPy knows nothing
     high, low = (part[0] for part in case.fisher.split(image.unsqueeze(0)))
     parts = {"image": image, "high": high, "low": low, "eigenvector": case.fisher.eigenvectors[0, 0]}
     if (found := case.segmented) is not None:
         parts |= {} if found.label is None else {"label": found.label}
         parts |= {"prediction": found.before, "prediction_plus": found.after[0], "prediction_minus": found.after[1]}
+    write_parts(parts, case.stem, case.affine, folder, extension)
+
+
+def write_parts(
+    parts: Mapping[str, Tensor], stem: str, affine: Tensor | None, folder: Path, extension: str = FORMATS[0]
+) -> None:
+    """Write tensors (C, *spatial) on one grid of two or three axes as files ``{stem}_{name}``: all files or none.
+
+    Raises:
+        OSError: When a file cannot be written.
+        ValueError: When the affine matrix does not say where the voxels lie.
+    """
+    matrix = affine_of_grid(affine, tuple(next(iter(parts.values())).shape[1:]))
     write = _write_nifti if extension == "nii.gz" else _write_with_simpleitk
-    files = [folder / f"{case.stem}_{name}.{extension}" for name in parts]
+    files = [folder / f"{stem}_{name}.{extension}" for name in parts]
     try:
         for file, values in zip(files, parts.values()):
-            write(_on_three_axes(values), affine, file, case.affine is not None)
+            write(_on_three_axes(values), matrix, file, affine is not None)
     except BaseException:
         for file in files:
             file.unlink(missing_ok=True)
