@@ -85,6 +85,7 @@ def test_public_names_are_at_the_top_level():
     assert set(monai_ifim.__all__) == {
         "Bernoulli",
         "Categorical",
+        "ContrastDirections",
         "Gaussian",
         "InputFisher",
         "Lanczos",
@@ -96,6 +97,7 @@ def test_public_names_are_at_the_top_level():
         "VoxelwiseSigmoid",
         "VoxelwiseSoftmax",
         "Windowed",
+        "contrast_directions",
         "input_fisher",
         "sensitivity_curves",
     }
