@@ -41,7 +41,7 @@ from monai_ifim.bundle.stacks import Workflow, read_workflows
 
 ROOT = Path(__file__).parents[1]
 LIGHT: dict[str, Any] = {"ifim#directions": ["high", "low_matched"], "ifim#strengths": [0.03], "ifim#rank": 1}
-LIGHT |= {"ifim#max_images": 2, "ifim#shown": 1}
+LIGHT["ifim#shown"] = 1
 SHOWN: tuple[str, ...] = ("images", "log10_lambda_max", "trace", "kl_high", "kl_low_matched")
 SHOWN += ("dice", "dice_high", "changed_high", "flip_rate_high")
 CASES = 2  # of training, and as many of validation
@@ -60,6 +60,7 @@ class Recipe:
         cases: makes the files of a case in a folder; default a NIfTI image and its label.
         options: of ``attach``.
         workflows: that are tried; an inference takes the weights of the training before it.
+        images: that iFIM measures.
         needs: a package that MONAI does not bring along.
     """
 
@@ -71,6 +72,7 @@ class Recipe:
     cases: Callable[[Path, int, Recipe], dict[str, Any]] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     workflows: tuple[str, ...] = ("train",)
+    images: int = 2
     needs: str = ""
 
 
@@ -197,9 +199,10 @@ def small_unest(module: str, **options: Any) -> torch.nn.Module:
         return narrow(feature_size=4, patch_size=4, **options)
 
 
-def unest(module: str, classes: int) -> Recipe:
+def unest(module: str, classes: int, images: int = 2) -> Recipe:
     network = {"_target_": "tests.zoo.small_unest", "module": f"scripts.networks.{module}", "in_channels": 1}
-    return Recipe(classes, size=64, window=64, overrides={"network_def": {**network, "out_channels": classes}})
+    network_def = {**network, "out_channels": classes}
+    return Recipe(classes, size=64, window=64, overrides={"network_def": network_def}, images=images)
 
 
 DINTS: dict[str, Any] = {
@@ -243,7 +246,7 @@ RECIPES: dict[str, Recipe] = {
     "segmentation_template": Recipe(4, size=32, overrides={"batch_size": 2}, workflows=("train", "inference")),
     "wholeBody_ct_segmentation": Recipe(105, (1.5, 1.5, 1.5), overrides={"network_def#init_filters": 8}),
     "renalStructures_UNEST_segmentation": unest("unest", 4),
-    "wholeBrainSeg_Large_UNEST_segmentation": unest("unest_base_patch_4", 133),
+    "wholeBrainSeg_Large_UNEST_segmentation": unest("unest_base_patch_4", 133, images=1),
     "renalStructures_CECT_segmentation": Recipe(
         6, (0.8, 0.8, 0.8), cases=phases_case, overrides={"network_def#init_filters": 8}
     ),
@@ -268,13 +271,15 @@ RECIPES: dict[str, Recipe] = {
         needs="skimage",
         overrides={"batch_size": 1},
         options={"output_key": "nucleus_prediction"},
+        images=1,
     ),
     "vista2d": Recipe(workflows=("inference",)),
     "vista3d": Recipe(),
     "breast_density_classification": Recipe(
         *(4, (1.0, 1.0, 1.0), 304, 299),  # its Inception has windows of 299
         cases=one_hot_case,
-        overrides={"network_def#pretrained": False},
+        # without the Inception's own start, from which untrained outputs overflow
+        overrides={"network_def#pretrained": False, "network_def#init_weights": False},
         needs="torchvision",
         workflows=("inference",),
     ),
@@ -394,14 +399,16 @@ def same_weights(first: Path, second: Path) -> str:
 
 def try_workflow(root: Path, name: str, recipe: Recipe, folder: Path) -> list[str]:
     """The row of a workflow: what attach found, what came out, seconds, weights, and why not."""
-    workflows, _ = read_workflows(root)
+    workflows, left_out = read_workflows(root)
+    if not workflows:
+        return [f"refused: {left_out[0].reason}", "", "", "", ""]
     workflow = next((one for one in workflows if one.name == name), workflows[0])
     findings = find(workflow, workflows, **recipe.options)
     if findings.refusal is not None:
         return [f"refused: {findings.refusal}", "", "", "", ""]
     said = {item.name: item.value for item in findings.items}
     found = f"{findings.options['likelihood']}; {said['outputs']}"
-    found += f"; window {said['window']}" if "window" in said else f" output{'s' * (said['outputs'] != '1')}"
+    found += f"; window {said['window']}" if "window" in said else f" output{'s' * (str(said['outputs']) != '1')}"
     if "channel_mask" in findings.options:
         found += f"; channel_mask {''.join('01'[varied] for varied in findings.options['channel_mask'])}"
     if workflow.name != name:
@@ -436,7 +443,7 @@ def both_runs(root: Path, workflow: Workflow, recipe: Recipe, folder: Path) -> l
     for summary in list(folder.rglob("summary.json")):
         shutil.rmtree(summary.parent)
     alone = run(line.replace(f", '{overlay}'", ""), copied, logs[1], {"weights_file": weights[1]})
-    watched = run(line, copied, logs[0], LIGHT)
+    watched = run(line, copied, logs[0], {**LIGHT, "ifim#max_images": recipe.images})
     summaries = list(folder.rglob("summary.json"))
     failed = ifim_errors(logs[0])
     found = {} if failed or not summaries else json.loads(summaries[0].read_text())["metrics"]
