@@ -5,7 +5,8 @@
 A folder holds ``summary.json`` (versions, options, metrics), ``images.csv`` (a row an image, the most sensitive first),
 ``perturbations.csv`` (a row an image, direction, strength, draw and sign), ``curves.csv`` and ``comparisons.csv`` (over
 the set of images, with 95 % intervals), ``directions.npz`` (where the energy of each image's leading eigenvector lies,
-and how alike the eigenvectors are) and, where asked for, ``removals.csv``. Nothing is drawn here.
+and how alike the eigenvectors are) and, where asked for, ``removals.csv``, ``realistic.csv`` (a row a realistic change,
+severity and image) and ``realistic_table.csv`` (over the set). Nothing is drawn here.
 """
 
 from __future__ import annotations
@@ -87,9 +88,14 @@ _COLUMNS = {
         *("difference_high", "median_log10_ratio", "ratio_low", "ratio_high", "degenerate", "wilcoxon_p", "holm_p"),
     ),
     "removals.csv": ("component", "fraction", *_OVER_IMAGES),
+    "realistic.csv": (
+        *("image", "name", "change", "severity", "draw", "size", "share", "share_random", "kl", "kl_quadratic"),
+        "skipped",
+    ),
+    "realistic_table.csv": ("change", "severity", *_OVER_IMAGES),
 }
 # Text, whatever stands there: a file may be called "NA" or "007".
-_TEXT = {"direction", "component", "control", "endpoint", "statistic", "degenerate"}
+_TEXT = {"direction", "component", "change", "control", "endpoint", "statistic", "degenerate"}
 _TEXT |= {"name", "skipped", "case", "group", "predicted", "label"}
 # Text that may be numbers, which stay as they are.
 _NUMBERED = {"predicted", "label"}
@@ -188,6 +194,7 @@ class IFIMResult:
             ``reference_cosine`` where asked for.
         curves: the long table of :meth:`monai_ifim.SensitivityCurves.to_frame`, with predictions.
         removals: the table of :func:`monai_ifim.perturbation.removal_curves`; empty where not asked for.
+        realistic: that of :func:`monai_ifim.perturbation.realistic_changes`; empty where not asked for.
         eigenvalues: (images, R) float64, in the order of ``images``.
         metrics: what was logged, without prefix.
         left_out: how many images a direction left out, by (direction, cause).
@@ -225,6 +232,7 @@ class IFIMResult:
     solver: str = "gram"
     exact: bool = True
     directions: LeadingDirections | None = None
+    realistic: pd.DataFrame = field(default_factory=pd.DataFrame)
     profile: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=_versions)
 
@@ -237,6 +245,11 @@ class IFIMResult:
     def removal_table(self) -> pd.DataFrame:
         """Each endpoint of the removal of each component, with its interval."""
         return statistics.removal_table(self.images, self.removals, seed=self.seed)
+
+    @cached_property
+    def realistic_table(self) -> pd.DataFrame:
+        """Each endpoint of each realistic change at each severity, with its interval."""
+        return statistics.realistic_table(self.images, self.realistic, seed=self.seed)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
@@ -275,6 +288,7 @@ class ResultTables:
         curves: of :func:`monai_ifim.statistics.curve_table`.
         comparisons: of :func:`monai_ifim.statistics.compare_directions`, for each strength and endpoint.
         removals: of :func:`monai_ifim.statistics.removal_table`; None where not asked for.
+        realistic: of :func:`monai_ifim.statistics.realistic_table`; None where not asked for.
     """
 
     summary: Mapping[str, Any]
@@ -282,6 +296,7 @@ class ResultTables:
     curves: pd.DataFrame
     comparisons: pd.DataFrame
     removals: pd.DataFrame | None
+    realistic: pd.DataFrame | None = None
 
     @property
     def used(self) -> pd.DataFrame:
@@ -325,6 +340,9 @@ def write_tables(result: IFIMResult, folder: str | Path) -> None:
         with (folder / DIRECTIONS).open("wb") as file:
             np.savez_compressed(file, **vars(result.directions))
     names = result.images.set_index("image").name
+    if len(result.realistic):
+        _write(result.realistic.assign(name=result.realistic.image.map(names)), folder / "realistic.csv")
+        _write(result.realistic_table, folder / "realistic_table.csv")
     _write(result.curves.assign(name=result.curves.image.map(names)), folder / "perturbations.csv")
     stems = {case.position: case.stem for case in result.cases}
     images = result.images.assign(case=[stems.get(position, "") for position in result.images.image])
@@ -446,8 +464,11 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 def _read_tables(folder: Path) -> ResultTables:
     summary = _read_summary(folder)
     images, curves, comparisons = (_read(folder, f"{name}.csv") for name in ("images", "curves", "comparisons"))
-    removals = _read(folder, "removals.csv") if (folder / "removals.csv").is_file() else None
-    tables = ResultTables(summary, images, curves, comparisons, removals)
+    removals, realistic = (
+        _read(folder, f"{name}.csv") if (folder / f"{name}.csv").is_file() else None
+        for name in ("removals", "realistic_table")
+    )
+    tables = ResultTables(summary, images, curves, comparisons, removals, realistic)
     if tables.tested and not np.isclose(tables.tested, tables.strength, atol=0).any():
         raise ValueError(
             f"{folder / 'curves.csv'} has no row at the reference strength of {SUMMARY}, {tables.strength}. The files "

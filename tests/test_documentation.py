@@ -12,7 +12,7 @@ import torch
 
 import monai_ifim
 from monai_ifim.perturbation import DEFAULT_DIRECTIONS, DIRECTIONS, ENDPOINTS
-from monai_ifim.statistics import summary_names
+from monai_ifim.statistics import realistic_names, summary_names
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -54,7 +54,8 @@ def test_readme_example_runs():
 def test_readme_describes_every_metric_that_is_logged():
     described = {name for row in table_behind(README, "| metric |") for name in re.findall(r"ifim_([\w<>]+)", row[0])}
     logged = summary_names(["mine"]) | {name for name in summary_names(DEFAULT_DIRECTIONS) if "coupling" in name}
-    assert {name.replace("_mine", "_<direction>") for name in logged} == described
+    names = {name.replace("_mine", "_<direction>") for name in logged}
+    assert names | {name.replace("_own", "_<change>") for name in realistic_names(["own"])} == described
 
 
 def test_readme_describes_every_direction():

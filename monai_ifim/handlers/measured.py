@@ -19,14 +19,17 @@ from monai_ifim.fisher import InputFisher
 from monai_ifim.handlers.batch import Part, joined_by_shape
 from monai_ifim.handlers.inputs import FurtherInputs
 from monai_ifim.handlers.options import Options
-from monai_ifim.likelihoods import Likelihood
+from monai_ifim.likelihoods import Dense, Likelihood
 from monai_ifim.model import Batches, Model, plain_tensor, restricted, varied
-from monai_ifim.perturbation import removal_curves, sensitivity_curves
+from monai_ifim.perturbation import realistic_changes, removal_curves, sensitivity_curves
 from monai_ifim.perturbation.endpoints import endpoints_of
 from monai_ifim.statistics import per_image
+from monai_ifim.transforms import default_changes
 
 # Values of each image that MetricsSaver can write, beside the KL along each direction.
 _DETAILS = ("lambda_max", "log10_lambda_max", "trace", "effective_rank", "reference_cosine", "mask_energy")
+
+_REALISTIC = ("image", "change", "severity", "draw", "size", "share", "share_random")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Measured:
         images: one row an image, with ``seen``, the how manieth it was that the network saw.
         curves: the long table of :meth:`monai_ifim.SensitivityCurves.to_frame`, with predictions.
         removals: that of :func:`monai_ifim.perturbation.removal_curves`.
+        realistic: that of :func:`monai_ifim.perturbation.realistic_changes`.
         left_out: how many images a direction left out, by (direction, cause).
         kept_norm: for each direction, the lengths before they were made unit ones.
         seen: how many images the network saw.
@@ -47,6 +51,7 @@ class Measured:
     images: pd.DataFrame
     curves: pd.DataFrame
     removals: pd.DataFrame
+    realistic: pd.DataFrame
     left_out: Counter[tuple[str, str]]
     kept_norm: dict[str, list[float]]
     seen: int
@@ -62,6 +67,7 @@ class Measured:
             images=images.sort_values("image", ignore_index=True),
             curves=_stacked([part.curves for part in parts]),
             removals=_stacked([part.removals for part in parts]),
+            realistic=_stacked([part.realistic for part in parts]),
             left_out=sum((part.left_out for part in parts), Counter()),
             kept_norm={name: [norm for part in parts for norm in part.kept_norm[name]] for name in parts[0].kept_norm},
             seen=int(starts[-1]),
@@ -132,6 +138,7 @@ def measure(
     images: list[pd.DataFrame] = []
     curves: list[pd.DataFrame] = []
     removals: list[pd.DataFrame] = []
+    realistic: list[pd.DataFrame] = []
     left_out: Counter[tuple[str, str]] = Counter()
     kept_norm: dict[str, list[float]] = {direction.name: [] for direction in directions}
 
@@ -153,11 +160,25 @@ def measure(
                 **shared,
             )
             removed = removal_curves(model, inputs, fisher, options.removals, **shared) if options.removals else None
+            changed = None
+            if options.realistic:
+                changed = realistic_changes(
+                    model,
+                    inputs,
+                    changes_of(options, inputs.ndim - 2, likelihood),
+                    fisher=fisher,
+                    draws=options.draws,
+                    seed=options.seed,
+                    positions=part.positions,
+                    **shared,
+                )
         table = part.table.join(measured.unperturbed.drop(columns="image"))
         rows = measured.to_frame(predictions=True)
         rows = rows.assign(image=np.take(part.positions, rows.image))
         if removed is not None:
             removals.append(removed.assign(image=np.take(part.positions, removed.image)))
+        if changed is not None:
+            realistic.append(changed.assign(image=np.take(part.positions, changed.image)))
         images.append(table)
         curves.append(rows)
         for name, causes in measured.skipped.items():
@@ -174,12 +195,20 @@ def measure(
         images=_stacked([empty[0], *images]),
         curves=_stacked([empty[1], *curves]),
         removals=_stacked([empty[2], *removals]),
+        realistic=_stacked([empty[3], *realistic]),
         left_out=left_out,
         kept_norm=kept_norm,
         seen=seen,
         solver=parts[0].fisher.solver if parts else "lanczos" if likelihood.many_columns else "gram",
         exact=all(part.fisher.exact for part in parts),
     )
+
+
+def changes_of(options: Options, spatial_dims: int, likelihood: Likelihood) -> Mapping[str, Any]:
+    """The realistic changes that are asked for, by name and severity; the default ones for such images and outputs."""
+    if isinstance(options.realistic, str):  # "default"
+        return default_changes(spatial_dims, affine=not isinstance(likelihood, Dense))
+    return options.realistic or {}
 
 
 def details(measured: Measured, directions: Sequence[str], strength: float) -> dict[str, np.ndarray]:
@@ -217,8 +246,8 @@ def _donor(donors: Mapping[int, Tensor], position: int, image: Tensor) -> Tensor
     return donor if donor is not None and donor.shape == image.shape else torch.zeros_like(image)
 
 
-def _empty_tables(likelihood: Likelihood) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Images, curves and removals of a process that saw none of the chosen images."""
+def _empty_tables(likelihood: Likelihood) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Images, curves, removals and realistic changes of a process that saw none of the chosen images."""
     points = endpoints_of(likelihood)
     after = [point.column for point in points if point.value is not None]
     unperturbed = [point.column for point in points if point.unperturbed]
@@ -227,11 +256,12 @@ def _empty_tables(likelihood: Likelihood) -> tuple[pd.DataFrame, pd.DataFrame, p
         _empty("image", "seen", "name", *spectrum, "predicted", "label", "noise_floor", *unperturbed),
         _empty("image", "direction", "strength", "draw", "sign", "kl_quadratic", *after),
         _empty("image", "component", "fraction", "size", *after),
+        _empty(*_REALISTIC, "kl_quadratic", *after, "skipped"),
     )
 
 
 def _empty(*columns: str) -> pd.DataFrame:
-    text = {"name", "skipped", "eigenvalues", "predicted", "label", "direction", "component"}
+    text = {"name", "skipped", "eigenvalues", "predicted", "label", "direction", "component", "change"}
     return pd.DataFrame({name: pd.Series(dtype=object if name in text else float) for name in columns})
 
 

@@ -36,6 +36,7 @@ from monai_ifim.perturbation import (
     check_fractions,
     check_strengths,
     image_contrast,
+    resolve_changes,
     resolve_directions,
 )
 
@@ -102,6 +103,15 @@ def _numbers(name: str, values: Any) -> list:
     if not is_list(values):
         raise ValueError(f"{name} must be a list of numbers, got {values!r}.")
     return list(values)
+
+
+def _changes(name: str, value: Any) -> Any:
+    if isinstance(value, str) and value == "default":
+        return value
+    try:
+        return resolve_changes(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} must be 'default' or transforms by name and severity. {error}") from error
 
 
 def _direction(name: str, value: Any) -> Any:
@@ -199,6 +209,12 @@ class Options:
         "figures and tables). Default, or None: none.",
         _numbers,
         optional=True,
+    )
+    realistic: Mapping[str, Any] | str | None = _option(
+        None,
+        "realistic changes at their own size (not norm-matched): for each name, a transform (of MONAI, say) for each "
+        "severity; or 'default', those of monai_ifim.transforms.default_changes. Default: none.",
+        _changes,
     )
     mask_key: str | None = _option(
         None,

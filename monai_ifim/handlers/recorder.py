@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,15 @@ from monai_ifim.handlers.identity import Chosen, default_names, shares, take
 from monai_ifim.handlers.inferred import Inferred, naming_the_inferer
 from monai_ifim.handlers.inputs import FurtherInputs, naming_shared_inputs
 from monai_ifim.handlers.joined import Joined, Layout
-from monai_ifim.handlers.measured import Measured, details, mask_table, measure, reference_cosine, spectrum_table
+from monai_ifim.handlers.measured import (
+    Measured,
+    changes_of,
+    details,
+    mask_table,
+    measure,
+    reference_cosine,
+    spectrum_table,
+)
 from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.selection import ImageSelection
@@ -30,7 +38,7 @@ from monai_ifim.likelihoods import Dense, Likelihood, resolve_likelihood
 from monai_ifim.model import Batches, Model, Windowed, forget_verdicts, preserve_state, unwrap
 from monai_ifim.perturbation import resolve_directions
 from monai_ifim.results import IFIMResult, Segmented
-from monai_ifim.statistics import leading_directions, summarise
+from monai_ifim.statistics import leading_directions, realistic_summary, summarise
 
 
 class Recorder:
@@ -83,7 +91,8 @@ class Recorder:
             return ""
         draws = {direction.name: options.draws if direction.random else 1 for direction in self.directions}
         rank = options.rank or DEFAULT_DENSE_RANK
-        spectrum, changes = forward_passes(rank, Lanczos().probes, draws, len(options.strengths))
+        realistic = sum(len(severities) for severities in self.changes.values())
+        spectrum, changes = forward_passes(rank, Lanczos().probes, draws, len(options.strengths), realistic)
         sides = options.window
         what = "the whole image" if sides is None else f"a window of {' x '.join(map(str, sides))} voxels"
         return (
@@ -95,6 +104,11 @@ class Recorder:
     def direction_names(self) -> list[str]:
         """As they stand in the metrics' names."""
         return [direction.name for direction in self.directions]
+
+    @property
+    def changes(self) -> Mapping[str, Any]:
+        """The realistic changes, by name and severity; of the default ones, those of volumes."""
+        return changes_of(self.options, 3, self.likelihood)
 
     def forget(self) -> None:
         """Drop the images of the last epoch, and its details."""
@@ -187,8 +201,10 @@ class Recorder:
             images=images.drop(columns=["seen", "eigenvalues"]),
             curves=measured.curves,
             removals=measured.removals,
+            realistic=measured.realistic,
             eigenvalues=np.stack(images.eigenvalues.to_list()) if len(images) else np.zeros((0, 0)),
-            metrics=summarise(images, measured.curves, self.direction_names, strength),
+            metrics=summarise(images, measured.curves, self.direction_names, strength)
+            | realistic_summary(images, measured.realistic),
             left_out=measured.left_out,
             kept_norm={name: float(np.median(norms)) for name, norms in measured.kept_norm.items() if norms},
             cases=[cases[position] for position in why],

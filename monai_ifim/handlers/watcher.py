@@ -28,7 +28,7 @@ from monai_ifim.likelihoods import Dense
 from monai_ifim.model import MemoryWarning, preserve_state
 from monai_ifim.notices import notices_to
 from monai_ifim.results import IFIMResult
-from monai_ifim.statistics import summary_names
+from monai_ifim.statistics import realistic_names, summary_names
 from monai_ifim.visualize import draw_pictures
 
 Functions = list[tuple[Any, Callable[[Evaluator], None]]]
@@ -63,7 +63,8 @@ class Watcher(Options):
 
     def logs(self, name: str) -> bool:
         """Whether a metric of this name can be among those that are logged."""
-        return name in {self.prefix + known for known in summary_names(self.recorder.direction_names)}
+        known = summary_names(self.recorder.direction_names) | realistic_names(self.recorder.changes)
+        return name in {self.prefix + one for one in known}
 
     def reset(self) -> None:
         """Forget the images of the last epoch."""

@@ -141,7 +141,9 @@ def _shifted(affine: Tensor, start: Sequence[int]) -> Tensor:
     return moved
 
 
-def forward_passes(rank: int, probes: int, draws: Mapping[str, int], strengths: int) -> tuple[int, int]:
+def forward_passes(
+    rank: int, probes: int, draws: Mapping[str, int], strengths: int, realistic: int = 0
+) -> tuple[int, int]:
     """About how many forward passes the spectrum of a case takes, and how many what follows takes.
 
     As measured: a product with F takes four and a half, and 6 + 3 rank products find the leading pairs; a probe of the
@@ -152,7 +154,8 @@ def forward_passes(rank: int, probes: int, draws: Mapping[str, int], strengths: 
         probes: of the trace.
         draws: by direction.
         strengths: how many.
+        realistic: how many changes at their own size, of all severities.
     """
     spectrum = 3 + 4.5 * (6 + 3 * rank) + 1.5 * probes
-    changes = (2 * strengths + 5) * sum(draws.values())
+    changes = (2 * strengths + 5) * sum(draws.values()) + (1 + 5) * realistic
     return round(spectrum), round(changes)

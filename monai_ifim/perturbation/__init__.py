@@ -38,6 +38,12 @@ from monai_ifim.perturbation.endpoints import (
     measured_endpoints,
     measurement,
 )
+from monai_ifim.perturbation.realistic import (
+    TransformDirection,
+    realistic_changes,
+    resolve_changes,
+    share_inside,
+)
 
 __all__ = [
     "DEFAULT_DIRECTIONS",
@@ -53,6 +59,7 @@ __all__ = [
     "LossGradient",
     "Measurement",
     "SensitivityCurves",
+    "TransformDirection",
     "change_along",
     "change_at_unit_strength",
     "check_clip",
@@ -65,7 +72,10 @@ __all__ = [
     "measurement",
     "perturb",
     "randomise_phases",
+    "realistic_changes",
     "removal_curves",
+    "resolve_changes",
     "resolve_directions",
     "sensitivity_curves",
+    "share_inside",
 ]

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sensitivity versus perturbation: what equally large changes along different directions do to the prediction.
 
-Each direction is tried with both signs, at several strengths (see :mod:`monai_ifim.perturbation.changes`). At rank one
-the leading eigenvector beats a random direction by about a factor D by construction, so ``high`` against ``low`` or
-``random`` is a sanity check; ``transfer`` and ``low_matched`` are the controls.
+Each direction is tried with both signs (a realistic change with its own alone), at several strengths (see
+:mod:`monai_ifim.perturbation.changes`). At rank one the leading eigenvector beats a random direction by about a factor
+D by construction, so ``high`` against ``low`` or ``random`` is a sanity check; ``transfer`` and ``low_matched`` are the
+controls.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor
 
 from monai_ifim.checks import is_whole
-from monai_ifim.fisher import FisherOperator, InputFisher
+from monai_ifim.fisher import InputFisher
 from monai_ifim.interrupts import deferred
-from monai_ifim.model import Batches, Model, checked_images, is_out_of_memory, plain_tensor, varied
+from monai_ifim.model import Model, plain_tensor, varied
 from monai_ifim.notices import notice
 from monai_ifim.perturbation.changes import (
     change_along,
@@ -28,7 +29,6 @@ from monai_ifim.perturbation.changes import (
     check_fractions,
     check_strengths,
     image_contrast,
-    perturb,
 )
 from monai_ifim.perturbation.directions import (
     ROUNDINGS,
@@ -38,7 +38,7 @@ from monai_ifim.perturbation.directions import (
     per_image_factor,
     resolve_directions,
 )
-from monai_ifim.perturbation.endpoints import measurement
+from monai_ifim.perturbation.passes import Passes, Piece, checked_model
 
 DEFAULT_DIRECTIONS = ("high", "low", "high_image", "low_image", "low_matched", "transfer")
 DEFAULT_STRENGTHS = (0.01, 0.03, 0.1)
@@ -142,7 +142,7 @@ def sensitivity_curves(
         >>> bool(kl["high"] > 1e6 * kl["low"])  # at rank one, by construction
         True
     """
-    images, model = _checked(network, images, fisher)
+    images, model = checked_model(network, images, fisher)
     batch = len(images)
     chosen, strengths = resolve_directions(directions), check_strengths(strengths)
     check_clip(clip)
@@ -158,7 +158,7 @@ def sensitivity_curves(
     if donors is not None and donors.shape != images.shape:
         raise ValueError(f"donors must have the shape of the images, {tuple(images.shape)}, got {tuple(donors.shape)}.")
     contrast = image_contrast(images, sigma, fisher.channel_mask)
-    passes = _Passes(model, images, fisher, labels, optional)
+    passes = Passes(model, images, fisher, labels, optional)
     donors = None if donors is None else plain_tensor(donors)
     positions = range(batch) if positions is None else [int(position) for position in positions]
     inputs = DirectionInputs(images, fisher, donors, positions, seed, model, passes.targets, passes.batches.size)
@@ -169,7 +169,7 @@ def sensitivity_curves(
     shared = torch.full((len(steps), batch), -1)
     tables: dict[str, list[pd.DataFrame]] = {direction.name: [] for direction in chosen}
 
-    def perturbed() -> Iterator[_Piece]:
+    def perturbed() -> Iterator[Piece]:
         count = 0
         for direction in sorted(chosen, key=lambda one: one.name != "high"):  # whose passes they share
             for draw in range(draws if direction.random else 1):
@@ -178,7 +178,8 @@ def sensitivity_curves(
                 for index, cause in causes.items():
                     skipped[direction.name].setdefault(index, cause)
                 kept = torch.tensor([row for row in range(batch) if row not in skipped[direction.name]]).long()
-                jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
+                of_a_sign = [bool(step.sign() in direction.signs) for step in steps]
+                jobs = torch.cartesian_prod(torch.tensor(of_a_sign).nonzero().flatten(), kept)
                 step, row = jobs[:, 0], jobs[:, 1]
                 along = _sign_along(change, fisher.eigenvectors[:, 0])[row]
                 # steps stand in pairs of both signs, so that the other sign of a step is its neighbour
@@ -266,16 +267,16 @@ def removal_curves(
         >>> bool((table[table.component == "low"].kl < 1e-9).all())  # a linear network does not read it
         True
     """
-    images, model = _checked(network, images, fisher)
+    images, model = checked_model(network, images, fisher)
     check_clip(clip)
     fractions = check_fractions(fractions)
     contrast = image_contrast(images, sigma, fisher.channel_mask)
-    passes = _Passes(model, images, fisher, labels)
+    passes = Passes(model, images, fisher, labels)
     kept = torch.tensor([row for row in range(len(images)) if row not in fisher.skipped]).long()
     steps = -torch.tensor(fractions, dtype=torch.float64)
     tables: list[pd.DataFrame] = []
 
-    def perturbed() -> Iterator[_Piece]:
+    def perturbed() -> Iterator[Piece]:
         for name, component in zip(("high", "low"), fisher.split(images, reference=reference)):
             size = varied(component, fisher.channel_mask).double().flatten(1).square().mean(dim=1).sqrt() / contrast
             jobs = torch.cartesian_prod(torch.arange(len(steps)), kept)
@@ -290,148 +291,6 @@ def removal_curves(
     frame["size"] = frame["size"].where(np.isfinite(frame["size"]))
     frame = frame if clip is not None else frame.drop(columns="clipped")
     return frame[trouble == ""].reset_index(drop=True)
-
-
-def _checked(network: Callable | Model, images: Tensor, fisher: InputFisher) -> tuple[Tensor, Model]:
-    """The images as a plain tensor, and the network as a model with the likelihood of the spectrum."""
-    images = checked_images(images)
-    if len(fisher) != len(images) or fisher.eigenvectors.shape[2:] != images.shape[1:]:
-        raise ValueError(
-            f"fisher must be the spectrum of these images, of shape {tuple(images.shape)}; it is of {len(fisher)} "
-            f"images of shape {tuple(fisher.eigenvectors.shape[2:])}."
-        )
-    model = Model.of(network) if isinstance(network, Model) else Model(network, fisher.likelihood)
-    if not model.likelihood.matches(fisher.likelihood):
-        raise ValueError(
-            f"The model has the likelihood {model.likelihood}, but the spectrum was computed with {fisher.likelihood}. "
-            "Pass the model that the spectrum was computed with."
-        )
-    model.check_inputs(len(images))
-    return images, model.with_likelihood(fisher.likelihood)  # whose region is fixed
-
-
-# Some perturbed images (n, C_in, *spatial), their rows (n,) and the share (n,) of their voxels that were clipped.
-_Piece = tuple[Tensor, Tensor, Tensor]
-
-
-class _Passes:
-    """Forward passes of perturbed images in full batches, and what they are measured against."""
-
-    def __init__(
-        self, model: Model, images: Tensor, fisher: InputFisher, labels: Tensor | None, optional: Sequence[str] = ()
-    ) -> None:
-        self.model, self.images, self.channel_mask = model, images, fisher.channel_mask
-        self.batches = Batches(model.images_at_a_time(images))
-        everyone = torch.arange(len(images), device=images.device)
-        nothing = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        self._outputs, self.unknown_curvature = fisher.outputs, ""  # why some curvature cannot be computed
-        passed = list(self._forward(iter([(images, everyone, nothing)])))
-        outputs, fits = torch.cat([one[0] for one in passed]), torch.cat([one[3] for one in passed])
-        if not fits.all():  # where memory is too short for a forward pass, those of the spectrum stay
-            outputs = torch.where(fits.view(-1, *[1] * (outputs.ndim - 1)), outputs, fisher.outputs)
-        model.likelihood.check(outputs)
-        self.targets: Tensor | None = None
-        if labels is not None:
-            labels = plain_tensor(torch.as_tensor(labels)).to(outputs.device)
-            self.targets = model.likelihood.targets(labels, outputs.shape[1])
-            if len(self.targets) != len(images):
-                raise ValueError(f"labels must be {len(images)}, one an image, got {len(self.targets)}.")
-        self.measured = measurement(model.likelihood, outputs, self.targets, optional)
-
-    def pieces(self, change: Tensor, rows: Tensor, steps: Tensor, clip: Sequence[float] | None) -> Iterator[_Piece]:
-        """The images ``images[rows] + steps * change[rows]``, at most a batch at a time."""
-        rows = rows.to(self.images.device)
-        for piece in torch.arange(len(rows)).split(self.batches.size):
-            row = rows[piece.to(rows.device)]
-            images = self.images[row]
-            step = per_image_factor(steps[piece].to(images.device), images)
-            moved, clipped = perturb(images, change[row] * step, clip, self.channel_mask)
-            yield moved, row, clipped
-
-    def measure(self, pieces: Iterator[_Piece]) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
-        """Endpoints and predictions of perturbed images, one row each, and why a row cannot be used, or ``""``."""
-        tables, predictions, trouble = [], [], []
-        for outputs, rows, clipped, fits in self._forward(pieces):  # dense outputs of all would not fit into memory
-            tables.append(self.measured.after(rows, outputs).assign(clipped=clipped.cpu().numpy()))
-            predictions.append(self.measured.predictions(outputs))
-            finite = torch.isfinite(outputs).flatten(1).all(dim=1).cpu().numpy()
-            cause = np.where(finite, "", "the outputs for the perturbed image are NaN or infinite")
-            trouble.append(np.where(fits.cpu().numpy(), cause, "out of memory at one image"))
-        if not tables:  # every image was left out
-            none = torch.zeros(0, dtype=torch.int64, device=self.images.device)
-            tables.append(self.measured.after(none, self._outputs[:0]).assign(clipped=0.0))
-            predictions.append(self.measured.predictions(self._outputs[:0]))
-            trouble.append(np.zeros(0, dtype=str))
-        return (
-            pd.concat(tables, ignore_index=True),
-            pd.concat(predictions, ignore_index=True),
-            np.concatenate(trouble),
-        )
-
-    def _forward(self, pieces: Iterator[_Piece]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Outputs (n, ...) of all pieces, NaN of an image too large for memory; rows; clipped shares; which fit.
-
-        The pieces pass the network in full batches, whatever they were computed in.
-        """
-        lost = torch.full_like(self._outputs[:1], torch.nan)
-        for images, rows, clipped in _full_batches(pieces, self.batches.size):
-
-            def outputs(some: Tensor, images: Tensor = images, rows: Tensor = rows) -> Tensor:
-                return self.model.rows(rows[some]).outputs(images if len(some) == len(rows) else images[some])
-
-            for some, found in self.batches.run(torch.arange(len(rows), device=rows.device), outputs):
-                fits = torch.full_like(some, found is not None, dtype=torch.bool)
-                yield lost if found is None else found, rows[some], clipped[some], fits
-
-    def curvature(self, inputs: DirectionInputs, change: Tensor, kept: Tensor) -> Tensor:
-        """``d^T F d`` of changes: from the kept spectrum where it suffices, else by Jacobian-vector products.
-
-        (B,) float64 on the CPU, zero where it is rounding beside the greatest for a change of this length.
-        Only of the images ``kept`` (n,) is it asked for; the change of others may be NaN.
-        """
-        fisher = inputs.fisher
-        if fisher.can_quadratic:
-            curvature = fisher.quadratic(change)
-        else:
-            curvature = fisher.quadratic_inside(change)
-            outside = inputs.outside_eigenspace(change).flatten(1).any(dim=1).cpu()
-            curvature[outside.to(change.device)] = torch.nan
-            self._fill(curvature, change, kept[outside[kept]])
-        rounding = ROUNDINGS * torch.finfo(change.dtype).eps * lengths(change.double())
-        rounding = rounding.square() * fisher.eigenvalues[:, 0]
-        return curvature.where(~(curvature <= rounding), 0.0).cpu()
-
-    def _fill(self, curvature: Tensor, change: Tensor, rows: Tensor) -> None:
-        """Write that of some rows (n,) into the curvatures (B,), by one Jacobian-vector product each."""
-        if self.unknown_curvature:
-            return
-
-        def product(some: Tensor) -> Tensor:
-            images, outputs = self.images[some], self._outputs[some]
-            return FisherOperator(self.model.rows(some), images, self.channel_mask, outputs).quadratic(change[some])
-
-        try:
-            for some, part in self.batches.run(rows.to(change.device), product):
-                if part is not None:
-                    curvature[some] = part
-        except (RuntimeError, NotImplementedError) as error:
-            if is_out_of_memory(error):
-                raise
-            self.unknown_curvature = (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _full_batches(pieces: Iterator[_Piece], size: int) -> Iterator[_Piece]:
-    """The same images, ``size`` at a time, so that small pieces do not pass the network one by one."""
-    waiting: list[_Piece] = []
-    for piece in pieces:
-        waiting.append(piece)
-        while sum(len(rows) for _, rows, _ in waiting) >= size:
-            images, rows, clipped = (torch.cat(values) if len(waiting) > 1 else values[0] for values in zip(*waiting))
-            yield images[:size], rows[:size], clipped[:size]
-            waiting = [(images[size:], rows[size:], clipped[size:])]
-    if sum(len(rows) for _, rows, _ in waiting):
-        images, rows, clipped = (torch.cat(values) for values in zip(*waiting))
-        yield images, rows, clipped
 
 
 def _sign_along(change: Tensor, vectors: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 """The directions along which images are changed, one rule a direction, all with the same interface.
 
 A direction of your own is an object of one of the classes here, in Python or in the config of a bundle: a fixed one
-(:class:`FixedDirection`: the template of an artefact, a motion field), any rule (:class:`DirectionFunction`), or the
-gradient of the loss (:class:`LossGradient`).
+(:class:`FixedDirection`: the template of an artefact, a motion field), any rule (:class:`DirectionFunction`), the
+gradient of the loss (:class:`LossGradient`), or what a transform does to the image
+(:class:`~monai_ifim.perturbation.TransformDirection`).
 """
 
 from __future__ import annotations
@@ -52,13 +53,18 @@ class DirectionInputs:
 
     def noise(self, direction: str, draw: int, shape: Sequence[int]) -> Tensor:
         """White Gaussian noise (B, *shape), float64, the same whatever the batch, the device and the process."""
-        draws = []
+        generators = [torch.Generator().manual_seed(seed) for seed in self.seeds(direction, draw)]
+        draws = [torch.randn(*shape, generator=generator, dtype=torch.float64) for generator in generators]
+        return torch.stack(draws).to(self.images.device)
+
+    def seeds(self, direction: str, draw: int) -> list[int]:
+        """A seed of 64 bits for each image, the same whatever the batch, the device and the process."""
+        seeds = []
         for position in self.positions:
             sequence = np.random.SeedSequence([self.seed, position, zlib.crc32(direction.encode()), draw])
             high, low = map(int, sequence.generate_state(2))
-            generator = torch.Generator().manual_seed(high << 32 | low)
-            draws.append(torch.randn(*shape, generator=generator, dtype=torch.float64))
-        return torch.stack(draws).to(self.images.device)
+            seeds.append(high << 32 | low)
+        return seeds
 
     def white_noise(self, direction: str, draw: int) -> Tensor:
         """Unit directions (B, C_in, *spatial) of white noise in the channels that may vary."""
@@ -86,6 +92,7 @@ class Direction(ABC):
         name: as it stands in tables and metric names.
         words: what it is, and what it controls for, in a sentence.
         random: whether another draw gives another direction.
+        signs: 1 and -1, or the only one with which the image is changed.
         cause_of_zero: why there may be no direction for an image.
         cause_of_nan: why its direction may not be finite.
     """
@@ -93,6 +100,7 @@ class Direction(ABC):
     name: str
     words: str = "a direction of the user's own"
     random: bool = False
+    signs: tuple[int, ...] = (1, -1)
     cause_of_zero: str = "the direction is zero"
     cause_of_nan: str = "the direction is NaN or infinite"
 
@@ -295,7 +303,8 @@ def resolve_directions(directions: Sequence[str | Direction]) -> list[Direction]
         if isinstance(direction, str) and direction not in DIRECTIONS:
             raise ValueError(
                 f"Unknown direction {direction!r}; the directions are {', '.join(DIRECTIONS)}. One of your own is an "
-                "object of monai_ifim.perturbation: FixedDirection, DirectionFunction or LossGradient."
+                "object of monai_ifim.perturbation: FixedDirection, DirectionFunction, LossGradient or "
+                "TransformDirection."
             )
         if not isinstance(direction, (str, Direction)):
             raise TypeError(f"A direction must be a name or a Direction object, got {type(direction).__name__}.")

@@ -12,15 +12,24 @@ from monai_ifim.statistics.intervals import (
     holm,
     one_vs_rest_auc,
 )
+from monai_ifim.statistics.realistic import (
+    MARGINS,
+    breaking_points,
+    realistic_names,
+    realistic_summary,
+    realistic_table,
+)
 from monai_ifim.statistics.summaries import error_ranking, flip_strengths, summarise, summary_names, thresholds
 from monai_ifim.statistics.tables import curve_table, per_group, per_image, removal_table
 
 __all__ = [
     "DEFAULT_RESAMPLES",
+    "MARGINS",
     "Interval",
     "LeadingDirections",
     "auc_interval",
     "bootstrap_interval",
+    "breaking_points",
     "censored",
     "compare_directions",
     "coupling",
@@ -32,6 +41,9 @@ __all__ = [
     "one_vs_rest_auc",
     "per_group",
     "per_image",
+    "realistic_names",
+    "realistic_summary",
+    "realistic_table",
     "removal_table",
     "summarise",
     "summary_names",

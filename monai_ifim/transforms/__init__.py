@@ -11,14 +11,18 @@ from monai_ifim.transforms.dictionary import (
     RandIFIMPerturbd,
     RandIFIMPerturbDict,
 )
+from monai_ifim.transforms.realistic import DEFAULT_CHANGES, InContrastUnits, default_changes
 
 __all__ = [
+    "DEFAULT_CHANGES",
     "IFIMSplit",
     "IFIMSplitD",
     "IFIMSplitDict",
     "IFIMSplitd",
+    "InContrastUnits",
     "RandIFIMPerturb",
     "RandIFIMPerturbD",
     "RandIFIMPerturbDict",
     "RandIFIMPerturbd",
+    "default_changes",
 ]

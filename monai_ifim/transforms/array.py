@@ -231,6 +231,7 @@ class RandIFIMPerturb(RandomizableTransform):
         super().randomize(None)
         if self._do_transform:
             sign = 1 if self.R.rand() < 0.5 else -1
+            sign = sign if sign in self.direction.signs else -sign
             self._drawn = float(self.R.uniform(*self.strength)), sign, int(self.R.randint(2**31 - 1))
 
     def __call__(self, img: NdarrayOrTensor, label: Any = None, randomize: bool = True) -> Tensor:

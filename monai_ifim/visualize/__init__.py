@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures, without windows, and a report from results."""
 
-from monai_ifim.visualize.curves import plot_curves, plot_removals
+from monai_ifim.visualize.curves import plot_curves, plot_realistic, plot_removals
 from monai_ifim.visualize.panels import plot_components
 from monai_ifim.visualize.pictures import Pictures, draw_pictures
 from monai_ifim.visualize.report import write_report
@@ -14,6 +14,7 @@ __all__ = [
     "plot_components",
     "plot_curves",
     "plot_lambda_histogram",
+    "plot_realistic",
     "plot_removals",
     "plot_spectrum",
     "write_report",

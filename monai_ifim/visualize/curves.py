@@ -72,7 +72,7 @@ def plot_removals(table: pd.DataFrame, title: str | None = None) -> Figure:
         >>> row = {"component": "high", "endpoint": "size", "low": 0.1, "high": 0.3, "count": 9}
         >>> table = pd.DataFrame([{**row, "fraction": t, "value": t / 5} for t in (0.0, 0.5, 1.0)])
         >>> plot_removals(table).axes[0].get_title()
-        'Size of the removed part'
+        'Size of the change'
     """
     title = "Removal of a component. NOT norm-matched: the changes differ in size" if title is None else title
     figure = _plot(table, ("component", "fraction"), "removed fraction t of the component", title)
@@ -80,6 +80,27 @@ def plot_removals(table: pd.DataFrame, title: str | None = None) -> Figure:
         if axis.lines:
             axis.set_xlim(0, 1.04)
     return figure
+
+
+def plot_realistic(table: pd.DataFrame, title: str | None = None) -> Figure:
+    """A figure of each endpoint against the severity of realistic changes, at their own size; not norm-matched.
+
+    Args:
+        table: of :func:`monai_ifim.statistics.realistic_table`, with the columns ``change, severity, endpoint, value,
+            low, high, count``.
+        title: of the figure; the default says that the changes differ in size.
+
+    Raises:
+        ValueError: When a column is missing.
+
+    Example:
+        >>> row = {"change": "blur", "endpoint": "share", "low": 0.1, "high": 0.3, "count": 9}
+        >>> table = pd.DataFrame([{**row, "severity": t, "value": 0.2} for t in (1.0, 2.0)])
+        >>> plot_realistic(table).axes[0].get_title()
+        'Inside the leading eigenspace'
+    """
+    title = "Realistic changes. NOT norm-matched: they differ in size" if title is None else title
+    return _plot(table, ("change", "severity"), "severity", title)
 
 
 def _plot(table: pd.DataFrame, columns: tuple[str, str], x_label: str, title: str | None) -> Figure:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from monai_ifim.fisher import InputFisher
 from monai_ifim.results import Case, IFIMResult
-from monai_ifim.visualize.curves import plot_curves, plot_removals
+from monai_ifim.visualize.curves import plot_curves, plot_realistic, plot_removals
 from monai_ifim.visualize.panels import plot_components
 from monai_ifim.visualize.spectrum import plot_lambda_histogram, plot_spectrum
 
@@ -73,6 +73,8 @@ def result_figures(result: IFIMResult) -> dict[str, Callable[[], Figure]]:
         figures["histogram"] = lambda: plot_lambda_histogram(result.images)
     if len(result.removals):
         figures["removals"] = lambda: plot_removals(result.removal_table)
+    if len(result.realistic):
+        figures["realistic"] = lambda: plot_realistic(result.realistic_table)
     return figures
 
 

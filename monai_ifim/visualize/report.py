@@ -13,7 +13,7 @@ import pandas as pd
 
 from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.results import ResultTables, read_at_once, read_tables
-from monai_ifim.statistics import bootstrap_interval, per_group
+from monai_ifim.statistics import MARGINS, bootstrap_interval, breaking_points, per_group
 from monai_ifim.visualize import wording
 from monai_ifim.visualize.finding import finding
 from monai_ifim.visualize.page import check_page, write_page
@@ -90,6 +90,7 @@ def _content(tables: ResultTables) -> dict[str, Any]:
         "curve_rows": tables.perturbed.to_dict("records"),
         "comparison_rows": _ordered(tables.comparisons).to_dict("records"),
         "removal_rows": [] if tables.removals is None else tables.removals.to_dict("records"),
+        **_realistic(tables),
         "cases": _records(tables.images[tables.images.case != ""]),
         "by_sensitivity": _records(used.head(_RANKED_CASES)),
         "by_flip": None if by_flip is None else _records(by_flip),
@@ -163,6 +164,30 @@ def _coupling(tables: ResultTables) -> dict[str, Any] | None:
     return rows.iloc[0].to_dict() if len(rows) else None
 
 
+def _realistic(tables: ResultTables) -> dict[str, Any]:
+    """Realistic changes by severity, each with its numbers by endpoint, and where something breaks."""
+    if tables.realistic is None:
+        return {"realistic_rows": [], "realistic_shown": [], "breaking_points": []}
+    table = tables.realistic[tables.realistic.change != "unperturbed"]
+    rows = [
+        {"change": change, "severity": severity} | {row["endpoint"]: row for row in part.to_dict("records")}
+        for (change, severity), part in table.groupby(["change", "severity"], sort=False)
+    ]
+    measured, names = set(table.endpoint), ("size", "share", "share_random", "kl", "kl_quadratic", "kl_ratio")
+    return {
+        "realistic_rows": rows,
+        "realistic_shown": [ENDPOINTS[name] for name in (*names, *MARGINS, "shift") if name in measured],
+        "breaking_points": [
+            row | {name: _severity(row[name]) for name in ("severity", "clear_severity")}
+            for row in breaking_points(table).to_dict("records")
+        ],
+    }
+
+
+def _severity(value: float) -> str:
+    return f"{value:g}" if np.isfinite(value) else "none tested"
+
+
 def _mask(tables: ResultTables) -> wording.Verdict | None:
     """The verdict on the masked region; None without masks."""
     if not {"mask_energy", "mask_share"} <= set(tables.images):
@@ -189,6 +214,7 @@ def _pictures(tables: ResultTables, folder: Path) -> dict[str, dict[str, str | N
         "spectrum": len(tables.images),
         "histogram": len(tables.images),
         "removals": tables.removals is not None,
+        "realistic": tables.realistic is not None,
     }
     return {
         "figures": {name: _picture(folder / "figures" / f"{name}.png") for name, there in drawn.items() if there},

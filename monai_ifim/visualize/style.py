@@ -38,6 +38,9 @@ _SPARE = (
     DirectionStyle("#999933", "p"),
     DirectionStyle("#332288", "h"),
     DirectionStyle("#777777", "<"),
+    DirectionStyle("#117733", "d"),
+    DirectionStyle("#AA4499", ">"),
+    DirectionStyle("#44AA99", "H"),
 )
 
 

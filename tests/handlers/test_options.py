@@ -126,6 +126,8 @@ NEVER = {
     "clip": NO_LISTS
     | st.sampled_from([[], [0], [1, 0], [0, 0], [0, 1, 2], [float("nan"), 1], ["0", "1"], [False, True]]),
     "removals": NO_LISTS | lists_with(*UNIT, 0.03),
+    "realistic": st.one_of(TRUTHS, TEXTS, st.integers(), st.floats(), ANYTHING)
+    | st.sampled_from([{}, {"a": 1}, {"a": {}}, {"a": {"x": abs}}, {"a": {1: None}}, {"a b": {1: abs}}, {1: {1: abs}}]),
     "window": NO_LISTS | lists_with(0, -1, 2.5),
     "mask_key": texts(),
     "group_key": texts(),

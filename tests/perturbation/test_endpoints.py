@@ -25,7 +25,7 @@ def test_names_and_columns_are_unique_and_stand_in_the_order_of_display():
     columns = [point.column for point in ENDPOINTS.values() if point.column]
     assert len(set(columns)) == len(columns)
     assert [point.name for point in ENDPOINTS.values() if not point.column] == ["auc"]  # not of single images
-    shared = ["size", "kl", "kl_quadratic", "kl_ratio"]
+    shared = ["size", "share", "share_random", "kl", "kl_quadratic", "kl_ratio"]
     for case in CASES.values():
         own = ["fisher_rao", "confidence_drop", "flip_rate", "accuracy", "auc"] if case.discrete else ["shift", "error"]
         assert [point.name for point in endpoints_of(case.likelihood)] == [*shared, *own, "clipped"]
@@ -39,12 +39,25 @@ def test_names_and_columns_are_unique_and_stand_in_the_order_of_display():
         ],
         "unperturbed": ["accuracy", "error", "dice", "hausdorff"],
         "compared": ["kl", "confidence_drop", "shift", "changed", "dice_drop"],
-        "percent": ["flip_rate", "accuracy", "changed", "volume_change", "near_boundary", "clipped"],
+        "percent": [
+            "share",
+            "share_random",
+            "flip_rate",
+            "accuracy",
+            "changed",
+            "volume_change",
+            "near_boundary",
+            "clipped",
+        ],
         "labelled": ["accuracy", "auc", "error", "dice", "dice_drop", "hausdorff"],
         "per_class": ["volume_change"],
         "optional": ["hausdorff"],
     }.items():
         assert [name for name, point in ENDPOINTS.items() if getattr(point, flag)] == names
+
+
+# Computed of the change, or from other columns.
+ELSEWHERE = ("size", "share", "share_random", "kl_quadratic", "kl_ratio", "clipped", "auc")
 
 
 @pytest.mark.parametrize("point", ENDPOINTS.values(), ids=ENDPOINTS)
@@ -55,7 +68,7 @@ def test_each_endpoint_has_a_sentence_a_unit_and_an_axis_where_it_has_a_panel(po
     assert bool(point.title) == bool(point.axis)
     assert point.statistic in ("mean", "median", "one-vs-rest")
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", point.name)
-    assert (point.value is None) == (point.name in ("size", "kl_quadratic", "kl_ratio", "clipped", "auc"))
+    assert (point.value is None) == (point.name in ELSEWHERE)
     assert not (point.log_axis and point.percent)
     if point.unperturbed:
         assert point.logged or point.optional

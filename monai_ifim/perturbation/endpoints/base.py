@@ -63,8 +63,12 @@ class Endpoint:
 COMMON = (
     (
         Endpoint("size", "size", "image contrast",
-                 "root mean square of the removed part over the contrast of the image",
-                 "Size of the removed part", "RMS / image contrast"),
+                 "root mean square of the change over the contrast of the image",
+                 "Size of the change", "RMS / image contrast"),
+        Endpoint("share", "share", "1", "share of the change's squared length inside the leading eigenspace",
+                 "Inside the leading eigenspace", "share of squared length", percent=True),
+        Endpoint("share_random", "share_random", "1",
+                 "share that a random direction has there in the mean: rank over dimension", percent=True),
         Endpoint("kl", "kl", "nats",
                  "KL divergence from the prediction to the one after the change (per voxel, of dense outputs)",
                  "Change of the prediction", "KL divergence (nats)", log_axis=True, logged=True, compared=True,
