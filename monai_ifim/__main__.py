@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; default those of the process.
 
     Returns:
-        The exit status: 0, or 2 where the input cannot be used, with the cause on the standard error output.
+        The exit status: 0, or 2 where the input cannot be used, with the cause on the standard error output; of
+        ``compare`` 1 where a criterion fails.
     """
     parser = _Parser(prog="python -m monai_ifim", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -77,17 +78,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.add_argument("--output", metavar="FILE", help="the page; default FOLDER/report.html")
     report.set_defaults(command=_report, further=False)
 
+    compare = commands.add_parser(
+        "compare",
+        help="judge a new model against a reference, from two folders that IFIMSaver wrote of the same cases",
+        description="Compare two models case by case, from two folders that IFIMSaver wrote, by criteria that are "
+        "stated beforehand; write a page, JSON and CSV. Exit status: 0 when no criterion fails, 1 when one does, 2 "
+        "when the input cannot be used.",
+    )
+    compare.add_argument("reference", metavar="RUN_A", help="the folder of the reference, such as the released model")
+    compare.add_argument("new", metavar="RUN_B", help="the folder of the new model")
+    compare.add_argument("--criteria", metavar="FILE", help="YAML or JSON, see docs/compare.md; default the package's")
+    compare.add_argument(
+        "--output", metavar="FOLDER", default="ifim_comparison", help="where the files are put; default %(default)s"
+    )
+    compare.set_defaults(command=_compare, further=False)
+
     chosen, further = parser.parse_known_args(arguments)
     try:
         if chosen.further:
             chosen.bundle_root, chosen.overrides = _split(further, attach)
         elif further:
             parser.error(f"unrecognized arguments: {' '.join(further)}")
-        chosen.command(chosen)
+        return chosen.command(chosen)
     except (OSError, ValueError) as error:
         print(_visible(f"{parser.prog}: {error}"), file=sys.stderr)
         return 2
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,7 +142,7 @@ def _split(words: Sequence[str], parser: argparse.ArgumentParser) -> tuple[str, 
     return root, overrides
 
 
-def _attach(chosen: argparse.Namespace) -> None:
+def _attach(chosen: argparse.Namespace) -> int:
     from monai_ifim.bundle import attach_to_bundle
     from monai_ifim.bundle.words import parsed
 
@@ -145,12 +160,24 @@ def _attach(chosen: argparse.Namespace) -> None:
         run_id=chosen.run_id,
         overrides={name: parsed(value) for name, value in chosen.overrides.items()},
     )
+    return 0
 
 
-def _report(chosen: argparse.Namespace) -> None:
+def _report(chosen: argparse.Namespace) -> int:
     from monai_ifim.visualize import write_report  # other commands need no matplotlib
 
     print(write_report(chosen.folder, chosen.output))
+    return 0
+
+
+def _compare(chosen: argparse.Namespace) -> int:
+    from monai_ifim.comparison import compare_runs, write_comparison
+
+    comparison = compare_runs(chosen.reference, chosen.new, chosen.criteria)
+    page = write_comparison(comparison, chosen.output)
+    print(_visible(comparison.text))
+    print(page)
+    return int(comparison.failed)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ ROOMS = (
     ("perturbation",),
     ("statistics", "training"),
     ("__init__",),
-    ("cells", "schema"),
+    ("cells", "schema", "files"),
     ("results",),
     ("transforms", "visualize"),
-    ("handlers",),
+    ("handlers", "comparison"),
     ("bundle",),
     ("__main__",),
 )

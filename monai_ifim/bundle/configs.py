@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import CommonKeys
 
-from monai_ifim.bundle.files import MOST_ITEMS, Files, check_size
+from monai_ifim.files import MOST_ITEMS, Files, check_size
 
 _WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module"}
 _COMMON_KEY = re.compile(r"^\$monai\.utils\.(?:enums\.)?CommonKeys\.(\w+)$")

@@ -15,8 +15,8 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_ifim.bundle.configs import Config, copied, is_disabled, strings
-from monai_ifim.bundle.files import SUFFIXES, Files
 from monai_ifim.bundle.sections import choose_section, has_sections
+from monai_ifim.files import SUFFIXES, Files
 
 # Files of the config folder that are no workflow.
 _NO_WORKFLOW = re.compile(r"^(metadata|ifim.*|logging)$")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics over a set of images: intervals, tables, comparisons, summaries."""
+"""Statistics over a set of images: intervals, tables, comparisons of directions and of models, summaries."""
 
 from monai_ifim.statistics.comparisons import censored, compare_directions, coupling
 from monai_ifim.statistics.directions import LeadingDirections, leading_directions
@@ -11,6 +11,14 @@ from monai_ifim.statistics.intervals import (
     bootstrap_interval,
     holm,
     one_vs_rest_auc,
+)
+from monai_ifim.statistics.models import (
+    COMPARED,
+    LEAST_COUNT,
+    compare_models,
+    compared_endpoint,
+    judge,
+    paired_values,
 )
 from monai_ifim.statistics.realistic import (
     MARGINS,
@@ -23,7 +31,9 @@ from monai_ifim.statistics.summaries import error_ranking, flip_strengths, summa
 from monai_ifim.statistics.tables import curve_table, per_group, per_image, removal_table
 
 __all__ = [
+    "COMPARED",
     "DEFAULT_RESAMPLES",
+    "LEAST_COUNT",
     "MARGINS",
     "Interval",
     "LeadingDirections",
@@ -32,13 +42,17 @@ __all__ = [
     "breaking_points",
     "censored",
     "compare_directions",
+    "compare_models",
+    "compared_endpoint",
     "coupling",
     "curve_table",
     "error_ranking",
     "flip_strengths",
     "holm",
+    "judge",
     "leading_directions",
     "one_vs_rest_auc",
+    "paired_values",
     "per_group",
     "per_image",
     "realistic_names",

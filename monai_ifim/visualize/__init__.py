@@ -3,6 +3,7 @@
 """Figures, without windows, and a report from results."""
 
 from monai_ifim.visualize.curves import plot_curves, plot_realistic, plot_removals
+from monai_ifim.visualize.differences import plot_differences, plot_verdicts
 from monai_ifim.visualize.panels import plot_components
 from monai_ifim.visualize.pictures import Pictures, draw_pictures
 from monai_ifim.visualize.report import write_report
@@ -13,9 +14,11 @@ __all__ = [
     "draw_pictures",
     "plot_components",
     "plot_curves",
+    "plot_differences",
     "plot_lambda_histogram",
     "plot_realistic",
     "plot_removals",
     "plot_spectrum",
+    "plot_verdicts",
     "write_report",
 ]

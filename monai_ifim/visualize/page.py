@@ -33,7 +33,12 @@ def write_page(template: str, content: Mapping[str, Any], output: Path) -> Path:
     Raises:
         FileNotFoundError: When there is no folder to write it to.
     """
-    return write_as_a_whole(_template(template).render(content), output)
+    return write_as_a_whole(render_page(template, content), output)
+
+
+def render_page(template: str, content: Mapping[str, Any]) -> str:
+    """The text of the page."""
+    return _template(template).render(content)
 
 
 def write_as_a_whole(text: str, output: Path) -> Path:
@@ -42,16 +47,28 @@ def write_as_a_whole(text: str, output: Path) -> Path:
     Raises:
         FileNotFoundError: When there is no folder to write it to.
     """
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {output.parent} to write the page to; make it first.")
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        # names may hold what is no text, halves of surrogate pairs
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_together({output: text})
     return output
+
+
+def write_together(files: Mapping[Path, str]) -> None:
+    """Write text files, of which all are complete beside their places before any is moved there.
+
+    Raises:
+        FileNotFoundError: When there is no folder to write one to.
+    """
+    temporary = {file: file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}") for file in files}
+    try:
+        for file, text in files.items():
+            if not file.parent.is_dir():
+                raise FileNotFoundError(f"There is no folder {file.parent} to write the page to; make it first.")
+            # names may hold what is no text, halves of surrogate pairs
+            temporary[file].write_text(text, encoding="utf-8", errors="backslashreplace")
+        for file, rest in temporary.items():
+            os.replace(rest, file)
+    finally:
+        for rest in temporary.values():
+            rest.unlink(missing_ok=True)
 
 
 @cache

@@ -36,6 +36,9 @@ class Endpoint:
         per_class: whether ``value`` gives one number a class, (n, classes); the column is their mean, without
             those that are NaN, and ``<column>_<class>`` stand beside it.
         optional: whether it is measured where it is asked for only, since it takes long.
+        worse: which values are the worse ones when two models are compared, ``"greater"`` or ``"smaller"``; empty where
+            neither is.
+        counted: whether it counts decisions, so that an image has one of a few values, often the same as the others.
         value: computes it, float64, (n,), from a measurement, the rows (n,) of the images and the outputs (n, ...)
             after the change; None where it is computed from other columns.
     """
@@ -55,6 +58,8 @@ class Endpoint:
     compared: bool = False
     per_class: bool = False
     optional: bool = False
+    worse: str = ""
+    counted: bool = False
     value: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
 
@@ -72,7 +77,7 @@ COMMON = (
         Endpoint("kl", "kl", "nats",
                  "KL divergence from the prediction to the one after the change (per voxel, of dense outputs)",
                  "Change of the prediction", "KL divergence (nats)", log_axis=True, logged=True, compared=True,
-                 value=lambda measured, rows, after:
+                 worse="greater", value=lambda measured, rows, after:
                  measured.likelihood.rows(rows).kl_divergence(measured.outputs[rows], after)),
         Endpoint("kl_quadratic", "kl_quadratic", "nats",
                  "half of delta^T F delta: the KL divergence that the Fisher information predicts"),

@@ -54,17 +54,20 @@ class DiscreteMeasurement(Measurement):
     # fmt: off
     own = (  # name, column, unit, words, title, axis
         Endpoint("fisher_rao", "fisher_rao", "radians", "geodesic distance of the two predictions",
-                 "Fisher-Rao distance", "distance (radians)", value=_fisher_rao),
+                 "Fisher-Rao distance", "distance (radians)", worse="greater", value=_fisher_rao),
         Endpoint("confidence_drop", "confidence_drop", "1",
                  "drop of the probability of the class predicted before; negative where it rose",
-                 "Drop of confidence", "drop of probability", logged=True, compared=True, value=_confidence_drop),
+                 "Drop of confidence", "drop of probability", logged=True, compared=True, worse="greater",
+                 value=_confidence_drop),
         Endpoint("flip_rate", "flipped", "1",
                  "share of the decisions that change (a share of the labels, for several sigmoids)",
-                 "Flipped decisions", "share of decisions", percent=True, logged=True, value=_flipped),
+                 "Flipped decisions", "share of decisions", percent=True, logged=True, worse="greater",
+                 counted=True, value=_flipped),
         Endpoint("accuracy", "correct", "1", "share of right decisions (of the labels, for several sigmoids)",
                  "Accuracy", "share of right decisions", percent=True, logged=True, unperturbed=True, labelled=True,
-                 value=_correct),
+                 worse="smaller", counted=True, value=_correct),
         Endpoint("auc", "", "1", "area under the ROC curve, one output against the rest",
-                 "AUC, one against the rest", "area under the ROC curve", statistic="one-vs-rest", labelled=True),
+                 "AUC, one against the rest", "area under the ROC curve", statistic="one-vs-rest", labelled=True,
+                 worse="smaller"),
     )
     # fmt: on

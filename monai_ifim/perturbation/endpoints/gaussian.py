@@ -37,9 +37,11 @@ class GaussianMeasurement(Measurement):
     # fmt: off
     own = (  # name, column, unit, words, title, axis
         Endpoint("shift", "shift", "of the outputs", "Euclidean length of the change of the outputs",
-                 "Shift of the outputs", "shift (units of the outputs)", logged=True, compared=True, value=_shift),
+                 "Shift of the outputs", "shift (units of the outputs)", logged=True, compared=True, worse="greater",
+                 value=_shift),
         Endpoint("error", "error", "of the outputs",
                  "root mean square difference from the label, over the outputs of an image",
-                 "Error", "error (units of the outputs)", logged=True, unperturbed=True, labelled=True, value=_error),
+                 "Error", "error (units of the outputs)", logged=True, unperturbed=True, labelled=True,
+                 worse="greater", value=_error),
     )
     # fmt: on
