@@ -13,6 +13,7 @@ import torch
 import monai_ifim
 from monai_ifim.perturbation import DEFAULT_DIRECTIONS, DIRECTIONS, ENDPOINTS
 from monai_ifim.statistics import realistic_names, summary_names
+from monai_ifim.transforms import DEFAULT_CHANGES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -49,6 +50,16 @@ def test_readme_example_runs():
     names = {"network": network, "images": torch.randn(4, 1, 8, 8), "labels": torch.tensor([0, 1, 2, 0])}
     exec(code[1], names)
     torch.testing.assert_close(names["high"] + names["low"], names["images"])
+
+
+def test_example_of_realistic_changes_runs():
+    code = re.search(r"^```python\n(.*?)^```", (ROOT / "docs" / "realistic.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert code is not None
+    names: dict = {}
+    exec(code[1], names)
+    assert set(names["all_seven"].change) == set(names["over_images"].change) - {"unperturbed"} == set(DEFAULT_CHANGES)
+    assert len(names["table"]) == 8 * 2 * 2
+    assert set(names["broken"].endpoint) == {"flip_rate", "confidence_drop"}
 
 
 def test_readme_describes_every_metric_that_is_logged():

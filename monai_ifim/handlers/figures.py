@@ -25,8 +25,8 @@ class IFIMFigureHandler:
     """Draw what an :class:`IFIMHandler` or :class:`IFIMMetric` measured, for TensorBoard, at each evaluation epoch.
 
     Figures: the sensitivity curves with 95 % intervals, the spectrum, the greatest eigenvalue of right and wrong
-    predictions, the components of the most and least sensitive images and of a fixed few, and the removal experiment
-    where it was asked for. The curves are there as scalars too, under
+    predictions, the components of the most and least sensitive images and of a fixed few, and removals and
+    realistic changes where asked for. The curves are there as scalars too, under
     ``<prefix>curve_<endpoint>/<direction>_<strength>``, so that epochs can be compared. With several processes, that of
     rank 0 draws.
 

@@ -30,12 +30,12 @@ class IFIMSaver:
     ``OUTPUT_DIR/FOLDER`` holds ``summary.json`` (versions, options, numbers over the set), ``images.csv`` (a row an
     image, the most sensitive first), ``perturbations.csv`` (a row an image, direction, strength, draw and sign),
     ``curves.csv`` and ``comparisons.csv`` (numbers over the set, with 95 % intervals), ``directions.npz`` (the leading
-    eigenvectors of all images on common cells, and how alike they are), ``removals.csv`` where asked for,
-    ``figures/*.png``, and ``components/*.nii.gz`` of the shown images: image, high and low component and leading
-    eigenvector, of segmentations also label and prediction, before and after both changes along it, on the grid and
-    with the affine matrix that the network's input had. The whole folder is written beside its place and
-    then moved there, so that it is never half-written (see :mod:`monai_ifim.handlers.whole`). A picture or
-    component that cannot be written, as of an affine matrix without inverse, is left out, and the log says why,
+    eigenvectors of all images on common cells, and how alike they are), ``removals.csv``, ``realistic.csv`` and
+    ``realistic_table.csv`` where asked for, ``figures/*.png``, and ``components/*.nii.gz`` of the shown images: image,
+    high and low component and leading eigenvector, of segmentations also label and prediction, before and after both
+    changes along it, on the grid and with the affine matrix that the network's input had. The whole folder is written
+    beside its place and then moved there, so that it is never half-written (see :mod:`monai_ifim.handlers.whole`). A
+    picture or component that cannot be written, as of an affine matrix without inverse, is left out, and the log says why,
     once for each reason. ``python -m monai_ifim report`` makes a page of the folder, and
     ``python -m monai_ifim cohort`` one of what the images have in common.
 

@@ -101,7 +101,9 @@ def markdown_of(table: pd.DataFrame, high: pd.DataFrame) -> str:
         for severity in _SHOWN
         if len(part := table[(table.change == name) & (table.severity == severity)])
     ]
-    rows.append(["along the leading eigenvector", "", *_cells(high[high.direction == "high"])])
+    rows.append(
+        ["along the leading eigenvector", "", f"{_BESIDE:g}", "1000", *_cells(high[high.direction == "high"])[2:]]
+    )
     header = ["change", "severity", "size", "inside the leading eigenspace (in thousandths)", "KL per voxel (nats)"]
     header += ["KL / quadratic prediction", "changed voxels", "drop of Dice"]
     broken = breaking_points(table)

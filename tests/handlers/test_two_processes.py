@@ -24,6 +24,7 @@ from ignite.metrics import Metric
 from monai.data import DataLoader, DistributedSampler
 from monai.handlers import MetricsSaver
 from monai.inferers import SlidingWindowInferer
+from monai.transforms import RandGaussianNoise
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -57,6 +58,7 @@ RANKS, TIMEOUT = 2, 240
 SMALL = {"directions": ["high", "transfer"], "strengths": [0.03], "rank": 1}
 # few lines and pictures to draw; with seed 3 the only image is one of rank 1, and rank 0 has none to write
 WRITTEN = {"all of both": SMALL | {"removals": [1.0], "shown": 2}}
+WRITTEN["all of both"]["realistic"] = {"noise": {1: RandGaussianNoise(prob=1.0, std=0.5)}}
 WRITTEN["one of rank 1"] = WRITTEN["all of both"] | {"max_images": 1, "seed": 3}
 # what fails on which ranks, and what its message says
 FAULTS = {
@@ -95,7 +97,9 @@ def written_run(folder, images, options):
     handlers = [IFIMFigureHandler(ifim, log_dir=f"{folder}/events"), IFIMSaver(ifim, folder)]
     attached(ifim, CNN(), loader(images), *handlers).run()
     cases = [(case.position, case.name, case.why, case.image) for case in ifim.result.cases]
-    return {name: getattr(ifim.result, name) for name in ("images", "curves", "removals")} | {"cases": cases}
+    return {name: getattr(ifim.result, name) for name in ("images", "curves", "removals", "realistic")} | {
+        "cases": cases
+    }
 
 
 def segmented_run(wrap, sharded, **options):
@@ -396,6 +400,7 @@ def test_rows_of_the_raw_tables_line_up_with_the_gathered_file_names(folder, ran
 def test_both_ranks_have_the_tables_and_cases_of_one_process_and_rank_0_alone_writes(folder, ranks, name):
     truth = measure("metric", CNN(), items(pictures(), LABELS), **WRITTEN[name])
     sorting = {"images": ["image"], "curves": ["direction", "image", "sign"], "removals": ["component", "image"]}
+    sorting["realistic"] = ["image"]
     for rank in ranks:
         for table, by in sorting.items():
             found, expected = (
@@ -409,7 +414,7 @@ def test_both_ranks_have_the_tables_and_cases_of_one_process_and_rank_0_alone_wr
     (events,) = (folder / name / "rank0" / "events").iterdir()
     drawn = EventAccumulator(str(events))
     drawn.Reload()
-    figures = ("curves", "spectrum", "histogram", "removals", "components")
+    figures = ("curves", "spectrum", "histogram", "removals", "realistic", "components")
     assert set(drawn.Tags()["images"]) == {f"ifim/{figure}" for figure in figures}
     written = folder / name / "rank0" / "ifim"
     assert len(pd.read_csv(written / "images.csv")) == len(truth.images)

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import SaveImage
+from torch import nn
 
+from monai_ifim.statistics import realistic_table
+from monai_ifim.transforms import default_changes
 from study.segmentation import training
 from study.segmentation.cases import GRID, SPLITS, Case, load_cases, made_up_cases, split_of
+from study.segmentation.realistic import markdown_of, measure_realistic
 from study.segmentation.training import KINDS, class_dice, derangement, mean_dice, small_unet, train
 
 # millimetres: voxels of unequal size, and axes of which two are turned round
@@ -287,3 +291,16 @@ def test_a_training_that_cannot_be_is_refused():
         train(cases, cases, kind="trained", steps=4)
     with pytest.raises(ValueError, match="two or more"):
         train(cases[:1], cases, kind="shuffled_labels", steps=10)
+
+
+def test_realistic_changes_are_tabled_by_change_and_severity_beside_the_leading_eigenvector():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv3d(3, 3, 1)).eval()
+    images, realistic, high = measure_realistic(network, made_up_cases(2))
+    assert len(realistic) == 6 * 5 * 2
+    text = markdown_of(realistic_table(images, realistic, resamples=50), high)
+    first, second = (part.splitlines()[2:] for part in text.split("\n\n"))
+    names = list(default_changes(3, affine=False))
+    assert [line.split(" | ")[0].strip("| ") for line in first[:-1]] == [name for name in names for _ in range(3)]
+    assert first[-1].startswith("| along the leading eigenvector |  | 0.1 | 1000 |")
+    assert [line.split(" | ")[0].strip("| ") for line in second] == names

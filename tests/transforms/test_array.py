@@ -14,7 +14,7 @@ from monai.utils import set_determinism
 from torch import nn
 
 from monai_ifim import Gaussian, input_fisher, sensitivity_curves
-from monai_ifim.perturbation import DIRECTIONS, DirectionFunction, FixedDirection, LossGradient
+from monai_ifim.perturbation import DIRECTIONS, DirectionFunction, FixedDirection, LossGradient, TransformDirection
 from monai_ifim.transforms import IFIMSplit, RandIFIMPerturb
 from tests import truths
 from tests.transforms import DONE, Named, done_to, meta_image, network_and_image, noisy_network, norm, plain
@@ -356,6 +356,10 @@ def test_signs_and_strengths_are_spread_evenly_and_a_single_strength_is_kept():
     strengths, signs, seeds = (np.array(values) for values in zip(*drawn))
     assert abs(signs.mean()) < 0.15
     assert len(set(seeds)) == 400
+    transform = perturb(network, direction=TransformDirection("twice", lambda image: 2 * image))
+    for _ in range(10):  # the opposite of a realistic change is none
+        transform.randomize()
+        assert transform._drawn[1] == 1
     assert abs(strengths.mean() - 0.2) < 0.01
     assert abs(strengths.std() - 0.2 / 12**0.5) < 0.005
     assert 0.1 <= strengths.min() < 0.11

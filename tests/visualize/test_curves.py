@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from monai_ifim.perturbation import ENDPOINTS
-from monai_ifim.visualize import plot_curves, plot_removals
+from monai_ifim.transforms import DEFAULT_CHANGES
+from monai_ifim.visualize import plot_curves, plot_realistic, plot_removals
 from monai_ifim.visualize.style import direction_styles
 from tests.visualize.folders import DIRECTIONS, STRENGTHS, measured
 
@@ -172,6 +173,27 @@ def test_removals_are_drawn_against_the_fraction_and_said_not_to_be_norm_matched
             assert lines(axis)[component].get_color() == direction_styles([component])[component].colour
     assert "NOT norm-matched" in figure.get_suptitle()
     assert figure.get_supxlabel().startswith("removed fraction t of the component")
+
+
+def test_realistic_changes_are_drawn_against_their_severity_each_in_its_own_style():
+    names = list(DEFAULT_CHANGES)
+    rows = [
+        {"change": name, "severity": float(severity), "endpoint": endpoint, "value": 0.1 * severity + number}
+        for number, name in enumerate(names)
+        for severity in (3, 1, 2)
+        for endpoint in ("share", "flip_rate")
+    ]
+    table = pd.DataFrame(rows).assign(low=0.0, high=9.0, count=5)
+    figure = plot_realistic(table)
+    assert list(panels(figure)) == ["share", "flip_rate"]
+    for axis in panels(figure).values():
+        for number, name in enumerate(names):
+            assert list(lines(axis)[name].get_xdata()) == [1, 2, 3]
+            np.testing.assert_allclose(lines(axis)[name].get_ydata(), [0.1 + number, 0.2 + number, 0.3 + number])
+        styles = {(lines(axis)[name].get_color(), lines(axis)[name].get_marker()) for name in names}
+        assert len(styles) == len({colour for colour, _ in styles}) == len(names)
+    assert "NOT norm-matched" in figure.get_suptitle()
+    assert figure.get_supxlabel().startswith("severity")
 
 
 @pytest.mark.parametrize("plot", [plot_curves, plot_removals])
