@@ -35,8 +35,8 @@ class IFIMSaver:
     high and low component and leading eigenvector, of segmentations also label and prediction, before and after both
     changes along it, on the grid and with the affine matrix that the network's input had. The whole folder is written
     beside its place and then moved there, so that it is never half-written (see :mod:`monai_ifim.handlers.whole`). A
-    picture or component that cannot be written, as of an affine matrix without inverse, is left out, and the log says why,
-    once for each reason. ``python -m monai_ifim report`` makes a page of the folder, and
+    picture or component that cannot be written, as of an affine matrix without inverse, is left out, and the log says
+    why, once for each reason. ``python -m monai_ifim report`` makes a page of the folder, and
     ``python -m monai_ifim cohort`` one of what the images have in common.
 
     {options}
