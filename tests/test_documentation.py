@@ -62,6 +62,16 @@ def test_example_of_realistic_changes_runs():
     assert set(names["broken"].endpoint) == {"flip_rate", "confidence_drop"}
 
 
+def test_example_of_the_page_on_two_models_runs_and_its_directions_tell_them_apart(capsys: pytest.CaptureFixture[str]):
+    code = re.search(r"^```python\n(.*?)^```", (ROOT / "docs" / "contrast.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert code is not None
+    names: dict = {}
+    exec(code[1], names)
+    assert names["contrast"].ratios.shape == (4, 4)
+    assert (names["contrast"].ratios[:, 0] > 1).all()
+    assert capsys.readouterr().out.count("b_over_a") == 2
+
+
 def test_readme_describes_every_metric_that_is_logged():
     described = {name for row in table_behind(README, "| metric |") for name in re.findall(r"ifim_([\w<>]+)", row[0])}
     logged = summary_names(["mine"]) | {name for name in summary_names(DEFAULT_DIRECTIONS) if "coupling" in name}

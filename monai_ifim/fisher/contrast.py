@@ -251,7 +251,8 @@ def _from_products(
     fisher_a: InputFisher, fisher_b: InputFisher, damping: float, count: int, tolerance: float, most_products: int
 ) -> _Found:
     """The outermost directions of one image, in a subspace that grows by the residuals at both ends."""
-    product_a, product_b = _product(fisher_a, "fisher_a"), _product(fisher_b, "fisher_b")
+    # in units of the damping, so that nothing underflows in float32
+    product_a, product_b = _product(fisher_a, "fisher_a", damping), _product(fisher_b, "fisher_b", damping)
     start = torch.cat([fisher.eigenvectors[0].flatten(1) for fisher in (fisher_a, fisher_b)])
     new = _basis(start, torch.ones_like(start[:, 0], dtype=torch.float64))[0].T.to(start)
     space, of_a, of_b = (start[:0] for _ in range(3))
@@ -260,25 +261,31 @@ def _from_products(
         of_a = torch.cat([of_a, *(product_a(vector).to(start) for vector in new.split(1))])
         of_b = torch.cat([of_b, *(product_b(vector).to(start) for vector in new.split(1))])
         root_a, root_b = (_root(space.double() @ of.double().T) for of in (of_a, of_b))
-        coefficients = _solve(root_a, root_b, root_a.new_tensor(damping))
+        coefficients = _solve(root_a, root_b, torch.ones_like(root_a[0, 0]))
         if len(space) > 2 * count:
             coefficients = torch.cat([coefficients[:, :count], coefficients[:, -count:]], dim=1)
         directions, along_a, along_b = ((coefficients.T.to(start) @ of).double() for of in (space, of_a, of_b))
         a, b = (directions * along_a).sum(dim=1), (directions * along_b).sum(dim=1)
-        ratios = (a + damping) / (b + damping)
-        left, right = along_a + damping * directions, ratios.unsqueeze(1) * (along_b + damping * directions)
+        ratios = (a + 1) / (b + 1)
+        left, right = along_a + directions, ratios.unsqueeze(1) * (along_b + directions)
         sizes = torch.linalg.vector_norm(left, dim=1) + torch.linalg.vector_norm(right, dim=1)
         residuals = torch.linalg.vector_norm(left - right, dim=1) / sizes
         open_ends = residuals > tolerance
         new = _outside((left - right)[open_ends].to(start), space)[: most_products - len(space)]
         if not len(new):
             order = ratios.argsort(descending=True)
-            found = (ratios[order], _signed(directions[order]), a[order], b[order], residuals[order])
+            found = (
+                ratios[order],
+                _signed(directions[order]),
+                damping * a[order],
+                damping * b[order],
+                residuals[order],
+            )
             return _Found(*found, products=2 * len(space))
 
 
-def _product(fisher: InputFisher, name: str) -> _Product:
-    """Products with the matrix of the one image of a spectrum, of vectors (1, D), float64."""
+def _product(fisher: InputFisher, name: str, unit: float) -> _Product:
+    """Products of vectors (1, D) with the matrix of the one image of a spectrum, in a unit; float64."""
     operator, columns = fisher.operator, fisher.columns
     if columns is None and operator is None:
         raise RuntimeError(
@@ -290,9 +297,9 @@ def _product(fisher: InputFisher, name: str) -> _Product:
     def product(vector: Tensor) -> Tensor:
         safe_point()
         if columns is None:
-            return operator.matvec(vector.view_as(operator.images)).flatten(1)
+            return operator.matvec(vector.view_as(operator.images)).flatten(1) / unit
         factor, scale = columns[0][0].double(), columns[1][0]
-        return (vector.double() @ factor.T * scale.square()) @ factor
+        return (vector.double() @ factor.T * (scale.square() / unit)) @ factor
 
     return product
 

@@ -267,6 +267,21 @@ def test_segmentations_have_the_outermost_directions_of_the_dense_problem_within
     assert contrast.products > sum(one.products for one in spectra)
 
 
+def test_tiny_sensitivities_of_float32_segmentations_do_not_underflow():
+    images = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=F64)
+    networks = segmenter(), changed(segmenter())
+    likelihood = Gaussian(1.0)
+
+    def ratios(size, dtype):
+        # float32 holds the outputs, but not the squares of their gradients
+        cast = [copy.deepcopy(network).to(dtype) for network in networks]
+        scaled = [lambda x, net=net: size * net(x).flatten(1) for net in cast]
+        spectra = [input_fisher(net, images.to(dtype), likelihood, rank=2, solver="lanczos") for net in scaled]
+        return contrast_directions(*spectra, 0.1, tolerance=1e-4).ratios
+
+    torch.testing.assert_close(ratios(1e-24, F32), ratios(1.0, F64), rtol=1e-3, atol=0)
+
+
 def test_products_give_what_columns_give():
     networks, images, spectra = pair(outputs=5)
     truth = contrast_directions(*spectra, count=1)
