@@ -67,6 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="attach although the configs speak against one row of outputs an image",
     )
+    attach.add_argument(
+        "--penalty",
+        nargs="?",
+        const=1.0,
+        type=_weight,
+        metavar="WEIGHT",
+        help="also add the Fisher penalty to the loss of its training, with this weight (default 1), so that the "
+        "network becomes less sensitive; see docs/penalty.md",
+    )
     attach.set_defaults(command=_attach, further=True)
 
     report = commands.add_parser(
@@ -142,6 +151,15 @@ def _split(words: Sequence[str], parser: argparse.ArgumentParser) -> tuple[str, 
     return root, overrides
 
 
+def _weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no weight; give the bundle's folder before --penalty, or write --penalty=1"
+        ) from None
+
+
 def _attach(chosen: argparse.Namespace) -> int:
     from monai_ifim.bundle import attach_to_bundle
     from monai_ifim.bundle.words import parsed
@@ -159,6 +177,7 @@ def _attach(chosen: argparse.Namespace) -> int:
         config_file=chosen.config_file,
         run_id=chosen.run_id,
         overrides={name: parsed(value) for name, value in chosen.overrides.items()},
+        penalty=chosen.penalty,
     )
     return 0
 

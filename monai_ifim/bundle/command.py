@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 from monai_ifim.bundle.findings import OWN_IDS, Findings, find
 from monai_ifim.bundle.overlay import Overlay, additions, overlays, run_command
+from monai_ifim.bundle.penalty import PENALTY_ID, Penalty, find_penalty
 from monai_ifim.bundle.refusal import refusal_without_evaluator
 from monai_ifim.bundle.requirement import check_monai
 from monai_ifim.bundle.stacks import Request, Workflow, read_metadata, read_workflows
 from monai_ifim.bundle.words import IMPORT, argument, parsed, say, shown
 from monai_ifim.bundle.writing import write_all
+from monai_ifim.checks import is_number
 
 # Arguments of ``monai.bundle run`` that are no ids of the config.
 _OF_THE_RUN = ("init_id", "final_id", "meta_file", "logging_file", "tracking", "workflow_type", "properties_path")
@@ -33,6 +36,7 @@ def attach_to_bundle(
     config_file: str | Sequence[str] | None = None,
     run_id: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    penalty: float | None = None,
 ) -> list[Path]:
     """The overlay files that add iFIM to a bundle, written; what was found and the commands to run are printed.
 
@@ -52,17 +56,20 @@ def attach_to_bundle(
             every workflow of the bundle. They are looked for in the bundle's folder, then in the current one.
         run_id: the section to run; default one of the last file that does what the file's name asks for.
         overrides: id -> value, and other options of ``monai.bundle run``; the printed commands have them, too.
+        penalty: the weight of the Fisher penalty in the loss of its training; default none.
 
     Returns:
         The files that were written.
 
     Raises:
-        ValueError: When the folder is no bundle, an option is wrong, MONAI is too old, or no workflow can be attached
-            to.
+        ValueError: When the folder is no bundle, an option is wrong, MONAI is too old, no workflow can be attached
+            to, or none can have the penalty.
         FileExistsError: When an overlay is there, without ``force``.
         OSError: When it cannot be written; what was there before stays.
     """
     check_monai()
+    if penalty is not None and not (is_number(penalty) and 0 < penalty < math.inf):
+        raise ValueError(f"--penalty must be a positive number, the weight of the Fisher penalty, got {penalty!r}.")
     root = Path(bundle_root)
     options = {name.replace("-", "_").lstrip("+"): value for name, value in (overrides or {}).items()}
     options = {name: value for name, value in options.items() if value is not None}  # as MONAI reads them
@@ -97,11 +104,12 @@ def attach_to_bundle(
     if not usable:
         may_mislead = any(findings.no_classifier for findings in found)
         raise ValueError(_refusal_text(root, {**refused, **left_out}, may_mislead))
+    penalties = {} if penalty is None else _penalties(root, usable, penalty, options)
     first_kind = None
     if request.config_files:
         every, _ = read_workflows(root)
         first_kind = every[0].kind if every else None
-    made = overlays(usable, _seen_from(root, output), options, first_kind)
+    made = overlays(usable, _seen_from(root, output), options, first_kind, penalties)
     targets = [root / overlay.file for overlay in made]
     present = [target for target in targets if os.path.lexists(target)]
     if present and not force and not dry_run:
@@ -151,7 +159,7 @@ def _config_files(root: Path, value: str | Sequence[str] | None) -> tuple[str, .
 
 def _is_of_the_run(name: str) -> bool:
     """Whether an option sets nothing of the bundle's own configs."""
-    return name in _OF_THE_RUN or name.replace("::", "#").partition("#")[0] in OWN_IDS
+    return name in _OF_THE_RUN or name.replace("::", "#").partition("#")[0] in (*OWN_IDS, PENALTY_ID)
 
 
 def _look(
@@ -190,6 +198,35 @@ def _look(
                 "that with --config_file"
             )
     return findings
+
+
+def _penalties(root: Path, found: Sequence[Findings], weight: float, options: Mapping[str, Any]) -> dict[str, Penalty]:
+    """The Fisher penalty of each workflow that trains, by its name.
+
+    Raises:
+        ValueError: When there is none, or one that trains cannot have it.
+    """
+    penalties: dict[str, Penalty] = {}
+    reasons: dict[str, str] = {}
+    for findings in found:
+        name = findings.workflow.name
+        try:
+            made = find_penalty(findings, weight)
+        except ValueError as error:
+            reasons[name] = str(error)
+            continue
+        ids = [name.replace("::", "#") for name in options if not _is_of_the_run(name)]
+        lost = next((id for id in ids for key in map(_bare, made.additions) if f"{key}#".startswith(f"{id}#")), None)
+        if lost is not None:
+            reasons[name] = f"the option {lost} replaces what the overlay adds to; put it into a config file"
+            continue
+        penalties[name] = made
+        kind = f"{made.options['kind']}, weight {weight:g}"
+        findings.add("Fisher penalty", kind, f"{made.source}: {made.trainer}", "try weights on your validation set")
+    if not penalties:
+        lines = [f"The Fisher penalty cannot be added to {root.resolve().name}:"]
+        raise ValueError("\n".join(map(shown, [*lines, *(f"  {name}: {why}." for name, why in reasons.items())])))
+    return penalties
 
 
 def _bare(key: str) -> str:

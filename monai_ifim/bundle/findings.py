@@ -452,7 +452,7 @@ def _find_route(findings: Findings, engine: Component) -> None:
     value, place = engine.content.get("key_val_metric"), f"{engine.id}#key_val_metric"
     at, metrics = config.follow(value, place)
     takes_entry = isinstance(metrics, Mapping) and metrics and "_target_" not in metrics
-    if takes_entry and (_is_shared(config, value, place) or config.macro(at) is not None):
+    if takes_entry and (is_shared(config, value, place) or config.macro(at) is not None):
         findings.metrics_expression = _reached(findings, at, COPIES[0])
         where = f"{source(at)}, which is not changed: others have it; the metric route, in a copy"
         findings.add("key metric", next(iter(metrics)), where)
@@ -470,7 +470,7 @@ def _find_route(findings: Findings, engine: Component) -> None:
         findings.add("handlers", "on rank 0 only", source(at))
         value, place = f"@{on_rank_0[1]}", at
         at, handlers = config.follow(value)
-    if isinstance(handlers, list) and (_is_shared(config, value, place) or config.macro(at) is not None):
+    if isinstance(handlers, list) and (is_shared(config, value, place) or config.macro(at) is not None):
         findings.handlers_expression = _reached(findings, at, COPIES[1])
         findings.add("handlers", f"a list of {len(handlers)}", f"{source(at)}, which is not changed: others have it")
         _find_metrics_savers(findings, at, handlers)
@@ -544,7 +544,7 @@ def _find_metrics_savers(findings: Findings, at: str, handlers: Sequence[Any]) -
                 )
 
 
-def _is_shared(config: Config, value: Any, at: str) -> bool:
+def is_shared(config: Config, value: Any, at: str) -> bool:
     """Whether anything else refers to what an option stands for, or to a step on the way there.
 
     Args:

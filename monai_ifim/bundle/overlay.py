@@ -15,9 +15,11 @@ from typing import Any
 import yaml
 
 from monai_ifim.bundle.findings import GAUSSIAN, OWN_IDS, Finding, Findings
+from monai_ifim.bundle.penalty import PENALTY_ID, Penalty
 from monai_ifim.bundle.words import IMPORT, argument, command_line, literal, shown
-from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
+from monai_ifim.handlers import FisherPenaltyHandler, IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from monai_ifim.handlers.options import FIGURE_OPTIONS, OPTIONS, SAVER_OPTIONS
+from monai_ifim.handlers.penalty import PENALTY_OPTIONS
 
 _WIDTH = 120
 _NOISE = (
@@ -36,20 +38,25 @@ class Overlay:
         findings: of the workflows that it fits, one at least.
         place: what keeps its results apart from those of other workflows; empty for the first one's.
         options: further ones of the commands, as ``monai.bundle run`` takes them.
+        penalty: the Fisher penalty in its training; None for none.
     """
 
     file: str
     findings: Sequence[Findings]
     place: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    penalty: Penalty | None = None
 
     def text(self) -> str:
         """The file's content."""
         first = self.findings[0]
         ifim = IFIMMetric if first.by_metric else IFIMHandler
+        by = "Written by `python -m monai_ifim attach"
         lines = [
             "# Input-dependent Fisher information beside this bundle's own metrics. List this file last: nothing of",
-            "# the bundle changes, and its training gives the same weights. Written by `python -m monai_ifim attach`.",
+            f"# the bundle changes, and its training gives the same weights. {by}`."
+            if self.penalty is None
+            else f"# the bundle's files changes. Its training has the Fisher penalty in its loss.\n# {by} --penalty`.",
             "# Options behind # have that value by default; delete the # to set them.",
             "# From the bundle's folder:",
             *(f"#   {run_command(found, self.file, self.options)}" for found in self.findings),
@@ -69,7 +76,17 @@ class Overlay:
                 IFIMSaver, SAVER_OPTIONS, {"ifim": "@ifim", "output_dir": first.output_dir, "folder": self.folder}
             ),
         ]
-        for key, value in additions(first).items():
+        if self.penalty is not None:
+            lines += [
+                "# makes the network less sensitive while it trains; the loss that is logged holds it",
+                f"{PENALTY_ID}:",
+                *_options(
+                    FisherPenaltyHandler,
+                    PENALTY_OPTIONS,
+                    {name: _as_data(value) for name, value in self.penalty.options.items()},
+                ),
+            ]
+        for key, value in {**additions(first), **(self.penalty.additions if self.penalty else {})}.items():
             lines += yaml.safe_dump({key: value}, sort_keys=False, width=_WIDTH).splitlines()
         return "\n".join(lines) + "\n"
 
@@ -96,6 +113,7 @@ def overlays(
     output: str = "configs/ifim.yaml",
     options: Mapping[str, Any] | None = None,
     first_kind: str | None = None,
+    penalties: Mapping[str, Penalty] | None = None,
 ) -> list[Overlay]:
     """The least number of overlay files for workflows that can be attached to, their results kept apart.
 
@@ -104,6 +122,7 @@ def overlays(
         output: relative to the bundle's folder, or absolute.
         options: further ones of the commands.
         first_kind: the kind of workflow whose results need no name of their own; default the first one's.
+        penalties: the Fisher penalty of each workflow that has one, by its name.
 
     Example:
         >>> from monai_ifim.bundle.configs import Config
@@ -114,7 +133,8 @@ def overlays(
     """
     groups: dict[str, list[Findings]] = {}
     for findings in found:
-        content = (findings.options, additions(findings), findings.output_dir, findings.workflow.kind)
+        penalty = (penalties or {}).get(findings.workflow.name)
+        content = (findings.options, additions(findings), findings.output_dir, findings.workflow.kind, penalty)
         groups.setdefault(str(content), []).append(findings)
     path = Path(output)
     kinds: dict[str, str] = {first_kind or found[0].workflow.kind: ""}
@@ -125,7 +145,7 @@ def overlays(
         name = _file_name(workflow.name, names)
         file = path.with_name(f"{path.stem}_{name}{path.suffix}") if made else path
         place = kinds[workflow.kind] if workflow.kind in kinds else _file_name(workflow.kind, kinds)
-        made.append(Overlay(str(file), group, place, options or {}))
+        made.append(Overlay(str(file), group, place, options or {}, (penalties or {}).get(workflow.name)))
     return made
 
 
