@@ -21,7 +21,7 @@ from study.collecting import CELL, CONTROL_KINDS
 from study.networks import NETWORKS
 from study.summary import Summary
 
-__all__ = ["write_study"]
+__all__ = ["aligned_table", "wrapped", "write_study"]
 
 _TEMPLATE = Path(__file__).with_name("template.md")
 _NONE = "none"
@@ -51,7 +51,7 @@ def write_study(file: Path, folder: Path) -> None:
     }
     blocks = _TEMPLATE.read_text(encoding="utf-8").format_map(values).split("\n\n")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n\n".join(map(_wrapped, blocks)).rstrip() + "\n", encoding="utf-8")
+    file.write_text("\n\n".join(map(wrapped, blocks)).rstrip() + "\n", encoding="utf-8")
 
 
 class _Counted:
@@ -123,7 +123,7 @@ def _setting(found: Summary) -> dict[str, Any]:
         "seeds": f"up to {several} seeds of an architecture" if several > 1 else "one seed of each",
         "controlled": ", ".join(networks[networks.kind.isin(CONTROL_KINDS)].task.unique()) or _NONE,
         "strengths": ", ".join(f"{strength:g}" for strength in plan["strengths"]),
-        "task_table": _table(header, rows, 3),
+        "task_table": aligned_table(header, rows, 3),
         "left_out": " ".join(dict.fromkeys(left_out)) or "No image and no method was left out.",
     }
 
@@ -140,7 +140,7 @@ def _statement_table(found: Summary) -> str:
         span = f"{_span([row.least, row.greatest])} {row.unit}" if _tested(row) else "not tested"
         number = f"{row.claim} †" if row.by_construction else row.claim
         rows.append([number, row.statement, row.holds, _loud(row.fails), row.undecided, span, nothing])
-    return _table(["", "statement", "holds", "fails", "undecided", "value", "learned nothing"], rows, 2)
+    return aligned_table(["", "statement", "holds", "fails", "undecided", "value", "learned nothing"], rows, 2)
 
 
 def _component_table(found: Summary) -> str:
@@ -153,7 +153,7 @@ def _component_table(found: Summary) -> str:
             places = [(task, network, kind, endpoint) for endpoint in columns for kind in kinds]
             rows.append([task, network, *(_number(table, place) for place in places)])
     header = ["task", "network", *(f"{title}: {kind}" for title in columns.values() for kind in kinds)]
-    return _table(header, rows, 2)
+    return aligned_table(header, rows, 2)
 
 
 def _observer_table(found: Summary) -> str:
@@ -169,7 +169,7 @@ def _observer_table(found: Summary) -> str:
         [task, network, sizes[task, kind], *(_number(table, (task, network, kind, name)) for name in columns)]
         for task, network, kind in sorted(chosen, key=lambda row: (order.index(row[:2]), sizes[row[0], row[2]]))
     ]
-    return _table(["task", "network", "training images", *columns.values()], rows, 2)
+    return aligned_table(["task", "network", "training images", *columns.values()], rows, 2)
 
 
 def _failures(found: Summary) -> dict[str, str]:
@@ -237,7 +237,7 @@ def _records(table: pd.DataFrame) -> list[Any]:
     return list(table.itertuples())
 
 
-def _wrapped(block: str) -> str:
+def wrapped(block: str) -> str:
     """Lines of 120 characters, each item of a list on lines of its own; tables and titles as they are."""
     if block.startswith(("|", "#", "!")):
         return block
@@ -248,7 +248,7 @@ def _wrapped(block: str) -> str:
     return "\n".join(textwrap.fill(item, subsequent_indent=indent, **options) for item, indent in zip(items, indents))
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], texts: int) -> str:
+def aligned_table(header: Sequence[str], rows: Sequence[Sequence[Any]], texts: int) -> str:
     """Markdown, with the first columns aligned as text."""
     lines = markdown_table(header, [[str(value) for value in row] for row in rows]).splitlines()
     lines[1] = "| " + " | ".join([":--"] * texts + ["--:"] * (len(header) - texts)) + " |"
