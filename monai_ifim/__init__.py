@@ -5,36 +5,8 @@
 >>> from monai_ifim import input_fisher, sensitivity_curves
 """
 
-from monai_ifim.fisher import ContrastDirections, InputFisher, Lanczos, contrast_directions, input_fisher
-from monai_ifim.likelihoods import (
-    Bernoulli,
-    Categorical,
-    Gaussian,
-    PooledSigmoid,
-    PooledSoftmax,
-    VoxelwiseSigmoid,
-    VoxelwiseSoftmax,
-)
-from monai_ifim.model import Model, PerImage, Windowed
-from monai_ifim.perturbation import SensitivityCurves, sensitivity_curves
+import lazy_loader
 
-__all__ = [
-    "Bernoulli",
-    "Categorical",
-    "ContrastDirections",
-    "Gaussian",
-    "InputFisher",
-    "Lanczos",
-    "Model",
-    "PerImage",
-    "PooledSigmoid",
-    "PooledSoftmax",
-    "SensitivityCurves",
-    "VoxelwiseSigmoid",
-    "VoxelwiseSoftmax",
-    "Windowed",
-    "contrast_directions",
-    "input_fisher",
-    "sensitivity_curves",
-]
+# PyTorch takes seconds to import, so the names, listed in the stub beside this file, are imported when first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.1.0"

@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import ast
 import configparser
 import re
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -103,27 +106,17 @@ def test_links_lead_somewhere(page: Path):
             assert place in anchors, f"{page.name} links to {target}, where there is no such heading"
 
 
-def test_public_names_are_at_the_top_level():
-    assert set(monai_ifim.__all__) == {
-        "Bernoulli",
-        "Categorical",
-        "ContrastDirections",
-        "Gaussian",
-        "InputFisher",
-        "Lanczos",
-        "Model",
-        "PerImage",
-        "PooledSigmoid",
-        "PooledSoftmax",
-        "SensitivityCurves",
-        "VoxelwiseSigmoid",
-        "VoxelwiseSoftmax",
-        "Windowed",
-        "contrast_directions",
-        "input_fisher",
-        "sensitivity_curves",
-    }
-    assert (Path(monai_ifim.__file__).parent / "py.typed").is_file()
+def test_public_names_and_rooms_are_at_the_top_level_and_import_nothing_before_they_are_used():
+    stub = ast.parse((ROOT / "monai_ifim" / "__init__.pyi").read_text())
+    listed = next(ast.literal_eval(line.value) for line in stub.body if isinstance(line, ast.Assign))
+    assert sorted(listed) == monai_ifim.__all__
+    for name in listed:
+        found = getattr(monai_ifim, name)
+        assert found.__name__ in (name, f"monai_ifim.{name}")
+    assert (ROOT / "monai_ifim" / "py.typed").is_file()
+    alone = "import sys, monai_ifim; print('torch' in sys.modules, 'monai_ifim.fisher' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "False"], done.stderr
 
 
 def test_installed_package_declares_what_setup_cfg_declares():
