@@ -102,6 +102,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     compare.set_defaults(command=_compare, further=False)
 
+    cohort = commands.add_parser(
+        "cohort",
+        help="say what the images that IFIMSaver saw have in common: places, directions, clusters, strata",
+        description="Say where the leading eigenvectors of all images of a folder lie, how many distinct directions "
+        "there are, which images are alike and whether strata differ; write a self-contained HTML page, and the "
+        "numbers beside it as JSON.",
+    )
+    cohort.add_argument("folder", metavar="RUN", help="the folder that IFIMSaver wrote")
+    cohort.add_argument(
+        "--metadata", metavar="TABLE.csv", help="a row an image, with the column name and further ones, such as site"
+    )
+    cohort.add_argument(
+        "--by",
+        metavar="COLUMN",
+        nargs="+",
+        help="columns of the table, or of images.csv, that are strata; default all that have 2 to 12 levels",
+    )
+    cohort.add_argument("--output", metavar="FILE", help="the page; default RUN/cohort.html")
+    cohort.set_defaults(command=_cohort, further=False)
+
     chosen, further = parser.parse_known_args(arguments)
     try:
         if chosen.further:
@@ -197,6 +217,16 @@ def _compare(chosen: argparse.Namespace) -> int:
     print(_visible(comparison.text))
     print(page)
     return int(comparison.failed)
+
+
+def _cohort(chosen: argparse.Namespace) -> int:
+    from monai_ifim.visualize.cohort import write_cohort
+
+    page = write_cohort(chosen.folder, chosen.metadata, chosen.by, chosen.output)
+    print(_visible(page.finding))
+    print(page.path)
+    print(page.path.with_suffix(".json"))
+    return 0
 
 
 if __name__ == "__main__":

@@ -407,9 +407,9 @@ def read_directions(folder: str | Path) -> LeadingDirections:
 
 def _check_directions(found: LeadingDirections) -> None:
     count, cells = len(found.images) if found.images.ndim == 1 else -1, found.maps.shape[1:]
-    kinds = {"images": np.int64, "shapes": np.int64, "maps": np.float32, "squared_cosines": np.float32}
+    kinds = {"images": np.int64, "shapes": np.int64, "maps": np.float32, "cosines": np.float32}
     shapes = {"images": (count,), "shapes": (count, len(cells) + 1), "maps": (count, *cells)}
-    for name, shape in (shapes | {"squared_cosines": (count, count)}).items():
+    for name, shape in (shapes | {"cosines": (count, count)}).items():
         values = getattr(found, name)
         if values.dtype != kinds[name] or values.shape != shape:
             raise ValueError(
@@ -419,18 +419,18 @@ def _check_directions(found: LeadingDirections) -> None:
         raise ValueError("maps must have one axis of cells or more")
     if (np.diff(found.images) <= 0).any() or (found.images < 0).any() or (found.shapes < 0).any():
         raise ValueError("images must be ascending positions, and shapes not negative")
-    for name, values in (("maps", found.maps), ("squared_cosines", found.squared_cosines)):
-        if not (np.isnan(values) | ((values >= 0) & (values <= 1 + 1e-4))).all():
-            raise ValueError(f"{name} must lie from 0 to 1")
+    for name, values, least in (("maps", found.maps, 0), ("cosines", found.cosines, -1)):
+        if not (np.isnan(values) | ((values >= least) & (values <= 1 + 1e-4))).all():
+            raise ValueError(f"{name} must lie from {least} to 1")
     flat = found.maps.reshape(count, -1)
     known = ~np.isnan(flat).any(axis=1)
     if not np.isnan(flat[~known]).all() or not np.allclose(flat[known].sum(axis=1, dtype=float), 1, atol=1e-3):
         raise ValueError("each map must be of sum 1, or NaN")
-    cosines = found.squared_cosines
+    cosines = found.cosines
     if not np.array_equal(cosines, cosines.T, equal_nan=True) or (np.diag(cosines)[known] != 1).any():
-        raise ValueError("squared_cosines must be symmetric, with 1 on the diagonal")
+        raise ValueError("cosines must be symmetric, with 1 on the diagonal")
     if not np.isnan(cosines[~known]).all():
-        raise ValueError("squared_cosines of images without a map must be NaN")
+        raise ValueError("cosines of images without a map must be NaN")
 
 
 def read_at_once(folder: Path, read: Callable[[], _T]) -> _T:

@@ -307,11 +307,11 @@ GOOD = directions_of()
 DAMAGED = {
     "maps must be float32": {"maps": GOOD["maps"].astype(float)},
     "each map must be of sum 1": {"maps": GOOD["maps"] / 2},
-    "squared_cosines must be symmetric": {"squared_cosines": GOOD["squared_cosines"] * np.array([1, 0.5, 1, 1], "f4")},
-    "squared_cosines must lie from 0 to 1": {"squared_cosines": -GOOD["squared_cosines"]},
+    "cosines must be symmetric": {"cosines": GOOD["cosines"] * np.array([1, 0.5, 1, 1], "f4")},
+    "cosines must lie from -1 to 1": {"cosines": 2 * GOOD["cosines"]},
     "images must be ascending": {"images": GOOD["images"][::-1]},
     "shapes must be int64 of shape": {"shapes": GOOD["shapes"][:, :2]},
-    "squared_cosines must be float32 of shape": {"squared_cosines": GOOD["squared_cosines"][:2]},
+    "cosines must be float32 of shape": {"cosines": GOOD["cosines"][:2]},
     "Object arrays cannot be loaded": {"images": np.array([{}, 1, 2, 3], dtype=object)},
     "maps must have one axis": {"maps": GOOD["maps"][:, 0, 0], "shapes": GOOD["shapes"][:, :1]},
 }
@@ -333,7 +333,7 @@ def test_what_is_no_archive_or_is_cut_off_or_lacks_a_part_is_refused(tmp_path: P
         with pytest.raises(ValueError, match=r"directions\.npz does not hold"):
             read_directions(tmp_path)
     np.savez(file, images=GOOD["images"])
-    with pytest.raises(ValueError, match="it lacks maps, shapes, squared_cosines"):
+    with pytest.raises(ValueError, match="it lacks cosines, maps, shapes"):
         read_directions(tmp_path)
 
 

@@ -24,7 +24,7 @@ ROOMS = (
     ("perturbation",),
     ("statistics", "training"),
     ("__init__",),
-    ("cells", "schema", "files"),
+    ("cells", "schema", "files", "metadata"),
     ("results",),
     ("transforms", "visualize"),
     ("handlers", "comparison"),

@@ -28,13 +28,13 @@ class LeadingDirections:
         images: (n,) int64, positions in the data set, ascending.
         shapes: (n, 1 + axes) int64, of each image, channels first; 0 without eigenvector.
         maps: (n, *cells) float32, the squared entries summed over channels, averaged onto cells; each sums to 1.
-        squared_cosines: (n, n) float32, of the eigenvectors at full resolution; NaN where shapes differ.
+        cosines: (n, n) float32, of the eigenvectors at full resolution; NaN where shapes differ. Signs mean nothing.
     """
 
     images: np.ndarray
     shapes: np.ndarray
     maps: np.ndarray
-    squared_cosines: np.ndarray
+    cosines: np.ndarray
 
 
 def leading_directions(vectors: Mapping[int, Tensor | None]) -> LeadingDirections:
@@ -47,7 +47,7 @@ def leading_directions(vectors: Mapping[int, Tensor | None]) -> LeadingDirection
     Example:
         >>> two = {0: torch.eye(2).view(1, 2, 2) / 2**0.5, 1: torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), 2: None}
         >>> found = leading_directions(two)
-        >>> found.maps[0].tolist(), found.squared_cosines.round(3).tolist()
+        >>> found.maps[0].tolist(), (found.cosines**2).round(3).tolist()
         ([[0.5, 0.0], [0.0, 0.5]], [[1.0, 0.5, nan], [0.5, 1.0, nan], [nan, nan, nan]])
     """
     positions = sorted(vectors)
@@ -65,7 +65,7 @@ def leading_directions(vectors: Mapping[int, Tensor | None]) -> LeadingDirection
         by_shape.setdefault(tuple(vector.shape), []).append((row, vector))
     for alike in by_shape.values():
         rows = [row for row, _ in alike]
-        cosines[np.ix_(rows, rows)] = _squared_cosines([vector for _, vector in alike])
+        cosines[np.ix_(rows, rows)] = _cosines_of([vector for _, vector in alike])
     return LeadingDirections(np.array(positions, dtype=np.int64), shapes, maps, cosines)
 
 
@@ -105,7 +105,7 @@ def _overlap(size: int, count: int) -> Tensor:
     return inside.clamp(min=0)
 
 
-def _squared_cosines(vectors: Sequence[Tensor]) -> np.ndarray:
+def _cosines_of(vectors: Sequence[Tensor]) -> np.ndarray:
     """Of vectors of one shape, (n, n)."""
     size = max(1, _MOST_ELEMENTS // vectors[0].numel())
     starts = range(0, len(vectors), size)
@@ -116,9 +116,9 @@ def _squared_cosines(vectors: Sequence[Tensor]) -> np.ndarray:
             if other > start:
                 break
             theirs = block if other == start else _unit_rows(vectors[other : other + size])
-            squares = (block @ theirs.T).square().clamp(max=1).numpy()
-            found[start : start + len(block), other : other + len(theirs)] = squares
-            found[other : other + len(theirs), start : start + len(block)] = squares.T
+            products = (block @ theirs.T).clamp(-1, 1).numpy()
+            found[start : start + len(block), other : other + len(theirs)] = products
+            found[other : other + len(theirs), start : start + len(block)] = products.T
     np.fill_diagonal(found, 1)
     return found
 
