@@ -73,7 +73,7 @@ class Comparison:
             "margin",
             "count",
         ]
-        numbers = table[[*shown, "count"]].to_string(index=False, float_format="{:.3g}".format)
+        numbers = table[shown].to_string(index=False, float_format="{:.3g}".format)
         left_out = [f"{len(one.names)} not compared: {one.why}." for one in self.matched.left_out]
         lines = [f"{len(self.matched.images)} cases in both.", *left_out, *self.matched.notes]
         return "\n".join([self.sentence, "", numbers, "", *lines])

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from monai_ifim.comparison.compare import Comparison
 from monai_ifim.results import as_json
-from monai_ifim.statistics import COMPARED, LEAST_COUNT, compared_endpoint
+from monai_ifim.statistics import COMPARED, LEAST_COUNT, LEAST_EQUIVALENT, compared_endpoint
 from monai_ifim.visualize import plot_differences, plot_verdicts
 from monai_ifim.visualize.page import render_page, write_together
 
@@ -57,6 +57,7 @@ def page(comparison: Comparison) -> str:
         "criteria": _records(comparison.criteria),
         "few": bool((comparison.criteria["count"] < LEAST_COUNT).any()),
         "least": LEAST_COUNT,
+        "least_equivalent": LEAST_EQUIVALENT,
         "not_asked": comparison.not_asked,
         "rows": _records(comparison.differences),
         "words": {
@@ -70,7 +71,7 @@ def page(comparison: Comparison) -> str:
         "left_out": matched.left_out,
         "most_names": _MOST_NAMES,
         "notes": matched.notes,
-        "runs": {who: {"folder": run.folder.resolve().name} | dict(run.tables.summary) for who, run in runs.items()},
+        "runs": {who: {"folder": str(run.folder)} | dict(run.tables.summary) for who, run in runs.items()},
     }
     return render_page("comparison.html.j2", content)
 
@@ -90,7 +91,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "left_out": [{"why": one.why, "count": len(one.names), "names": one.names} for one in matched.left_out],
         "notes": matched.notes,
         "runs": {
-            who: {"folder": run.folder.resolve().name} | {key: run.tables.summary[key] for key in _TOLD}
+            who: {"folder": str(run.folder)} | {key: run.tables.summary[key] for key in _TOLD}
             for who, run in runs.items()
         },
         "differences": comparison.differences.to_dict("records"),

@@ -15,6 +15,7 @@ from monai_ifim.statistics.intervals import (
 from monai_ifim.statistics.models import (
     COMPARED,
     LEAST_COUNT,
+    LEAST_EQUIVALENT,
     compare_models,
     compared_endpoint,
     judge,
@@ -34,6 +35,7 @@ __all__ = [
     "COMPARED",
     "DEFAULT_RESAMPLES",
     "LEAST_COUNT",
+    "LEAST_EQUIVALENT",
     "MARGINS",
     "Interval",
     "LeadingDirections",

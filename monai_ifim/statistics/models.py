@@ -17,16 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata, wilcoxon
+from scipy.stats import binomtest, norm, rankdata, wilcoxon
 from scipy.stats import t as student
 
 from monai_ifim.perturbation import ENDPOINTS, Endpoint, measured_endpoints
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, Interval, bootstrap_interval, holm
 from monai_ifim.statistics.tables import cells, per_group, used_images
 
-# Fewer images, or patients, leave every verdict undecided: `python -m study.verdicts` shows why.
-LEAST_COUNT = 20
+# Fewer images, or patients, leave every verdict undecided, and no mean is equivalent with fewer than the second number:
+# `python -m study.verdicts` shows why.
+LEAST_COUNT, LEAST_EQUIVALENT = 20, 50
 _LEVEL = 0.05  # of the signed-rank test, after Holm's correction
+_MOST_TIED = 8
 _PAIRS = ["endpoint", "direction", "strength", "image", "reference", "new"]
 _TABLE = ["endpoint", "direction", "strength", "statistic", "reference", "new", "difference", "low", "high", "count"]
 _TABLE += ["degenerate", "wilcoxon_p", "signed_rank"]
@@ -232,18 +234,25 @@ def signed_rank(changes: np.ndarray) -> tuple[float, float]:
     nonzero = changes[changes != 0]
     if not len(nonzero):
         return (1.0, 0.0) if len(changes) else (np.nan, np.nan)
-    ranks = rankdata(np.abs(nonzero))
-    # scipy knows the exact distribution, also with zeros, once these are gone
-    return float(wilcoxon(nonzero).pvalue), float((np.sign(nonzero) * ranks).sum() / ranks.sum())
+    sizes = np.abs(nonzero)
+    ranks = rankdata(sizes)
+    balance = float((np.sign(nonzero) * ranks).sum() / ranks.sum())
+    if np.ptp(sizes) == 0:  # as of decisions; the signs alone are then left, and their distribution is exact at once
+        return float(binomtest(int((nonzero > 0).sum()), len(nonzero)).pvalue), balance
+    # scipy knows the exact distribution, but goes through all signs where some are tied: a second for 13 of them
+    tied = len(np.unique(sizes)) < len(sizes) and len(sizes) > _MOST_TIED
+    p_value = wilcoxon(nonzero, method="approx").pvalue if tied else wilcoxon(nonzero).pvalue
+    return float(p_value), balance
 
 
-def judge(table: pd.DataFrame, least: int = LEAST_COUNT) -> pd.DataFrame:
+def judge(table: pd.DataFrame, least: int = LEAST_COUNT, least_equivalent: int = LEAST_EQUIVALENT) -> pd.DataFrame:
     """The verdict on each row of :func:`compare_models`, whose differences have a margin.
 
     Args:
         table: with a further column ``margin``, above 0 and in the unit of the endpoint: differences of less do not
             matter.
         least: fewer images, or patients, leave a verdict undecided.
+        least_equivalent: no mean of fewer is equivalent.
 
     Returns:
         The table with ``holm_p`` (corrected for the number of rows), ``verdict`` and ``reason``. *equivalent*: the
@@ -252,31 +261,31 @@ def judge(table: pd.DataFrame, least: int = LEAST_COUNT) -> pd.DataFrame:
 
     Example:
         >>> row = {"endpoint": "dice", "low": -0.05, "high": -0.03, "count": 50, "wilcoxon_p": 1e-4}
-        >>> table = pd.DataFrame([row]).assign(difference=-0.04, degenerate=False, signed_rank=-0.9, margin=0.02)
+        >>> table = pd.DataFrame([row]).assign(statistic="mean", degenerate=False, signed_rank=-0.9, margin=0.02)
         >>> judge(table).verdict.to_list()
         ['worse']
     """
     table = table.assign(holm_p=holm(table.wilcoxon_p))
-    verdicts = [verdict_of(row, least) for row in table.to_dict("records")]
+    verdicts = [verdict_of(row, least, least_equivalent) for row in table.to_dict("records")]
     return table.assign(**{name: [getattr(found, name) for found in verdicts] for name in Verdict._fields})
 
 
-def verdict_of(row: Mapping[Any, Any], least: int = LEAST_COUNT) -> Verdict:
+def verdict_of(row: Mapping[Any, Any], least: int = LEAST_COUNT, least_equivalent: int = LEAST_EQUIVALENT) -> Verdict:
     """The verdict on a row of :func:`judge`, which has ``margin`` and ``holm_p``."""
     point = compared_endpoint(row["endpoint"])
     side = 1 if row["low"] > 0 else -1 if row["high"] < 0 else 0
     worse = {"greater": 1, "smaller": -1}.get(point.worse, 0) if point is not None else 0
     agrees = row["holm_p"] < _LEVEL and side * row["signed_rank"] > 0
     few = f"{row['count']:.0f} are too few: with less than {least}, intervals cover the truth too seldom."
+    inside = -row["margin"] < row["low"] and row["high"] < row["margin"]
+    early = row["statistic"] == "mean" and row["count"] < least_equivalent
+    not_yet = f"The interval lies inside the margin, but a mean of less than {least_equivalent} may hide rare ones."
     found = "The interval excludes zero, and the signed-rank test agrees."
     reasons = (  # the first that holds
         (row["count"] < least, "undecided", few),
         (not np.isfinite([row["low"], row["high"]]).all(), "undecided", "There is no interval."),
-        (
-            -row["margin"] < row["low"] and row["high"] < row["margin"],
-            "equivalent",
-            "The interval lies inside the margin.",
-        ),
+        (inside and early, "undecided", not_yet),
+        (inside, "equivalent", "The interval lies inside the margin."),
         (row["degenerate"], "undecided", "The interval has no width, which is no sign of precision."),
         (side == 0, "undecided", "The interval includes zero and reaches beyond the margin."),
         (not agrees, "undecided", "The interval excludes zero, but the signed-rank test, corrected, does not agree."),

@@ -50,6 +50,7 @@ def test_the_command_prints_writes_and_has_status_1_when_a_criterion_fails(
     assert main(["compare", *folders, "--output", str(output)]) == 1
     printed = capsys.readouterr().out
     assert printed.startswith("The new model fails: KL divergence is worse.")
+    assert printed.count(" count") == 1
     assert re.search(r"KL divergence +worse +log10_kl +high 0.03", printed)
     assert printed.endswith(f"{output / 'comparison.html'}\n")
     assert sorted(file.name for file in output.iterdir()) == ["comparison.csv", "comparison.html", "comparison.json"]
@@ -60,7 +61,7 @@ def test_the_command_prints_writes_and_has_status_1_when_a_criterion_fails(
     content = json.loads((output / "comparison.json").read_text())
     assert content["failed"] is True
     assert content["cases"] == 24
-    assert content["runs"]["new"]["folder"] == "b"
+    assert content["runs"]["new"]["folder"] == folders[1]
     [failed] = [row for row in content["criteria"] if row["failed"]]
     assert failed["name"] == "KL divergence"
     table = pd.read_csv(output / "comparison.csv")
@@ -73,7 +74,7 @@ def test_the_command_has_status_0_when_the_criteria_of_the_user_pass(
 ):
     folders = [str(write_run(tmp_path / "a")), str(write_run(tmp_path / "b", curves=harder))]
     criteria = tmp_path / "criteria.yaml"
-    criteria.write_text("- {endpoint: log10_kl, direction: high, strength: 0.1, margin: 0.9}")
+    criteria.write_text("- {endpoint: log10_kl, direction: high, strength: 0.1, margin: 0.9, statistic: median}")
     assert main(["compare", *folders, "--criteria", str(criteria), "--output", str(tmp_path / "out")]) == 0
     assert "Of 1 criteria: 1 equivalent." in capsys.readouterr().out
 

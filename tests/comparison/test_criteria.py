@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from monai_ifim.comparison import Criterion, read_criteria
 from monai_ifim.statistics import compared_endpoint
 
+ROOT = Path(__file__).parents[2]
 GOOD = {"endpoint": "dice", "direction": "high", "margin": 0.02}
 
 
@@ -103,3 +106,15 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("!!python/object/apply:os.system ['false']")
     with pytest.raises(ValueError, match="has no criteria: it cannot be read as YAML"):
         read_criteria(tmp_path / "run.yaml")
+
+
+def test_the_examples_of_the_page_can_be_used(tmp_path: Path):
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "compare.md").read_text(encoding="utf-8"), re.M | re.S)
+    (tmp_path / "criteria.yaml").write_text(blocks[0])
+    assert [criterion.name for criterion in read_criteria(tmp_path / "criteria.yaml")] == [
+        "accuracy may not fall",
+        "harmful_flips high 0.03",
+        "log10_kl high",
+    ]
+    steps = yaml.safe_load(blocks[1])["jobs"]["compare"]["steps"]
+    assert any("monai_ifim compare" in step.get("run", "") for step in steps)

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -136,11 +138,12 @@ def test_no_differing_decision_leaves_as_much_open_as_the_rule_of_three(count: i
         (np.linspace(-0.5, -0.3, 40), "kl", "better"),
         (np.linspace(0.3, 0.5, 40), "dice", "better"),
         (np.linspace(-0.5, -0.3, 40), "dice", "worse"),
-        (np.linspace(-0.05, 0.05, 40), "kl", "equivalent"),
-        (np.linspace(0.01, 0.05, 40), "kl", "equivalent"),  # different, and too little to matter
+        (np.linspace(-0.05, 0.05, 60), "kl", "equivalent"),
+        (np.linspace(0.01, 0.05, 60), "kl", "equivalent"),  # different, and too little to matter
         (np.linspace(-2, 2, 40), "kl", "undecided"),
         (np.full(40, 0.5), "kl", "undecided"),  # an interval without width
-        (np.zeros(40), "kl", "equivalent"),
+        (np.zeros(60), "kl", "equivalent"),
+        (np.linspace(-0.05, 0.05, 40), "kl", "undecided"),  # too few for a mean to be equivalent
         (np.zeros(40), "accuracy", "undecided"),  # one of 40 more or less would be 0.025
         (np.zeros(400), "accuracy", "equivalent"),
         (np.full(40, -1.0), "accuracy", "worse"),
@@ -172,6 +175,24 @@ def test_with_too_few_cases_every_verdict_is_undecided_and_says_why(changes: np.
         assert f"{len(changes)} are too few" in row.reason
 
 
+def test_a_median_of_fewer_than_a_mean_needs_is_equivalent():
+    pairs = differences(np.linspace(-0.05, 0.05, 40))
+    tables = [compare_models(pairs, pairs, statistic=name).assign(margin=0.1) for name in ("mean", "median")]
+    assert [judge(table).verdict.item() for table in tables] == ["undecided", "equivalent"]
+
+
+@pytest.mark.parametrize("count", [9, 13, 14, 30])
+def test_the_test_of_decisions_is_that_of_their_signs(count: int):
+    signs = np.array([1.0] * (count - 2) + [-1.0, -1.0])
+    exact = 2 * sum(comb(count, k) for k in range(3)) / 2**count
+    assert signed_rank(signs)[0] == pytest.approx(exact)
+
+
+def test_ties_of_several_sizes_have_nearly_the_exact_p_value():
+    changes = np.array([0.5, 0.5, 1.0, 1.0, 1.0, -0.5, 0.5, -1.0, 1.0, 0.5])
+    assert signed_rank(changes)[0] == pytest.approx(wilcoxon(changes).pvalue, abs=0.03)
+
+
 def test_a_test_that_finds_the_other_side_does_not_support_the_interval():
     # most images are a little better, a few far worse: mean and ranks disagree
     changes = np.concatenate([np.full(44, -0.1) - np.linspace(0, 0.01, 44), np.linspace(6, 8, 6)])
@@ -187,8 +208,8 @@ def test_the_correction_grows_with_the_number_of_criteria():
     # 6 of 6 in one direction have p = 1/32
     pairs = differences([0.3, 0.32, 0.34, 0.36, 0.38, 0.4])
     row = compare_models(pairs, pairs).assign(margin=0.1)
-    assert judge(row, least=0).verdict.to_list() == ["worse"]
-    assert judge(pd.concat([row, row]), least=0).verdict.to_list() == ["undecided"] * 2
+    assert judge(row, least=0, least_equivalent=0).verdict.to_list() == ["worse"]
+    assert judge(pd.concat([row, row]), least=0, least_equivalent=0).verdict.to_list() == ["undecided"] * 2
 
 
 def test_every_compared_endpoint_has_words_and_a_title():
