@@ -454,6 +454,29 @@ def test_further_inputs_are_passed_and_output_key_names_the_logits():
         trainer(network, FisherPenaltyHandler(share=0.5, output_key=0), prepare_batch=prepare, loss_function=loss).run()
 
 
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = smooth()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.inner(x)}
+
+
+def test_of_several_outputs_a_share_of_the_batch_has_a_pass_of_its_own():
+    loss = lambda outputs, labels: nn.functional.cross_entropy(outputs["logits"], labels)  # noqa: E731
+    network, other = Named(), smooth()
+    handler = Rows(20.0, output_key="logits", share=0.5)
+    trainer(network, handler, loss_function=loss, decollate=False).run()
+    for (images, labels), rows in zip(batches(items()), handler.chosen):
+        value = nn.functional.cross_entropy(other(images), labels)
+        stepped(other, value + 20 * fisher_penalty(other, images[rows]).mean())
+    assert_same_weights(network.inner, other)
+    sharing = FisherPenaltyHandler(output_key="logits", share=0.5, forward="shared")
+    with pytest.raises(ValueError, match="forward='shared' is not possible: a network that returns several outputs"):
+        trainer(network, sharing, loss_function=loss, decollate=False).run()
+
+
 def test_the_trainers_inferer_is_its_own_again_also_after_an_error():
     class Inverting(SimpleInferer):
         def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
