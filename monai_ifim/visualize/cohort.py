@@ -401,7 +401,7 @@ def finding(cohort: Cohort, strata: Sequence[Mapping[str, Any]]) -> str:
         if test["quantity"] == "map" and test["holm_p"] <= LEVEL
     ]
     fourth = f" The maps differ by {', '.join(differ)}." if differ else ""
-    return first + second + third + fourth
+    return (first + second + third + fourth).replace("\N{NO-BREAK SPACE}", " ")  # consoles show an escape
 
 
 def _place_words(place: CommonPlace) -> str:
