@@ -51,7 +51,7 @@ class Comparison:
         counts = ", ".join(f"{found.count(verdict)} {verdict}" for verdict in _VERDICTS if verdict in found)
         failed = self.criteria[self.criteria.failed].to_dict("records")
         causes = "; ".join(f"{row['name']} is {row['verdict']}" for row in failed)
-        start = f"The new model fails: {causes}" if failed else "The new model passes"
+        start = f"The new model fails: {causes}" if failed else "No criterion fails"
         return f"{start}. Of {len(found)} criteria: {counts}."
 
     @property

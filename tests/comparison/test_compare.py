@@ -28,7 +28,7 @@ def test_a_run_against_itself_has_no_difference_and_fails_nothing(tmp_path: Path
     assert (comparison.differences.difference == 0).all()
     assert not set(comparison.criteria.verdict) & {"worse", "better"}
     assert not comparison.failed
-    assert comparison.sentence.startswith("The new model passes. Of ")
+    assert comparison.sentence.startswith("No criterion fails. Of ")
 
 
 def test_differences_are_those_of_the_tables(tmp_path: Path):
