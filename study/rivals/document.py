@@ -43,7 +43,6 @@ def write_rivals(file: Path, folder: Path) -> None:
         **{name: plan[name] for name in ("images", "seeds", "steps")},
         "comparisons": len(tables["comparisons"]),
         "rayleigh_draws": predictors.RAYLEIGH_DRAWS,
-        "rayleigh_draws_word": predictors.RAYLEIGH_DRAWS,
         "pgd_steps": predictors.PGD_STEPS,
         "pgd_strength": f"{predictors.PGD_STRENGTH:g}",
         "clever_batches": predictors.CLEVER_BATCHES,

@@ -209,7 +209,7 @@ def _linear_distance(network: Callable, images: Tensor) -> Tensor:
 PREDICTORS = {
     "lambda_max": Predictor("exact `lambda_max`", _lambda_max),
     "trace": Predictor("exact trace", _trace),
-    "lambda_max_distance": Predictor("margin over the gradient that `lambda_max` stands for", _lambda_max_distance),
+    "lambda_max_distance": Predictor("distance from `lambda_max`", _lambda_max_distance),
     "rayleigh": Predictor(f"greatest of {RAYLEIGH_DRAWS} random Rayleigh quotients", _best_rayleigh),
     "clever": Predictor("CLEVER", _clever),
     "pgd": Predictor(f"log-odds after {PGD_STEPS} steps of projected gradient", _attack),
@@ -217,7 +217,7 @@ PREDICTORS = {
     "confidence": Predictor("confidence", _confidence),
     "loss_gradient": Predictor("gradient of the loss", _loss_gradient),
     "margin_gradient": Predictor("gradient of the margin", _nearest_margin_gradient),
-    "linear_distance": Predictor("linear distance, margin over gradient", _linear_distance),
+    "linear_distance": Predictor("linear distance", _linear_distance),
 }
 # What the iFIM gives.
 OWN = ("lambda_max", "trace", "lambda_max_distance")

@@ -199,7 +199,7 @@ def test_passes_are_counted_per_image():
     assert costs.loc["loss_gradient", ["forward", "backward"]].tolist() == [1, 1]
     assert costs.loc["linear_distance", ["forward", "backward"]].tolist() == [2, 3]
     assert costs.loc["lambda_max", "backward"] == 3  # C - 1
-    assert costs.loc["rayleigh", "backward"] == 100
+    assert costs.loc["rayleigh", "forward"] >= 100  # a pass a direction, and those of the trial
     counter, images = PassCounter(curved(4)), images_of(5).requires_grad_()
     torch.autograd.grad(counter(images).sum(), images)
     assert (counter.forward, counter.backward) == (5, 5)
