@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import monai_ifim
 from monai_ifim.__main__ import main
+from monai_ifim.likelihoods import LIKELIHOODS
 from tests.visualize.folders import write_folder
 
 
@@ -60,3 +63,28 @@ def test_the_module_runs_from_the_command_line_and_gives_the_status(tmp_path: Pa
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.endswith("nowhere. Give the folder that IFIMSaver wrote.\n")
+
+
+def test_help_names_every_command_and_imports_neither_torch_nor_monai():
+    code = (
+        "import sys; from monai_ifim.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'monai', 'pandas', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n")
+    assert {"attach", "report", "compare", "cohort", "demo"} <= set(done.stdout.split())
+
+
+def test_attach_knows_every_likelihood(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["attach", "--help"])
+    (listed,) = re.findall(r"--likelihood{([^}]*)}", re.sub(r"\s", "", capsys.readouterr().out))
+    assert set(listed.split(",")) == set(LIKELIHOODS)
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"monai_ifim {monai_ifim.__version__}\n"

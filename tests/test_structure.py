@@ -28,7 +28,7 @@ ROOMS = (
     ("results",),
     ("transforms", "visualize"),
     ("handlers", "comparison"),
-    ("bundle",),
+    ("bundle", "demo"),
     ("__main__",),
 )
 ALONE = ("data",)  # imports no other room, and no other room imports it

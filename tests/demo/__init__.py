@@ -1,0 +1,2 @@
+# SPDX-FileCopyrightText: monai_ifim contributors
+# SPDX-License-Identifier: Apache-2.0
