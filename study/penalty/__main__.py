@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     print(line, flush=True)
                 write_tables(name, options.cache, options.output)
         write_document(options.document, options.output)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     print(f"{options.document} is written; the tables are in {options.output}")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from monai_ifim.visualize.wording import as_number
@@ -26,8 +27,8 @@ _MARKS = {BETTER: " ▲", WORSE: " ▼", UNDECIDED: ""}
 _TABLES = {
     "quality": ("score", "auc", "nll", "brier", "calibration_error"),
     "sensitivity": (
-        "log10_lambda_max",
-        "log10_lambda_max_equal",
+        "lambda_max",
+        "lambda_max_equal",
         f"kl_high_{STRENGTHS[-1]:g}",
         "kl_high_equal",
         f"flipped_high_{STRENGTHS[-1]:g}",
@@ -36,6 +37,13 @@ _TABLES = {
     "corruptions": ("score", "score_noise", "score_blur", "score_contrast"),
     "shortcut": ("score", "mask_energy", "corner_energy", "kl_mark", "follows_mark"),
 }
+# What remedies are weighed by: of what is nearly the same, one.
+_WEIGHED = (
+    *("score", "nll", "brier", "score_noise", "score_blur", "score_contrast"),
+    *("lambda_max_equal", "kl_high_equal"),
+    *(f"flipped_{direction}_{STRENGTHS[-1]:g}" for direction in ("high", "transfer")),
+)
+SHORTCUT = "shortcut"
 _OF_RUNS = {"auc": "AUC", "calibration_error": "calibration error"}
 
 
@@ -52,7 +60,8 @@ def write_document(file: Path, folder: Path) -> None:
     found = _Found(folder)
     values: dict[str, Any] = {
         "folder": Path(os.path.relpath(folder.resolve(), file.resolve().parent)).as_posix(),
-        "told": _Told(found.verdicts),
+        "told": _Told(found.ordinary),
+        "told_shortcut": _Told(found.verdicts[found.verdicts.problem == SHORTCUT]),
         "value": _Value(found),
         "methods": _methods_table(),
         "budgets": _budgets(found),
@@ -60,10 +69,14 @@ def write_document(file: Path, folder: Path) -> None:
         "quality": _sections(found, "quality"),
         "sensitivity": _sections(found, "sensitivity"),
         "corruptions": _sections(found, "corruptions"),
-        "shortcut": _cells(found, "shortcut", _TABLES["shortcut"]),
-        "shortcut_strengths": _strengths_table(found, "shortcut"),
+        "shortcut": _cells(found, SHORTCUT, _TABLES["shortcut"]),
+        "shortcut_strengths": _strengths_table(found, SHORTCUT),
         "rivals": _rivals_table(found),
         "nothing": _nothing(found),
+        "weighed": f"{len(_WEIGHED)} (of the shortcut {len(_TABLES['shortcut'])})",
+        "cost": _cost(found),
+        "fewest": _fewest(found),
+        "cured": _cured(found),
         "steps": _steps_table(found),
         "tolerance": f"{TOLERANCE:g}",
         "augmented_share": f"{AUGMENTED_SHARE:g}",
@@ -86,6 +99,11 @@ class _Found:
         tables = read_tables(folder)
         self.runs, self.measured = tables["runs"], tables["measured"]
         self.verdicts = verdicts(tables["differences"])
+        own = self.verdicts.problem == SHORTCUT
+        # of the shortcut, whose test images deceive the network, only what tells of it
+        self.ordinary = self.verdicts[~own]
+        weighed = self.verdicts.quantity.isin(_WEIGHED)
+        self.weighed = self.verdicts[np.where(own, self.verdicts.quantity.isin(_TABLES["shortcut"]), weighed)]
         self.problems = list(dict.fromkeys(self.runs.problem))
         self.chosen = self.runs[self.runs.chosen & self.runs.measured]
 
@@ -171,7 +189,7 @@ def _budgets(found: _Found) -> str:
     told = []
     for problem in found.problems:
         runs = found.runs[found.runs.problem == problem]
-        told.append(f"{_title(problem)} {as_number(runs.seconds.median())} s ({len(runs)} trainings)")
+        told.append(f"{_title(problem)} {as_number(runs.budget.iloc[0])} s ({len(runs)} trainings)")
     return ", ".join(told)
 
 
@@ -186,7 +204,8 @@ def _missing(found: _Found) -> str:
 
 
 def _sections(found: _Found, table: str) -> str:
-    parts = [f"**{_title(problem)}**\n\n{_cells(found, problem, _TABLES[table])}" for problem in found.problems]
+    shown = [problem for problem in found.problems if problem != SHORTCUT]
+    parts = [f"**{_title(problem)}**\n\n{_cells(found, problem, _TABLES[table])}" for problem in shown]
     return "\n\n".join(parts)
 
 
@@ -230,12 +249,11 @@ def _strengths_table(found: _Found, problem: str) -> str:
 def _rivals_table(found: _Found) -> str:
     """Where the trace penalty beats each other remedy, and where it loses."""
     rows = []
-    for (rival, problem), part in found.verdicts[found.verdicts.method == OURS].groupby(
-        ["rival", "problem"], sort=False
-    ):
+    ours = found.weighed[found.weighed.method == OURS]
+    for (rival, problem), part in ours.groupby(["rival", "problem"], sort=False):
         if rival != NONE:
             names = {
-                verdict: ", ".join(_heading(name, problem) for name in part.quantity[part.verdict == verdict])
+                verdict: "; ".join(_heading(name, problem) for name in part.quantity[part.verdict == verdict])
                 for verdict in (BETTER, WORSE)
             }
             undecided = int((part.verdict == UNDECIDED).sum())
@@ -247,17 +265,56 @@ def _nothing(found: _Found) -> str:
     """Each remedy's balance over all quantities and problems, against none."""
     lines = []
     for name, one in METHODS.items():
-        rows = found.verdicts[(found.verdicts.method == name) & (found.verdicts.rival == NONE)]
+        rows = found.weighed[(found.weighed.method == name) & (found.weighed.rival == NONE)]
         if len(rows):
             worse = rows[rows.verdict == WORSE]
             where = "; ".join(
-                f"{_title(problem)}: {', '.join(_heading(quantity, problem) for quantity in part.quantity)}"
+                f"{_title(problem)} ({', '.join(_heading(quantity, problem) for quantity in part.quantity)})"
                 for problem, part in worse.groupby("problem", sort=False)
             )
             counts = rows.verdict.value_counts()
             told = f"- **{one.title}** is better in {counts.get(BETTER, 0)}, worse in {counts.get(WORSE, 0)}"
             lines.append(f"{told} of {len(rows)}." + (f" Worse: {where}." if where else ""))
     return "\n".join(lines)
+
+
+def _cost(found: _Found) -> str:
+    """What the trace penalty costs on validation images, of the seed that chose, and on test images, of all."""
+    told = []
+    for problem in found.problems:
+        if problem == SHORTCUT:
+            continue
+        runs = found.chosen[(found.chosen.problem == problem) & (found.chosen.seed == SEEDS[0])].set_index("method")
+        means = [sum(values) / len(values) for name in (NONE, OURS) if (values := found.values(problem, name, "score"))]
+        if len(means) == 2 and OURS in runs.index:
+            validation = runs.score[NONE] - runs.score[OURS]
+            told.append(f"{_title(problem)} {as_number(validation)} there and {as_number(means[0] - means[1])} here")
+    return "; ".join(told)
+
+
+def _fewest(found: _Found) -> str:
+    """The remedy with the fewest flips of those whose score is not worse than without a penalty."""
+    quantity = f"flipped_high_{STRENGTHS[-1]:g}"
+    lines = []
+    for problem in found.problems:
+        if problem == SHORTCUT:
+            continue
+        flips = {
+            name: sum(values) / len(values)
+            for name in found.methods(problem)
+            if (values := found.values(problem, name, quantity)) and found.verdict(problem, name, "score") != WORSE
+        }
+        told = [
+            f"{METHODS[name].title} {as_number(flips[name])}" for name in sorted(flips, key=lambda name: flips[name])
+        ]
+        lines.append(f"- {_title(problem)}: {', '.join(told)}.")
+    return "\n".join(lines)
+
+
+def _cured(found: _Found) -> str:
+    """The remedies that are more accurate where the mark says nothing."""
+    names = [name for name in METHODS if found.verdict(SHORTCUT, name, "score") == BETTER]
+    return ", ".join(METHODS[name].title for name in names) or "none"
 
 
 def _steps_table(found: _Found) -> str:
@@ -271,11 +328,19 @@ def _steps_table(found: _Found) -> str:
                 cells.append("")
                 continue
             strength = float(runs.strength.iloc[0])
-            greatest = name != NONE and strength == max(one.strengths)
-            told = "" if name == NONE else f"{strength:g}{'*' if greatest else ''}, "
+            told = "" if name == NONE else f"{strength:g}{_remark(found, problem, name, strength)}, "
             cells.append(f"{told}{as_number(runs.steps.mean())}")
         rows.append([one.title, *cells])
     return aligned_table(["remedy", *map(_title, found.problems)], rows, 1)
+
+
+def _remark(found: _Found, problem: str, method: str, strength: float) -> str:
+    """Whether a greater strength might be allowed, or not even this one is."""
+    runs = found.runs[(found.runs.problem == problem) & (found.runs.seed == SEEDS[0]) & found.runs.chosen]
+    scores = runs.set_index("method").score
+    if scores[method] < scores[NONE] - TOLERANCE - 1e-9:
+        return "†"
+    return "*" if strength == max(METHODS[method].strengths) else ""
 
 
 def _title(problem: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
@@ -56,8 +55,8 @@ QUANTITIES: Mapping[str, Quantity] = {
     "nll": Quantity("negative log-likelihood", -1),
     "brier": Quantity("Brier score", -1),
     **{f"score_{name}": Quantity(f"accuracy under {name}", 1) for name in CORRUPTIONS},
-    "log10_lambda_max": Quantity("log10 of `lambda_max`", -1),
-    "log10_lambda_max_equal": Quantity("log10 of `lambda_max`, equal confidence", -1),
+    "lambda_max": Quantity("`lambda_max`", -1),
+    "lambda_max_equal": Quantity("`lambda_max`, equal confidence", -1),
     "kl_high_equal": Quantity(f"KL along `high`, {STRENGTHS[-1]:g}, equal confidence", -1),
     **{name: one for strength in STRENGTHS for name, one in _changed("high", strength).items()},
     **{name: one for strength in STRENGTHS for name, one in _changed("transfer", strength).items()},
@@ -147,8 +146,8 @@ def _sensitivity(network: nn.Module, problem: Problem, temperature: float) -> pd
     curves = sensitivity_curves(network, images, fisher, ["high", "transfer", *mark], STRENGTHS, labels=labels)
     at_equal = sensitivity_curves(network, images, equal, ["high"], STRENGTHS[-1:])
     found: dict[str, Any] = {
-        "log10_lambda_max": _logarithm(fisher.eigenvalues[:, 0]),
-        "log10_lambda_max_equal": _logarithm(equal.eigenvalues[:, 0]),
+        "lambda_max": fisher.eigenvalues[:, 0].numpy(),
+        "lambda_max_equal": equal.eigenvalues[:, 0].numpy(),
         "kl_high_equal": at_equal.to_frame().groupby("image").kl.mean(),
     }
     flipped = "changed" if problem.dense else "flipped"
@@ -164,10 +163,6 @@ def _sensitivity(network: nn.Module, problem: Problem, temperature: float) -> pd
     return pd.DataFrame(found, index=range(len(images)))
 
 
-def _logarithm(values: Tensor) -> np.ndarray:
-    return np.asarray(values.clamp(min=torch.finfo(torch.float64).tiny).log10())
-
-
 def confidence_of(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
     """Mean probability of the predicted class over images, of segmentations over the voxels that the label names.
 
@@ -177,6 +172,7 @@ def confidence_of(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> f
         temperature: divides the logits.
 
     Example:
+        >>> import torch
         >>> round(confidence_of(torch.tensor([[2.0, 0.0]]), torch.tensor([1]), temperature=2.0), 3)
         0.731
     """
@@ -185,7 +181,7 @@ def confidence_of(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> f
 
 
 def equal_temperature(logits: Tensor, labels: Tensor, confidence: float) -> float:
-    """The temperature, from 0.01 to 100, at which the mean confidence is this one.
+    """The temperature, from 1e-8 to 1e8, at which the mean confidence is this one.
 
     Args:
         logits: (N, C) or (N, C, *grid).
@@ -196,6 +192,7 @@ def equal_temperature(logits: Tensor, labels: Tensor, confidence: float) -> floa
         ValueError: When no temperature in this range gives that confidence.
 
     Example:
+        >>> import torch
         >>> round(equal_temperature(torch.tensor([[2.0, 0.0]]), torch.tensor([1]), 0.7310586), 3)
         2.0
     """
@@ -203,7 +200,7 @@ def equal_temperature(logits: Tensor, labels: Tensor, confidence: float) -> floa
     def excess(logarithm: float) -> float:
         return confidence_of(logits, labels, float(np.exp(logarithm))) - confidence
 
-    ends = float(np.log(0.01)), float(np.log(100))
+    ends = float(np.log(1e-8)), float(np.log(1e8))
     if excess(ends[0]) < 0 or excess(ends[1]) > 0:
-        raise ValueError(f"No temperature from 0.01 to 100 gives the mean confidence {confidence:.3g}.")
+        raise ValueError(f"No temperature from 1e-8 to 1e8 gives the mean confidence {confidence:.3g}.")
     return float(np.exp(brentq(excess, *ends, xtol=1e-4)))

@@ -166,7 +166,7 @@ def _hippocampus(data: Path) -> Problem:
         test,
         build=_small_unet,
         classes=len(CLASSES),
-        seconds=6.0,
+        seconds=12.0,
         batch_size=4,
         measured=8,
         learning_rate=5e-3,

@@ -92,15 +92,25 @@ def trained(run: Run, problem: Problem, cache: Path) -> tuple[nn.Module, dict[st
     """The network of a run, from file where it is there, and its ``steps, seconds, score, confidence``.
 
     The last two are of the validation images.
+
+    Raises:
+        ValueError: When the one on file had another time.
     """
     file = run.file(cache, "pt")
     network = problem.build().eval()
     if file.exists():
         network.load_state_dict(torch.load(file, weights_only=True))
-        return network, read_json(run.file(cache, "json"))
+        about = read_json(run.file(cache, "json"))
+        if about["budget"] != problem.seconds:
+            raise ValueError(
+                f"'{file.parent}' holds trainings of {about['budget']:g} s, and {problem.seconds:g} s are asked for. "
+                "Give another folder with --cache, or remove this one."
+            )
+        return network, about
     done = train(problem, run.method, run.strength, run.seed)
     logits, labels = logits_of(done.network, problem.validation.images), problem.validation.labels
     about = {
+        "budget": problem.seconds,
         "steps": done.steps,
         "seconds": done.seconds,
         "score": float(scores(logits, labels).mean()),

@@ -46,6 +46,7 @@ def train(
         clock: seconds.
     """
     remedy, train = METHODS[method], problem.train
+    seconds = problem.seconds / strength if remedy.shortens else problem.seconds
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = problem.build().train()
@@ -53,13 +54,11 @@ def train(
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=strength if remedy.decays else 0.0)
     order, steps, elapsed = torch.empty(0, dtype=torch.long), 0, 0.0
     started = clock()
-    while elapsed < problem.seconds:
+    while elapsed < seconds:
         if len(order) < problem.batch_size:
             order = torch.randperm(len(train), generator=generator)
         rows, order = order[: problem.batch_size], order[problem.batch_size :]
-        optimizer.param_groups[0]["lr"] = (
-            problem.learning_rate * (1 + math.cos(math.pi * elapsed / problem.seconds)) / 2
-        )
+        optimizer.param_groups[0]["lr"] = problem.learning_rate * (1 + math.cos(math.pi * elapsed / seconds)) / 2
         step = Step(
             network,
             train.images[rows],
