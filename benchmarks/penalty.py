@@ -29,6 +29,7 @@ from benchmarks.environment import describe_environment
 from benchmarks.readme import insert
 from benchmarks.table import describe_machine, markdown_table
 from monai_ifim.handlers import FisherPenaltyHandler
+from monai_ifim.likelihoods import LikelihoodName
 
 __all__ = ["SIZES", "WAYS", "Size", "main", "measure_steps", "penalty_table"]
 
@@ -114,7 +115,7 @@ def _steps(size: Size, options: Mapping[str, Any] | None, steps: int, device: st
     watch = _Stopwatch()
     handlers: list[Any] = [watch]
     if options is not None:
-        likelihood = "voxelwise_softmax" if size.dense else "softmax"
+        likelihood: LikelihoodName = "voxelwise_softmax" if size.dense else "softmax"
         handlers.append(FisherPenaltyHandler(likelihood=likelihood, **options))
     SupervisedTrainer(
         torch.device(device),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.data import DataLoader
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from monai_ifim.data import MedMNISTDataset, MedMNISTFile, SignalDetectionDataset, SignalDetectionTask
+from monai_ifim.data.medmnist import Split
+from monai_ifim.data.signal_detection import Background
 
 __all__ = ["CLINICAL", "CONTROLLED", "Images", "Task", "available_tasks", "task_of_file"]
 
@@ -105,7 +107,7 @@ class Task:
         if self.detection is not None:
             data = SignalDetectionDataset(self.detection, length=count, seed=_SPLIT_SEEDS[split])
         else:
-            whole = MedMNISTDataset(_opened(self.file), split)
+            whole = MedMNISTDataset(_opened(self.file), cast(Split, split))
             order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
             data = Subset(whole, order[:count].tolist())
         items = [(batch["image"].as_tensor(), batch["label"]) for batch in DataLoader(data, batch_size=256)]
@@ -123,8 +125,8 @@ def _opened(file: Path) -> MedMNISTFile:
 
 
 def _controlled() -> dict[str, Task]:
-    tasks = {}
-    for background, axes, classes in itertools.product(("gaussian", "lumpy"), (2, 3), (2, 4)):
+    tasks, backgrounds = {}, cast(tuple[Background, ...], ("gaussian", "lumpy"))
+    for background, axes, classes in itertools.product(backgrounds, (2, 3), (2, 4)):
         detection = SignalDetectionTask(num_classes=classes, background=background, **(_IN_3D if axes == 3 else {}))
         kind = {"gaussian": "random_field", "lumpy": "lumpy"}[background]
         name = f"{kind}_{axes}d_{classes}classes"

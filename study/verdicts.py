@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monai_ifim.statistics import COMPARED, LEAST_COUNT, LEAST_EQUIVALENT, per_group
+from monai_ifim.statistics import COMPARED, LEAST_COUNT, LEAST_EQUIVALENT, Statistic, per_group
 from monai_ifim.statistics.models import difference_interval, signed_rank, verdict_of
 
 __all__ = ["main", "simulate"]
@@ -76,7 +76,7 @@ def _of_images(changes: np.ndarray) -> pd.DataFrame:
 _LOGNORMAL_SPREAD = np.sqrt((np.e - 1) * np.e)
 # By name: differences, endpoint, statistic, and what is given for no difference, one on the margin, and a clear one.
 _Shift = float | tuple[float, float]
-_Setting = tuple[Callable, str, str, tuple[_Shift, _Shift, _Shift], float]
+_Setting = tuple[Callable, str, Statistic, tuple[_Shift, _Shift, _Shift], float]
 _SHIFTS = (0.0, _SPREAD, 2 * _SPREAD)
 
 

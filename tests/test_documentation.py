@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -21,7 +22,8 @@ from monai_ifim.transforms import DEFAULT_CHANGES
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXPERIMENT = (ROOT / "docs" / "experiment.md").read_text()
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("tutorials/*.md")])
+METRICS = (ROOT / "docs" / "metrics.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tutorials/*.md")])
 
 
 def table_behind(text: str, head: str) -> list[list[str]]:
@@ -75,15 +77,15 @@ def test_example_of_the_page_on_two_models_runs_and_its_directions_tell_them_apa
     assert capsys.readouterr().out.count("b_over_a") == 2
 
 
-def test_readme_describes_every_metric_that_is_logged():
-    described = {name for row in table_behind(README, "| metric |") for name in re.findall(r"ifim_([\w<>]+)", row[0])}
+def test_page_of_metrics_describes_every_metric_that_is_logged():
+    described = {name for row in table_behind(METRICS, "| metric |") for name in re.findall(r"ifim_([\w<>]+)", row[0])}
     logged = summary_names(["mine"]) | {name for name in summary_names(DEFAULT_DIRECTIONS) if "coupling" in name}
     names = {name.replace("_mine", "_<direction>") for name in logged}
     assert names | {name.replace("_own", "_<change>") for name in realistic_names(["own"])} == described
 
 
-def test_readme_describes_every_direction():
-    described = [name for row in table_behind(README, "| direction |") for name in re.findall(r"\w+", row[0])]
+def test_page_of_metrics_describes_every_direction():
+    described = [name for row in table_behind(METRICS, "| direction |") for name in re.findall(r"\w+", row[0])]
     assert sorted(described) == sorted(DIRECTIONS)
 
 
@@ -104,6 +106,45 @@ def test_links_lead_somewhere(page: Path):
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             anchors = [re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings]
             assert place in anchors, f"{page.name} links to {target}, where there is no such heading"
+
+
+def test_every_page_is_in_the_navigation():
+    index, api = (ROOT / "docs" / name for name in ("index.md", "api/index.md"))
+    for folder, page in (("docs", index), ("docs/api", api)):
+        trees = re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        listed = [line for line in "".join(trees).splitlines() if not line.startswith(":")]
+        pages = [file.stem for file in (ROOT / folder).glob("*.md") if file != page]
+        assert sorted(name for name in listed if name != "api/index") == sorted(pages)
+        assert folder != "docs" or "api/index" in listed
+
+
+def test_on_a_package_index_every_link_of_the_readme_has_the_address_of_the_repository_and_the_tag(tmp_path: Path):
+    (tmp_path / ".ci").mkdir()
+    for name in ("README.md", "setup.cfg", ".ci/with_address"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run([tmp_path / ".ci" / "with_address", "https://example.org/us/it", "v1"], check=True)
+    text = (tmp_path / "README.md").read_text()
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", text)
+    pictures = [link for mark, link in links if mark]
+    assert len(pictures) == len(re.findall(r"!\[", README)) > 0
+    for link in [link for _, link in links if link != "https://monai.io"]:
+        address, _, path = link.partition("/raw/v1/" if link in pictures else "/blob/v1/")
+        assert address == "https://example.org/us/it"
+        assert (ROOT / path).is_file(), link
+    metadata_there = configparser.ConfigParser()
+    metadata_there.read(tmp_path / "setup.cfg")
+    assert metadata_there["metadata"]["url"] == "https://example.org/us/it"
+    assert metadata_there["metadata"]["name"] == "monai-ifim"
+
+
+def test_examples_of_the_page_on_notebooks_run():
+    names: dict = {}
+    for code in re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "notebook.md").read_text(), re.MULTILINE | re.DOTALL
+    ):
+        exec(code, names)
+    torch.testing.assert_close(names["high"] + names["low"], names["images"])
+    assert names["means"].loc["high"].is_monotonic_increasing
 
 
 def test_public_names_and_rooms_are_at_the_top_level_and_import_nothing_before_they_are_used():

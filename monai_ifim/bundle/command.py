@@ -19,6 +19,7 @@ from monai_ifim.bundle.stacks import Request, Workflow, read_metadata, read_work
 from monai_ifim.bundle.words import IMPORT, argument, parsed, say, shown
 from monai_ifim.bundle.writing import write_all
 from monai_ifim.checks import is_number
+from monai_ifim.likelihoods import LikelihoodName
 
 # Arguments of ``monai.bundle run`` that are no ids of the config.
 _OF_THE_RUN = ("init_id", "final_id", "meta_file", "logging_file", "tracking", "workflow_type", "properties_path")
@@ -30,7 +31,7 @@ def attach_to_bundle(
     dry_run: bool = False,
     force: bool = False,
     evaluator: str | None = None,
-    likelihood: str | None = None,
+    likelihood: LikelihoodName | None = None,
     output_key: int | str | None = None,
     assume_classifier: bool = False,
     config_file: str | Sequence[str] | None = None,

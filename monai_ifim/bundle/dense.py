@@ -21,7 +21,7 @@ from monai_ifim.bundle.evidence import (
     postprocessing,
 )
 from monai_ifim.bundle.stacks import Workflow
-from monai_ifim.likelihoods import LIKELIHOODS, Dense, LikelihoodLike
+from monai_ifim.likelihoods import LIKELIHOODS, Dense, Likelihood
 
 # MONAI's networks whose outputs are (B, outputs).
 CLASSIFIERS = re.compile(
@@ -62,7 +62,7 @@ class Clue:
     weak: bool = False
 
 
-def says_dense(likelihood: LikelihoodLike | None) -> bool:
+def says_dense(likelihood: str | Likelihood | None) -> bool:
     """Whether a likelihood, by name or as an object, is one of dense outputs."""
     if isinstance(likelihood, str):
         return issubclass(LIKELIHOODS.get(likelihood, object), Dense)

@@ -17,7 +17,7 @@ from monai_ifim.bundle.refusal import IMAGES, is_no_classifier, output_shape, re
 from monai_ifim.bundle.sections import engines, sections
 from monai_ifim.bundle.stacks import Workflow, described
 from monai_ifim.handlers.options import MOST_VOLUMES
-from monai_ifim.likelihoods import LIKELIHOODS, Likelihood, LikelihoodLike
+from monai_ifim.likelihoods import LIKELIHOODS, Likelihood
 
 # What the overlay can say of a regression in place of its likelihood's name.
 GAUSSIAN = "likelihood: {_target_: monai_ifim.Gaussian, scale: 1.0}"
@@ -103,7 +103,7 @@ def find(
     others: Sequence[Workflow] = (),
     metadata: Mapping[str, Any] | None = None,
     evaluator: str | None = None,
-    likelihood: LikelihoodLike | None = None,
+    likelihood: str | Likelihood | None = None,
     output_key: int | str | None = None,
     assume_classifier: bool = False,
 ) -> Findings:
@@ -273,11 +273,11 @@ def _find_likelihood(
     found: Sequence[Evidence],
     loss_is_known: bool,
     outputs: int | None,
-    wanted: LikelihoodLike | None,
+    wanted: str | Likelihood | None,
     dense: Clue | None,
 ) -> None:
     guess, prefix = "", "" if dense is None else "voxelwise_"
-    value: LikelihoodLike
+    value: str | Likelihood
     if wanted is not None:
         value, source = wanted, "the command line"
         name = wanted if isinstance(wanted, str) else _name_of(wanted)
@@ -320,7 +320,7 @@ def _find_of_dense(
     found: Sequence[Evidence],
     loss: Component | None,
     outputs: int | None,
-    wanted: LikelihoodLike | None,
+    wanted: str | Likelihood | None,
 ) -> None:
     """What only a segmentation has: few cases, and the shape of its labels."""
     config = findings.workflow.config

@@ -13,7 +13,7 @@ from typing import Any
 
 from monai_ifim.checks import is_number
 from monai_ifim.files import SUFFIXES, load
-from monai_ifim.statistics import COMPARED, compared_endpoint
+from monai_ifim.statistics import COMPARED, Statistic, compared_endpoint
 
 _DEFAULTS = Path(__file__).with_name("criteria.yaml")
 _STATISTICS = ("mean", "median")
@@ -41,7 +41,7 @@ class Criterion:
     endpoint: str
     direction: str
     strength: float | None
-    statistic: str
+    statistic: Statistic
     margin: float
     fails_on: tuple[str, ...]
 

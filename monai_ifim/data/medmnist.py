@@ -13,7 +13,7 @@ from math import prod
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-_SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _LONGEST_HEADER = 10_000  # as numpy has it; those of images and labels have a hundred bytes
 _PIECE = 2**24  # bytes that are unpacked at a time
 # What any file may unpack to, and what a larger one may, in units of its own size: images hardly get 20 times smaller.
@@ -66,7 +67,7 @@ class MedMNISTFile:
     """
 
     def __init__(
-        self, path: str | PathLike, splits: Sequence[str] | None = None, most_bytes: int | None = None
+        self, path: str | PathLike, splits: Sequence[Split] | None = None, most_bytes: int | None = None
     ) -> None:
         self.path = Path(path)
         known = isinstance(splits, (list, tuple)) and len(splits) > 0 and set(splits) <= set(_SPLITS)
@@ -208,7 +209,7 @@ class MedMNISTFile:
             raise ValueError(f"{needed} {labels.dtype} from {labels.min()} to {labels.max()}.")
         return labels.astype(np.int64)
 
-    def __getitem__(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Images (N, C, *spatial), as stored, and labels (N,), int64, of a split."""
         if split not in self._images:
             raise KeyError(f"'{self.path.name}' has no split {split!r}; it has {', '.join(self.splits)}.")
@@ -265,7 +266,7 @@ class MedMNISTDataset(Dataset):
         ValueError: When ``spatial_size`` has another number of axes than the images.
     """
 
-    def __init__(self, file: MedMNISTFile, split: str, spatial_size: Sequence[int] | None = None) -> None:
+    def __init__(self, file: MedMNISTFile, split: Split, spatial_size: Sequence[int] | None = None) -> None:
         self.images, self.labels = file[split]
         self.name = f"{file.path.stem}_{split}"
         stored, size = tuple(file.spatial_shape), tuple(spatial_size or file.spatial_shape)

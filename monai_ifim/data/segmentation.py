@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from monai.data import MetaTensor
@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 __all__ = ["SPLITS", "SegmentationDataset", "drawn_volume", "made_up_volume", "volume_files"]
 
 # First and last share, by name order, of the volumes of each split.
-SPLITS = {"train": (0.0, 8 / 13), "val": (8 / 13, 10 / 13), "test": (10 / 13, 1.0)}
+Split = Literal["train", "val", "test"]
+SPLITS: dict[Split, tuple[float, float]] = {"train": (0.0, 8 / 13), "val": (8 / 13, 10 / 13), "test": (10 / 13, 1.0)}
 _FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 _ENDINGS = (".nii", ".nii.gz")
 
@@ -42,7 +43,7 @@ class SegmentationDataset(Dataset):
     """
 
     def __init__(
-        self, folder: str | Path | None = None, split: str = "train", count: int = 26, side: int = 16, seed: int = 0
+        self, folder: str | Path | None = None, split: Split = "train", count: int = 26, side: int = 16, seed: int = 0
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"There is no split {split!r}; the splits are {', '.join(SPLITS)}.")

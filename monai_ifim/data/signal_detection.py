@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from torch.utils.data import Dataset
 MASK_THRESHOLD = 0.01
 # The burnt-in mark fills these positions of each axis.
 MARK_EXTENT = slice(1, 4)
+
+
+Background = Literal["gaussian", "lumpy"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class SignalDetectionTask:
 
     spatial_size: Sequence[int] = (40, 40)
     num_classes: int = 2
-    background: str = "gaussian"
+    background: Background = "gaussian"
     mean_lumps: float = 5.0
     lump_amplitude: float = 1.2
     lump_width: float = 4.8

@@ -10,7 +10,7 @@ Source: S. Sengupta, M. A. Anastasio, "Input-Dependent Fisher Information for Lo
 Image Classifiers", arXiv:2606.16362 (2026).
 """
 
-from monai_ifim.fisher.compute import DEFAULT_CUTOFF, DEFAULT_MOST_ELEMENTS, SOLVERS, input_fisher
+from monai_ifim.fisher.compute import DEFAULT_CUTOFF, DEFAULT_MOST_ELEMENTS, SOLVERS, Solver, input_fisher
 from monai_ifim.fisher.contrast import DEFAULT_DAMPING, ContrastDirections, check_damping, contrast_directions
 from monai_ifim.fisher.leading import DEFAULT_DENSE_RANK, Lanczos
 from monai_ifim.fisher.operator import FisherOperator
@@ -27,6 +27,7 @@ __all__ = [
     "FisherOperator",
     "InputFisher",
     "Lanczos",
+    "Solver",
     "check_damping",
     "check_rank_and_energy",
     "contrast_directions",

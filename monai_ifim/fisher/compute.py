@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ from monai_ifim.notices import notice
 DEFAULT_MOST_ELEMENTS = 2**28
 # Eigenvalues below this share of the greatest are numerical zeros: the square of float32's rounding, with room.
 DEFAULT_CUTOFF = 1e-12
-SOLVERS = ("gram", "lanczos")
+Solver = Literal["gram", "lanczos"]
+SOLVERS: tuple[Solver, ...] = ("gram", "lanczos")
 # Columns of G from which the leading pairs are cheaper than all columns: measured, see benchmarks.
 _MANY_COLUMNS, _COLUMNS_A_PAIR = 60, 20
 
@@ -44,7 +45,7 @@ def input_fisher(
     channel_mask: Sequence[bool] | Tensor | None = None,
     keep_factor: bool = True,
     most_elements: int = DEFAULT_MOST_ELEMENTS,
-    solver: str | Lanczos | None = None,
+    solver: Solver | Lanczos | None = None,
     progress: bool = False,
 ) -> InputFisher:
     """Spectrum and leading eigenvectors of the input-dependent Fisher information matrix of each image.

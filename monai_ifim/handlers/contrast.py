@@ -16,7 +16,7 @@ from monai.engines import Evaluator, IterationEvents, Trainer
 from torch import Tensor, nn
 
 from monai_ifim.cells import to_cell
-from monai_ifim.fisher import DEFAULT_DAMPING, check_damping, contrast_directions, input_fisher
+from monai_ifim.fisher import DEFAULT_DAMPING, Solver, check_damping, contrast_directions, input_fisher
 from monai_ifim.handlers.agreement import Agreement, OnError
 from monai_ifim.handlers.batch import Batch
 from monai_ifim.handlers.components import write_parts
@@ -255,7 +255,7 @@ class ContrastHandler:
         return Model(network, self.likelihood, output_key=options.output_key, batch_size=options.batch_size)
 
     def _contrast(self, models: Sequence[Model], images: Tensor) -> tuple[pd.DataFrame, Tensor, int]:
-        solver = None if self.likelihood.many_columns else "gram"
+        solver: Solver | None = None if self.likelihood.many_columns else "gram"
         spectra = [
             input_fisher(model, images, channel_mask=self.options.channel_mask, solver=solver) for model in models
         ]

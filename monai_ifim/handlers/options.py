@@ -15,7 +15,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -210,7 +210,7 @@ class Options:
         _numbers,
         optional=True,
     )
-    realistic: Mapping[str, Any] | str | None = _option(
+    realistic: Mapping[str, Any] | Literal["default"] | None = _option(
         None,
         "realistic changes at their own size (not norm-matched): for each name, a transform (of MONAI, say) for each "
         "severity; or 'default', those of monai_ifim.transforms.default_changes. Default: none.",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine, Events
@@ -32,9 +32,10 @@ from monai_ifim.likelihoods import LikelihoodLike, resolve_likelihood
 from monai_ifim.model import Model, differing, plain_tensor, preserve_state, unwrap
 from monai_ifim.model.state import coupling_layers, modules_of
 from monai_ifim.perturbation import REFERENCE_STRENGTH
-from monai_ifim.training import KINDS, FisherPenalty
+from monai_ifim.training import KINDS, FisherPenalty, Kind
 
-PASSES = ("auto", "shared", "own")
+ForwardPass = Literal["auto", "shared", "own"]
+PASSES: tuple[ForwardPass, ...] = ("auto", "shared", "own")
 PENALTY_OPTIONS: dict[str, str] = {
     "weight": "what the mean penalty of the batch (nats) is multiplied with before it is added to the loss: a number, "
     "or a function of the number of the iteration, from 1. Where it is 0 nothing is computed.",
@@ -81,7 +82,7 @@ class FisherPenaltyHandler:
     def __init__(
         self,
         weight: float | Callable[[int], float] = 1.0,
-        kind: str = KINDS[0],
+        kind: Kind = KINDS[0],
         strength: float | None = REFERENCE_STRENGTH,
         likelihood: LikelihoodLike = "softmax",
         output_key: int | str | None = None,
@@ -90,7 +91,7 @@ class FisherPenaltyHandler:
         interval: int = 1,
         share: float = 1.0,
         warmup_epochs: float = 0.0,
-        forward: str = PASSES[0],
+        forward: ForwardPass = PASSES[0],
         name: str = "train_fisher_penalty",
         seed: int = 0,
     ) -> None:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Literal, Union
 
 from monai_ifim.likelihoods.base import (
     DiagonalFactor,
@@ -34,6 +34,7 @@ __all__ = [
     "Gaussian",
     "Likelihood",
     "LikelihoodLike",
+    "LikelihoodName",
     "PooledSigmoid",
     "PooledSoftmax",
     "Region",
@@ -57,7 +58,10 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "pooled_softmax": PooledSoftmax,
     "pooled_sigmoid": PooledSigmoid,
 }
-LikelihoodLike = Union[str, Likelihood]
+LikelihoodName = Literal[
+    "softmax", "sigmoid", "gaussian", "voxelwise_softmax", "voxelwise_sigmoid", "pooled_softmax", "pooled_sigmoid"
+]
+LikelihoodLike = Union[LikelihoodName, Likelihood]
 
 
 def resolve_likelihood(likelihood: LikelihoodLike, temperature: float = 1.0) -> Likelihood:

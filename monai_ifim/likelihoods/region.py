@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ _EXPECTED = (
     "(start, stop) for each spatial axis"
 )
 # A mask (B, 1, *grid), a name, or a box: one (start, stop) for each spatial axis; None for all voxels.
-RegionLike = Union[Tensor, str, Sequence, None]
+RegionName = Literal["everywhere", "foreground", "boundary"]
+RegionLike = Union[Tensor, RegionName, Sequence[Sequence[int]], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from monai_ifim.statistics.directions import LeadingDirections, leading_directio
 from monai_ifim.statistics.intervals import (
     DEFAULT_RESAMPLES,
     Interval,
+    Statistic,
     auc_interval,
     bootstrap_interval,
     holm,
@@ -39,6 +40,7 @@ __all__ = [
     "MARGINS",
     "Interval",
     "LeadingDirections",
+    "Statistic",
     "auc_interval",
     "bootstrap_interval",
     "breaking_points",

@@ -13,12 +13,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
 DEFAULT_RESAMPLES = 2000
+Statistic = Literal["mean", "median"]
 _STATISTICS: dict[str, Callable] = {"mean": np.mean, "median": np.median}
 _MOST_ELEMENTS = 2**22  # in memory while resampling
 
@@ -47,7 +49,7 @@ class Interval:
 
 def bootstrap_interval(
     values: ArrayLike,
-    statistic: str = "mean",
+    statistic: Statistic = "mean",
     *,
     level: float = 0.95,
     resamples: int = DEFAULT_RESAMPLES,

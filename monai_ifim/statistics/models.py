@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from scipy.stats import binomtest, norm, rankdata, wilcoxon
 from scipy.stats import t as student
 
 from monai_ifim.perturbation import ENDPOINTS, Endpoint, measured_endpoints
-from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, Interval, bootstrap_interval, holm
+from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, Interval, Statistic, bootstrap_interval, holm
 from monai_ifim.statistics.tables import cells, per_group, used_images
 
 # Fewer images, or patients, leave every verdict undecided, and no mean is equivalent with fewer than the second number:
@@ -147,7 +147,7 @@ def compare_models(
     pairs: pd.DataFrame,
     images: pd.DataFrame,
     *,
-    statistic: str | None = None,
+    statistic: Statistic | None = None,
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -180,7 +180,7 @@ def compare_models(
     rows = []
     for place, part in pairs.groupby(["endpoint", "direction", "strength"], sort=False):
         point = compared_endpoint(str(place[0]))
-        chosen = statistic or (point.statistic if point is not None else "mean")
+        chosen = statistic or cast(Statistic, point.statistic if point is not None else "mean")
         values = [per_group(part.set_index("image")[name], images) for name in ("reference", "new")]
         changes = values[1] - values[0]
         counted = point is not None and point.counted and chosen == "mean"
@@ -193,7 +193,7 @@ def compare_models(
 
 def difference_interval(
     changes: pd.Series,
-    statistic: str = "mean",
+    statistic: Statistic = "mean",
     *,
     counted: bool = False,
     resamples: int = DEFAULT_RESAMPLES,

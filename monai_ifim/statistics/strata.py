@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
 from monai_ifim.statistics.cohort import unit_means
-from monai_ifim.statistics.intervals import bootstrap_interval
+from monai_ifim.statistics.intervals import Statistic, bootstrap_interval
 
 
 def level_table(
@@ -42,7 +43,9 @@ def level_table(
         for name, statistic in statistics.items():
             values = quantities[name].reindex(inside).dropna()
             interval = bootstrap_interval(
-                unit_means(values.to_numpy(float), groups.loc[values.index].to_numpy()), statistic, seed=seed
+                unit_means(values.to_numpy(float), groups.loc[values.index].to_numpy()),
+                cast(Statistic, statistic),
+                seed=seed,
             )
             shown = {key: getattr(interval, key) for key in ("value", "low", "high", "count", "degenerate")}
             rows.append({"level": level, "quantity": name, "statistic": statistic} | shown)

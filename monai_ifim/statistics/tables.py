@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import pandas as pd
 
 from monai_ifim.perturbation import ENDPOINTS, measured_endpoints
-from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, auc_interval, bootstrap_interval
+from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, Statistic, auc_interval, bootstrap_interval
 
 _CURVE_TABLE = ["direction", "strength", "endpoint", "statistic", "value", "low", "high", "count", "degenerate"]
 # Columns that the table of images has, too, and those that hold NaN without labels.
@@ -88,7 +89,7 @@ def curve_table(
         place = {"direction": direction, "strength": strength}
         for name, column, point in measured_endpoints(values.columns):
             of_groups = per_group(values[column], used)
-            interval = bootstrap_interval(of_groups, point.statistic, resamples=resamples, seed=seed)
+            interval = bootstrap_interval(of_groups, cast(Statistic, point.statistic), resamples=resamples, seed=seed)
             rows.append(place | {"endpoint": name, "statistic": point.statistic} | vars(interval))
         if truth.notna().to_numpy().any() and len(scores.columns):
             interval = auc_interval(*truth_and_scores(truth, scores, used), resamples=resamples, seed=seed)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ from monai_ifim.model.linearisation import NO_GRADIENT, REENTRANT
 from monai_ifim.model.state import plain_arithmetic
 from monai_ifim.perturbation import REFERENCE_STRENGTH, image_contrast
 
-KINDS = ("trace", "largest")
+Kind = Literal["trace", "largest"]
+KINDS: tuple[Kind, ...] = ("trace", "largest")
 # Columns of G that are computed one by one by default; beyond, one random probe, or Lanczos products.
 MOST_COLUMNS = 16
 # Of the leading vector: its relative residual, whose square is the error of the eigenvalue, and products at most.
@@ -77,7 +79,7 @@ class FisherPenalty:
         FisherPenalty(kind='largest', probes=None, strength=0.03, channel_mask=None)
     """
 
-    kind: str = "trace"
+    kind: Kind = "trace"
     probes: int | None = None
     strength: float | None = REFERENCE_STRENGTH
     channel_mask: Sequence[bool] | Tensor | None = None
@@ -182,7 +184,7 @@ def fisher_penalty(
     images: Tensor,
     likelihood: LikelihoodLike | None = None,
     *,
-    kind: str = "trace",
+    kind: Kind = "trace",
     probes: int | None = None,
     strength: float | None = REFERENCE_STRENGTH,
     channel_mask: Sequence[bool] | Tensor | None = None,

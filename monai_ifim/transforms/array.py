@@ -17,7 +17,7 @@ from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor, nn
 
 from monai_ifim.checks import is_list, is_number
-from monai_ifim.fisher import Lanczos, check_rank_and_energy, input_fisher
+from monai_ifim.fisher import Lanczos, Solver, check_rank_and_energy, input_fisher
 from monai_ifim.interrupts import deferred
 from monai_ifim.likelihoods import Dense, Likelihood, LikelihoodLike, resolve_likelihood
 from monai_ifim.model import Model, check_channel_mask, parameter_dtype, plain_tensor, preserve_state
@@ -306,7 +306,7 @@ class RandIFIMPerturb(RandomizableTransform):
         return {"direction": self.direction.name, **nothing, "cause": cause}
 
 
-def _solver(likelihood: Likelihood) -> str | Lanczos:
+def _solver(likelihood: Likelihood) -> Solver | Lanczos:
     """All eigenvalues where these are few; else the leading ones, without the trace, which nobody reads here."""
     return Lanczos(probes=0) if likelihood.many_columns else "gram"
 

@@ -86,9 +86,9 @@ def quick_start() -> str:
     return line.strip()
 
 
-def readme_overlay(folder: Path) -> Path:
-    """The overlay that the README gives for any bundle."""
-    section = (ROOT / "README.md").read_text().split("## Add iFIM to a bundle", 1)[1]
+def overlay_by_hand(folder: Path) -> Path:
+    """The overlay that the documentation gives for any bundle."""
+    section = (ROOT / "docs" / "add_to_your_bundle.md").read_text().split("## By hand", 1)[1]
     block = re.search(r"^```yaml\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert block is not None
     (folder / "overlay.yaml").write_text(block[1])
@@ -110,7 +110,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     commands = [
         command("quick", quick_start() + flags({**short, **ONE_SHOWN, **places}), BUNDLES / "signal_detection"),
         bundle_run(
-            *("evaluate", "signal_detection", ["train", "evaluate", readme_overlay(folder)], folder),
+            *("evaluate", "signal_detection", ["train", "evaluate", overlay_by_hand(folder)], folder),
             **{**trained, **LIGHT, "test_samples": 24, "ifim#max_images": 8},
         ),
         bundle_run(
