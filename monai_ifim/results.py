@@ -52,6 +52,7 @@ _SCHEMA = {
     "created": schema.TEXT,
     "versions": schema.Each(schema.TEXT),
     "options": {"clip?": schema.RANGE},
+    "origin?": {"bundle?": schema.TEXT, "checkpoint?": schema.TEXT},
     "network": schema.TEXT,
     "likelihood": schema.TEXT,
     "solver": schema.TEXT,
@@ -324,14 +325,21 @@ class ResultTables:
         return "patients" if "group" in self.images else "images"
 
 
-def write_tables(result: IFIMResult, folder: str | Path) -> None:
+def write_tables(result: IFIMResult, folder: str | Path, origin: Mapping[str, str] | None = None) -> None:
     """Write the tables of a result into a folder that is there, in place of files of the same names.
+
+    Args:
+        result: to write.
+        folder: where.
+        origin: names of the ``bundle`` and the ``checkpoint`` that were evaluated, where they are known.
 
     Raises:
         OSError: When a file cannot be written.
     """
     folder = Path(folder)
-    (folder / SUMMARY).write_text(json.dumps(as_json(_summary(result)), indent=2, allow_nan=False) + "\n")
+    (folder / SUMMARY).write_text(
+        json.dumps(as_json(_summary(result) | {"origin": origin or {}}), indent=2, allow_nan=False) + "\n"
+    )
     _write(result.curve_table, folder / "curves.csv")
     _write(result.comparisons, folder / "comparisons.csv")
     if len(result.removals):
@@ -569,7 +577,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
             f"{file} has the format {reprlib.repr(found)}; this version reads {FORMAT}. Give a folder that IFIMSaver "
             "wrote, or use the version of monai_ifim that wrote it."
         )
-    if missing := [key for key in _SCHEMA if key not in summary]:
+    if missing := [key for key in _SCHEMA if not key.endswith("?") and key not in summary]:
         raise ValueError(f"{file} lacks {', '.join(missing)}. Let IFIMSaver write the folder again.")
     try:
         schema.check(summary, schema.Each(schema.ANYTHING))

@@ -15,10 +15,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from monai_ifim.comparison.compare import Comparison
+from monai_ifim.comparison.matching import Run
 from monai_ifim.results import as_json
 from monai_ifim.statistics import COMPARED, LEAST_COUNT, LEAST_EQUIVALENT, compared_endpoint
 from monai_ifim.visualize import plot_differences, plot_verdicts
+from monai_ifim.visualize.alternatives import differences_text, verdicts_text
 from monai_ifim.visualize.page import render_page, write_together
+from monai_ifim.visualize.wording import subject
 
 _MOST_NAMES = 20
 _FORMAT = 1
@@ -29,9 +32,9 @@ _TOLD = ("created", "network", "likelihood", "solver", "exact", "epoch", "seed",
 def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
     """The page of a comparison, written with its JSON and CSV file into a folder, which is made where it is not there.
 
-    ``comparison.html`` needs neither scripts nor a network; ``comparison.json`` has verdicts, numbers and what was not
-    matched; ``comparison.csv`` has the rows of the criteria, then those of all differences. All three are complete
-    before any is put into its place.
+    ``comparison.html`` needs no network, and no script but to sort its tables; ``comparison.json`` has verdicts,
+    numbers and what was not matched; ``comparison.csv`` has the rows of the criteria, then those of all differences.
+    All three are complete before any is put into its place.
 
     Raises:
         OSError: When one cannot be written; what was there before stays.
@@ -63,6 +66,11 @@ def page(comparison: Comparison) -> str:
         "words": {
             name: point.words for name, point in COMPARED.items() if name in set(comparison.differences.endpoint)
         },
+        "named": {who: _named(run) for who, run in runs.items()},
+        "alts": {
+            "verdicts": verdicts_text(comparison.criteria),
+            "curves": differences_text(comparison.differences),
+        },
         "verdicts": _picture(plot_verdicts(comparison.criteria)),
         "curves": _picture(plot_differences(comparison.differences)),
         "cases": len(matched.images),
@@ -74,6 +82,11 @@ def page(comparison: Comparison) -> str:
         "runs": {who: {"folder": str(run.folder)} | dict(run.tables.summary) for who, run in runs.items()},
     }
     return render_page("comparison.html.j2", content)
+
+
+def _named(run: Run) -> str:
+    """What was evaluated, and the folder of its results."""
+    return f"{subject(run.tables.summary)}, “{run.folder}”"
 
 
 def _content(comparison: Comparison) -> dict[str, Any]:

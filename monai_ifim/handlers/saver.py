@@ -17,6 +17,7 @@ from monai_ifim.handlers.components import FORMATS, write_components
 from monai_ifim.handlers.listening import listen
 from monai_ifim.handlers.optional import InRun, LeftOut, kept_apart
 from monai_ifim.handlers.options import SAVER_OPTIONS, documented
+from monai_ifim.handlers.origin import origin_of
 from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.whole import LONGEST_NAME, replaced_as_a_whole
 from monai_ifim.results import SUMMARY, IFIMResult, holds_results, write_tables
@@ -107,7 +108,7 @@ class IFIMSaver:
         _check_ours(self.folder)
         try:
             with replaced_as_a_whole(self.folder, last=SUMMARY) as new:
-                write_tables(result, new)
+                write_tables(result, new, {} if engine is None else origin_of(engine, self.folder))
                 return self._write_pictures(result, new / "figures") | self._write_components(
                     result, new / "components"
                 )

@@ -112,11 +112,13 @@ def write_cohort(
         {"finding": finding(cohort, found), "folder": folder.resolve().name} | cohort.numbers() | {"strata": found}
     )
     pictures = {name: _as_uri(figure) for name, figure in cohort.figures(found).items()}
+    alts = cohort.alternatives(found)
     for stratum in found:
         del stratum["maps"]  # seen, not read
-    content = {"numbers": numbers, "pictures": pictures, "summary": tables.summary, "unit": tables.unit}
+    content = {"numbers": numbers, "alts": alts, "pictures": pictures, "summary": tables.summary, "unit": tables.unit}
     shown = {"ends": _ENDS.get(len(cohort.shape)), "shown_names": _SHOWN_NAMES, "strength": tables.strength}
-    write_page("cohort.html.j2", content | shown, output)
+    names = {"subject": wording.subject(tables.summary), "data": wording.data_name(tables.images.name)}
+    write_page("cohort.html.j2", content | shown | names, output)
     text = json.dumps(as_json(numbers), indent=2, allow_nan=False)
     write_as_a_whole(f"{text}\n", output.with_suffix(".json"))
     return CohortPage(output, numbers["finding"])
@@ -321,6 +323,19 @@ class Cohort:
             "members": members,
         }
 
+    def alternatives(self, strata: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """What the figures show, in words, by name."""
+        outlined = "; ".join(map(_place_words, self.places.places)) or "none"
+        texts = {"mean": f"Mean energy map, which {_peak_words(self.places.mean)}. Outlined places: {outlined}."}
+        for name, clusters in (("by_direction", self.by_direction), ("by_map", self.by_map)):
+            inside = [self.maps[clusters.labels == number] for number in range(1, clusters.count + 1)]
+            told = [f"{len(maps)} images, the mean {_peak_words(maps.mean(axis=0))}" for maps in inside]
+            texts[name] = f"Mean map and a typical map of each cluster: {'; '.join(told)}."
+        for number, stratum in enumerate(strata):
+            told = [f"{level} {_peak_words(values)}" for level, values in stratum["maps"].items()]
+            texts[f"stratum_{number}"] = f"Mean energy map of each level of {stratum['column']}: {'; '.join(told)}."
+        return texts
+
     def figures(self, strata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The figures of the page, by name; none of images of more than three axes."""
         if len(self.shape) > 3:
@@ -346,6 +361,12 @@ class Cohort:
             named = {f"{stratum['column']}: {level}": values for level, values in stratum["maps"].items()}
             figures[f"stratum_{number}"] = plot_maps(named, self.shape, seen_through=False)
         return figures
+
+
+def _peak_words(values: np.ndarray) -> str:
+    """Where a map has its greatest cell."""
+    cell = np.unravel_index(np.argmax(values), values.shape)
+    return f"peaks in the {region_words(_third([int(at) for at in cell], values.shape))}"
 
 
 def region_words(region: Sequence[int]) -> str:

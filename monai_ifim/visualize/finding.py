@@ -20,6 +20,9 @@ _EFFECTS = {
     "kl": ("moves the prediction by", " nats of KL divergence", "by"),
 }
 
+# What three decimals do not show.
+_SMALL_DICE = 0.001
+
 
 class _Numbers(NamedTuple):
     value: float
@@ -36,7 +39,9 @@ class _Numbers(NamedTuple):
         return f" (95 % interval: {shown(self.low)} to {shown(self.high)})" if self.known else ""
 
     def drop(self) -> str:
-        """Of Dice, with its interval where there is one."""
+        """Of Dice, in brackets, with its interval where there is one."""
+        if self.known and max(map(abs, self)) < _SMALL_DICE:
+            return f"(mean drop and its 95 % interval: less than {_SMALL_DICE} in size)"
         between = f"; 95 % interval: {_as_dice(self.low)} to {_as_dice(self.high)}" if self.known else ""
         return f"(mean drop {_as_dice(self.value)}{between})"
 
@@ -67,11 +72,17 @@ def _dice(tables: ResultTables) -> tuple[str, str] | None:
     verb = "lowers Dice" if drop.low > 0 else "raises Dice" if drop.high < 0 else "does not clearly change Dice,"
     if not drop.known:
         verb = "changes Dice"
-    first = f"{verb} from {_as_dice(after.value + drop.value)} to {_as_dice(after.value)} {drop.drop()}"
+    before, same = _as_dice(after.value + drop.value), _as_dice(after.value)
+    if before == same:  # as far as it is shown
+        verb = {"lowers Dice": "hardly lowers Dice,", "raises Dice": "hardly raises Dice,"}.get(verb, verb)
+        verb = "hardly changes Dice," if not drop.known else verb
+        first = f"{verb} which stays at {same} {drop.drop()}"
+    else:
+        first = f"{verb} from {before} to {same} {drop.drop()}"
     after, drop = _numbers(tables, "transfer", "dice"), _numbers(tables, "transfer", "dice_drop")
     if after is None or drop is None:
         return first, ""
-    return first, f"to {_as_dice(after.value)} {drop.drop()}"
+    return first, f"it becomes {_as_dice(after.value)} {drop.drop()}"
 
 
 def _effect(tables: ResultTables) -> tuple[str, str] | None:
@@ -90,7 +101,9 @@ def _effect(tables: ResultTables) -> tuple[str, str] | None:
 
 
 def _as_dice(value: float) -> str:
-    """Three decimals, as differences of Dice are read."""
+    """Three decimals, as differences of Dice are read; of what these do not show, the first digit that is not zero."""
+    if 1e-6 <= abs(value) < _SMALL_DICE / 2:
+        return np.format_float_positional(float(f"{value:.1g}"), trim="-").replace("-", "\N{MINUS SIGN}")
     return f"{round(value, 3) + 0.0:.3f}".replace("-", "\N{MINUS SIGN}")  # + 0.0: zero has no sign
 
 

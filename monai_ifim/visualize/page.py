@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.visualize import wording
@@ -71,13 +75,37 @@ def write_together(files: Mapping[Path, str]) -> None:
             rest.unlink(missing_ok=True)
 
 
+def _contents(body: str) -> list[tuple[str, str]]:
+    """The id and the title of each section."""
+    return [(id, Markup(title)) for id, title in re.findall(r'<h2 id="([\w-]+)">(.*?)</h2>', body)]
+
+
+def _file_name(name: str) -> str:
+    """Without the folders above it."""
+    return PurePath(name).name
+
+
+def _scroll(label: str) -> Markup:
+    """The attributes of what may be wider than a phone: a keyboard can scroll it, a screen reader names it."""
+    return Markup('class="scroll" tabindex="0" role="group" aria-label="{}"').format(label)
+
+
 @cache
 def _template(name: str) -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": wording.as_number, "percent": wording.as_percent}
+    environment.filters |= {"number": wording.as_number, "percent": wording.as_percent, "file_name": _file_name}
     environment.filters |= {"p_value": wording.as_p_value, "factor": wording.as_factor}
     environment.globals |= {"interval": wording.as_interval, "threshold": wording.as_strength, "endpoints": ENDPOINTS}
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # no script runs but this one, whatever a name in the tables may hold
+    environment.globals |= {
+        "scroll": _scroll,
+        "script": Markup(script),
+        "script_hash": f"sha256-{digest}",
+        "contents": _contents,
+    }
     return environment.get_template(name)

@@ -14,7 +14,7 @@ import pandas as pd
 from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.results import ResultTables, read_at_once, read_tables
 from monai_ifim.statistics import MARGINS, bootstrap_interval, breaking_points, per_group
-from monai_ifim.visualize import wording
+from monai_ifim.visualize import alternatives, wording
 from monai_ifim.visualize.finding import finding
 from monai_ifim.visualize.page import check_page, write_page
 from monai_ifim.visualize.style import direction_styles
@@ -22,6 +22,7 @@ from monai_ifim.visualize.style import direction_styles
 _PNG = b"\x89PNG\r\n\x1a\n"
 _RANKED_CASES = 10
 _LISTED_CASES = 500
+_PRINTED_CASES = 9
 # Bootstrap intervals of fewer values cover clearly less than they say.
 _FEW = 20
 
@@ -29,8 +30,8 @@ _FEW = 20
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     """The path of one self-contained HTML page, written from a folder of :class:`monai_ifim.handlers.IFIMSaver`.
 
-    The page holds its pictures and needs neither scripts nor a network. It is written beside its place first, so that
-    a failure leaves nothing half-written.
+    The page holds its pictures and needs no network, and no script but to sort its tables. It is written beside its
+    place first, so that a failure leaves nothing half-written.
 
     Args:
         folder: with the tables of :func:`monai_ifim.results.write_tables`, and ``figures``.
@@ -67,6 +68,9 @@ def _content(tables: ResultTables) -> dict[str, Any]:
     return {
         **{name: getattr(tables, name) for name in ("summary", "strength", "tested", "unit")},
         "finding": finding(tables),
+        "subject": wording.subject(summary),
+        "data": wording.data_name(tables.images.name),
+        "alts": _alternatives(tables),
         "spectrum": wording.spectrum_words(summary["exact"], summary["solver"], used),
         "metrics": summary["metrics"],
         "few": len(used) < _FEW,
@@ -95,8 +99,24 @@ def _content(tables: ResultTables) -> dict[str, Any]:
         "by_sensitivity": _records(used.head(_RANKED_CASES)),
         "by_flip": None if by_flip is None else _records(by_flip),
         "listed": _records(tables.images.head(_LISTED_CASES)),
+        "printed_cases": _PRINTED_CASES,
         "not_listed": max(0, len(tables.images) - _LISTED_CASES),
     }
+
+
+def _alternatives(tables: ResultTables) -> dict[str, str]:
+    """What the pictures over all images show, by name."""
+    texts = {
+        "curves": alternatives.curves_text(tables.perturbed),
+        "spectrum": alternatives.spectrum_text(tables.used),
+        "histogram": alternatives.histogram_text(tables.used),
+    }
+    if tables.removals is not None:
+        texts["removals"] = alternatives.curves_text(tables.removals, "component", "fraction")
+    if tables.realistic is not None:
+        changed = tables.realistic[tables.realistic.change != "unperturbed"]
+        texts["realistic"] = alternatives.curves_text(changed, "change", "severity")
+    return texts
 
 
 def _threshold(tables: ResultTables, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 # Of volumes: the axis that is cut, the one that is drawn to the right, and the one that is drawn upwards.
 PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
@@ -104,9 +105,12 @@ def draw_colour_bar(axis: Axes, picture: AxesImage, behind: str = "white") -> No
     beside.set_facecolor(behind)
     figure = axis.get_figure(root=False)
     assert figure is not None
-    # no factor above the bar, which would lie in the panel
-    figure.colorbar(picture, cax=beside, format=lambda value, _: f"{value:.3g}".replace("-", "\N{MINUS SIGN}"))
+    numbers = ScalarFormatter(useMathText=True)
+    numbers.set_powerlimits((-2, 4))  # else they would run into the next panel
+    figure.colorbar(picture, cax=beside, format=numbers, ticks=MaxNLocator(6))
     beside.tick_params(labelsize=7, pad=1.5)
+    beside.yaxis.set_offset_position("left")  # the factor begins above the bar, and does not lie in the panel
+    beside.yaxis.offsetText.set_fontsize(6.5)
 
 
 def draw_contour(axis: Axes, mask: np.ndarray, colour: str, line: Any = "-", width: float = 1.4) -> None:

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,6 +125,36 @@ def as_strength(value: Any, tested: Sequence[float]) -> str:
     if float(value) < min(tested):
         return f"{as_number(value)}, interpolated below {as_number(min(tested))}, the smallest tested"
     return as_number(value)
+
+
+def subject(summary: Mapping[str, Any]) -> str:
+    """What was evaluated: the bundle where it is known, else the network's class, and the checkpoint.
+
+    Example:
+        >>> subject({"network": "UNet, 5,645 parameters", "origin": {"bundle": "spleen", "checkpoint": "model.pt"}})
+        'spleen (model.pt)'
+        >>> subject({"network": "UNet, 5,645 parameters"})
+        'UNet'
+    """
+    origin = summary.get("origin", {})
+    name = origin.get("bundle") or summary["network"].partition(",")[0]
+    return f"{name} ({origin['checkpoint']})" if origin.get("checkpoint") else name
+
+
+def data_name(names: Iterable[str]) -> str:
+    """The folder that images have in common, without what stands above it; empty where there is none.
+
+    Example:
+        >>> data_name(["/data/Task09_Spleen/imagesTr/1.nii.gz", "/data/Task09_Spleen/imagesTr/2.nii.gz"])
+        'imagesTr'
+        >>> data_name(["image_1", "image_2"])
+        ''
+    """
+    parents = {str(PurePath(name).parent) for name in names}
+    try:
+        return PurePath(os.path.commonpath(parents)).name
+    except ValueError:  # some names have a drive or a root, and others have not
+        return ""
 
 
 def direction_words(name: str) -> str:

