@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of docs/contrast.md: a network against itself with rounded weights, and against another training run.
 
-python docs/contrast_int8.py
+python docs/contrast_tables.py
 """
 
 from __future__ import annotations

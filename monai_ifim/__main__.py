@@ -126,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--by",
         metavar="COLUMN",
         nargs="+",
-        help="columns of the table, or of images.csv, that are strata; default all that have 2 to 12 levels",
+        help="columns of the table, or of images.csv, that are strata; default all that have 2 to 12 "
+        "levels, with two images each on average",
     )
     cohort.add_argument("--output", metavar="FILE", help="the page; default RUN/cohort.html")
     cohort.set_defaults(command=_cohort, further=False)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from monai_ifim.comparison.criteria import Criterion, read_criteria
 from monai_ifim.comparison.matching import Matched, Run, match, read_run
-from monai_ifim.statistics import compare_models, judge, paired_values
+from monai_ifim.statistics import LEAST_COUNT, compare_models, judge, paired_values
 
 _VERDICTS = ("worse", "undecided", "equivalent", "better")
 
@@ -76,6 +76,8 @@ class Comparison:
         numbers = table[shown].to_string(index=False, float_format="{:.3g}".format)
         left_out = [f"{len(one.names)} not compared: {one.why}." for one in self.matched.left_out]
         lines = [f"{len(self.matched.images)} cases in both.", *left_out, *self.matched.notes]
+        if self.criteria["count"].max() < LEAST_COUNT:
+            lines.append(f"With less than {LEAST_COUNT} every verdict is undecided: measure more (max_images).")
         return "\n".join([self.sentence, "", numbers, "", *lines])
 
 

@@ -34,8 +34,9 @@ from monai_ifim.model import Model, forget_verdicts, preserve_state
 from monai_ifim.notices import notices_to
 from monai_ifim.perturbation import DEFAULT_STRENGTHS, REFERENCE_STRENGTH, DirectionFunction, sensitivity_curves
 from monai_ifim.results import file_stem
+from monai_ifim.statistics import bootstrap_interval
 
-TABLE = "contrast.csv"
+TABLE, OVER_IMAGES = "contrast.csv", "contrast_table.csv"
 # Images an evaluation by default, and those of a segmentation, which take some hundred products each.
 _MOST_IMAGES, _MOST_VOLUMES = 16, 2
 # Name of a direction, and its place among the two that are computed.
@@ -49,11 +50,13 @@ class ContrastHandler:
     (``b_over_a``; :func:`monai_ifim.contrast_directions`), and measures the KL divergence of both networks along both.
     ``OUTPUT_DIR/FOLDER/contrast.csv`` has a row an image, direction and strength: ``image, name, direction, strength,
     ratio`` (``mu`` of the direction, above 1 where A is moved more), ``residual, kl_a, kl_b`` (means over both signs,
-    nats; per voxel of segmentations), ``predicted_a, predicted_b`` (``1/2 d^T F d``); beside it the images and the
-    directions as NIfTI. Into ``engine.state.metrics`` go ``ifim_contrast_images, ifim_contrast_skipped``,
-    ``ifim_contrast_log10_ratio`` (median of ``log10 mu`` of ``a_over_b``), ``ifim_contrast_log10_ratio_reverse`` (the
-    same of ``1 / mu`` of ``b_over_a``), and ``ifim_contrast_kl_<direction>_a`` and ``..._b``, the mean KL divergences
-    of both networks at the reference strength. The state of both networks and all random states are preserved.
+    nats; per voxel of segmentations), ``predicted_a, predicted_b`` (``1/2 d^T F d``); ``contrast_table.csv`` has the
+    medians over the images of ``log10_ratio, kl_a, kl_b`` and ``log10_kl_ratio`` (of ``kl_a / kl_b``) with bootstrap
+    intervals of 95 %; beside them the images and the directions as NIfTI. Into ``engine.state.metrics`` go
+    ``ifim_contrast_images, ifim_contrast_skipped``, ``ifim_contrast_log10_ratio`` (median of ``log10 mu`` of
+    ``a_over_b``), ``ifim_contrast_log10_ratio_reverse`` (the same of ``1 / mu`` of ``b_over_a``), and
+    ``ifim_contrast_kl_<direction>_a`` and ``..._b``, the mean KL divergences of both networks at the reference
+    strength. The state of both networks and all random states are preserved.
 
     The networks get the images alone: neither the evaluator's inferer nor further inputs of ``prepare_batch``. With
     several processes each looks at its own share of the images, and only rank 0 writes its table.
@@ -297,6 +300,7 @@ class ContrastHandler:
             )
         with replaced_as_a_whole(self.folder, last=TABLE) as new:
             table.assign(name=table.name.map(to_cell)).to_csv(new / TABLE, index=False, encoding="utf-8")
+            _over_images(table, self.options.seed).to_csv(new / OVER_IMAGES, index=False)
             if not self.components:
                 return
             for (positions, batch), found in zip(waiting, directions):
@@ -307,6 +311,24 @@ class ContrastHandler:
                     parts = {"image": image} | {end: found[row, place].float() for end, place in _ENDS.items()}
                     affine = None if batch.affines is None else batch.affines[row]
                     write_parts(parts, file_stem(positions[row], name), affine, new)
+
+
+def _over_images(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """One row a direction, strength and endpoint: ``statistic, value, low, high, count`` over the images."""
+    kl = table[["kl_a", "kl_b"]].where(table[["kl_a", "kl_b"]] > 0)  # zero has no logarithm, and does not count
+    endpoints = {
+        "log10_ratio": np.log10(table.ratio),
+        "kl_a": table.kl_a,
+        "kl_b": table.kl_b,
+        "log10_kl_ratio": np.log10(kl.kl_a / kl.kl_b),
+    }
+    rows = []
+    for (direction, strength), part in table.groupby(["direction", "strength"]):
+        for endpoint, values in endpoints.items():
+            found = bootstrap_interval(values[part.index], "median", seed=seed)
+            rows.append([direction, strength, endpoint, "median", found.value, found.low, found.high, found.count])
+    columns = ["direction", "strength", "endpoint", "statistic", "value", "low", "high", "count"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _network_of(engine: Evaluator) -> Callable:

@@ -26,7 +26,7 @@ from monai_ifim.results import (
     read_perturbations,
     read_tables,
 )
-from monai_ifim.statistics import LeadingDirections, per_image
+from monai_ifim.statistics import LEAST_COUNT, LeadingDirections, per_image
 from monai_ifim.statistics.cohort import (
     Clusters,
     CommonPlace,
@@ -115,7 +115,8 @@ def write_cohort(
     alts = cohort.alternatives(found)
     for stratum in found:
         del stratum["maps"]  # seen, not read
-    content = {"numbers": numbers, "alts": alts, "pictures": pictures, "summary": tables.summary, "unit": tables.unit}
+    content: dict[str, Any] = {"numbers": numbers, "alts": alts, "pictures": pictures, "summary": tables.summary}
+    content |= {"unit": tables.unit, "extent": _extent(cohort.shape), "least": LEAST_COUNT}
     shown = {"ends": _ENDS.get(len(cohort.shape)), "shown_names": _SHOWN_NAMES, "strength": tables.strength}
     names = {"subject": wording.subject(tables.summary), "data": wording.data_name(tables.images.name)}
     write_page("cohort.html.j2", content | shown | names, output)
@@ -411,7 +412,7 @@ def finding(cohort: Cohort, strata: Sequence[Mapping[str, Any]]) -> str:
     if number.count > 1:
         about = "direction" if wording.as_number(number.value, 2) == "1" else "directions"
         second = f" The {number.count} {'patients' if unit == 'patients' else 'images'} share about "
-        second += f"{wording.as_number(number.value, 2)} {about}"
+        second += f"{_within(number)} {about}"
         second += f"; as many random ones would be {wording.as_number(cohort.distinct.random, 2)}."
     clusters = cohort.by_direction.count
     third = f" They fall into {clusters} clusters of direction." if clusters > 1 else ""
@@ -422,12 +423,26 @@ def finding(cohort: Cohort, strata: Sequence[Mapping[str, Any]]) -> str:
         if test["quantity"] == "map" and test["holm_p"] <= LEVEL
     ]
     fourth = f" The maps differ by {', '.join(differ)}." if differ else ""
-    return (first + second + third + fourth).replace("\N{NO-BREAK SPACE}", " ")  # consoles show an escape
+    fifth = f" With so few {unit} only strong agreement can be told from chance." if count < LEAST_COUNT else ""
+    return (first + second + third + fourth + fifth).replace("\N{NO-BREAK SPACE}", " ")  # consoles show an escape
 
 
 def _place_words(place: CommonPlace) -> str:
-    energy, area = wording.as_percent(place.energy.value), wording.as_percent(place.area)
-    return f"the {region_words(_third(place.peak, place.cells.shape))} ({energy} of the energy in {area} of the area)"
+    where, area = region_words(_third(place.peak, place.cells.shape)), wording.as_percent(place.area)
+    energy = _within(place.energy, percent=True)
+    return f"the {where}, with {energy} of the energy in {area} of the {_extent(place.cells.shape)}"
+
+
+def _within(found: statistics.Interval, percent: bool = False) -> str:
+    """A number with its interval, where it has one."""
+    if not found.low < found.high:
+        return wording.as_percent(found.value) if percent else wording.as_number(found.value, 2)
+    return wording.as_interval(found.value, found.low, found.high, percent)
+
+
+def _extent(cells: Sequence[int]) -> str:
+    """What cells are a part of."""
+    return "volume" if len(cells) == 3 else "area"
 
 
 def _third(cell: Sequence[int], cells: Sequence[int]) -> tuple[int, ...]:
@@ -448,7 +463,11 @@ def _strata_of(images: pd.DataFrame, table: str | Path | None, by: Sequence[str]
 
 
 def _is_stratum(table: pd.DataFrame, name: str) -> bool:
-    return name in table and 2 <= len(set(table[name]) - {""}) <= metadata.MOST_LEVELS
+    """Whether a column has several levels, and not a level an image, as the counts of voxels of a segmentation."""
+    if name not in table:
+        return False
+    known = table[name][table[name] != ""]
+    return 2 <= known.nunique() <= min(metadata.MOST_LEVELS, len(known) // 2)
 
 
 def _as_level(value: Any) -> str:

@@ -50,12 +50,15 @@ def plot_verdicts(criteria: pd.DataFrame) -> Figure:
         for end in (low, high):
             if abs(end) > reach:
                 axis.plot([np.sign(end) * reach], [place], ">" if end > 0 else "<", color=colour, clip_on=False)
-        axis.plot(row[1:2].clip(-reach, reach), [place], "o", color=colour, markersize=8)
+        if abs(row[1]) <= reach:  # else the arrow stands for it
+            axis.plot(row[1:2], [place], "o", color=colour, markersize=8)
     names = [textwrap.shorten(str(name), 48) for name in criteria.name]
     axis.set_yticks(range(len(criteria)), names, fontsize=10)
     axis.set_ylim(len(criteria) - 0.4, -0.6)
     axis.set_xlim(-reach, reach)
-    axis.set_xlabel("difference in units of the margin (grey: inside it);  ← better    worse →")
+    axis.set_xlabel(
+        "difference in units of the margin, counted towards the worse (grey: inside it);  ← better    worse →"
+    )
     handles = [
         Line2D([], [], color=colour, marker="o", linewidth=2.5, label=verdict)
         for verdict, colour in _VERDICT_COLOURS.items()

@@ -86,6 +86,7 @@ def test_undecided_fails_where_the_criterion_says_so(tmp_path: Path):
     comparison = compare_runs(folder, folder, criteria)
     assert comparison.failed
     assert comparison.criteria.reason.item().startswith("10 are too few")
+    assert "With less than 20 every verdict is undecided" in comparison.text
 
 
 def test_bad_input_has_status_2_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -70,6 +70,28 @@ def test_ratios_are_those_of_the_dense_problem_and_the_table_holds_what_both_net
     assert found["kl_b_over_a_b"] == pytest.approx(at_strength.kl_b.mean())
 
 
+def test_the_table_over_images_has_the_medians_of_the_table_with_intervals_and_leaves_out_a_kl_of_zero(tmp_path):
+    networks = pair()
+    handler = ContrastHandler(networks[1], tmp_path, strengths=[0.03], components=False)
+    compared(networks[0], handler, items(pictures(12)))
+    table = pd.read_csv(tmp_path / "ifim_contrast" / "contrast_table.csv").set_index(["direction", "endpoint"])
+    assert len(table) == 2 * 4
+    assert (table["count"] == 12).all()
+    over = handler.table[handler.table.direction == "a_over_b"]
+    truth = {"log10_ratio": np.log10(over.ratio), "kl_a": over.kl_a, "log10_kl_ratio": np.log10(over.kl_a / over.kl_b)}
+    for endpoint, values in truth.items():
+        row = table.loc["a_over_b", endpoint]
+        assert row.value == pytest.approx(np.median(values))
+        assert values.min() <= row.low < row.value < row.high <= values.max()
+
+    blind = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 3)).double()
+    torch.nn.init.zeros_(blind[1].weight)
+    compared(networks[0], ContrastHandler(blind, tmp_path, strengths=[0.03], components=False), items(pictures(3)))
+    table = pd.read_csv(tmp_path / "ifim_contrast" / "contrast_table.csv").set_index(["direction", "endpoint"])
+    assert table.loc[("a_over_b", "kl_b"), "value"] == 0
+    assert table.loc[("a_over_b", "log10_kl_ratio"), "count"] == 0
+
+
 def test_written_directions_are_unit_ones_along_which_the_networks_differ(tmp_path):
     networks, images = pair(), pictures(3)
     affine = torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0], dtype=torch.float64))

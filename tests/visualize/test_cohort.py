@@ -77,7 +77,9 @@ def sites(folder: Path, levels: str) -> Path:
 
 def test_the_first_sentence_says_where_all_maps_peak_and_how_many_directions_there_are(folder: Path):
     page = write_cohort(folder)
-    assert page.finding.startswith("All 24 maps peak in the lower right corner. The 24 images share about 1 direction;")
+    first, second = page.finding.split(". ")[:2]
+    assert first == "All 24 maps peak in the lower right corner"
+    assert re.fullmatch(r"The 24 images share about 1( \(1 to 1\))? direction; as many random ones would be .*", second)
     numbers = numbers_of(page.path)
     assert numbers["finding"] == page.finding
     assert numbers["directions"]["effective"]["value"] == pytest.approx(1, abs=1e-4)
@@ -121,6 +123,35 @@ def test_strata_have_their_numbers_and_a_difference_is_found(folder: Path):
     assert [sorted(member["images"])[0][-11:] for member in clusters["members"]] == ["scan_00.png", "scan_01.png"]
 
 
+@pytest.mark.parametrize(("levels", "are_strata"), [("aabbcc", True), ("abcdefghijkl", True), ("a", False)])
+def test_a_column_is_a_stratum_by_itself_with_two_images_a_level(folder: Path, levels: str, are_strata: bool):
+    found = numbers_of(write_cohort(folder, sites(folder, levels)).path)["strata"]
+    assert ("site" in [row["column"] for row in found]) == are_strata
+
+
+def test_a_column_with_a_level_an_image_is_no_stratum_unless_asked_for(tmp_path: Path):
+    """As the counts of voxels that a segmentation has for label."""
+    folder = folder_of(recorded(segmentations(12, 10), Segmenter(2)), tmp_path / "ifim")
+    (tmp_path / "sites.csv").write_text("name,site\n" + "".join(f"scan_{row}.nii.gz,{row}\n" for row in range(4)))
+    assert "site" not in [
+        row["column"] for row in numbers_of(write_cohort(folder, tmp_path / "sites.csv").path)["strata"]
+    ]
+    [stratum] = numbers_of(write_cohort(folder, tmp_path / "sites.csv", by=["site"]).path)["strata"]
+    assert stratum["column"] == "site"
+
+
+def test_a_place_stands_with_its_interval(folder: Path):
+    found = read_directions(folder)
+    maps = np.ones_like(found.maps)
+    maps[:, 2, 2] = np.linspace(10, 20, COUNT)
+    maps[np.arange(COUNT), np.arange(COUNT) % 16, 9 + np.arange(COUNT) // 16] = 30  # where each peaks
+    np.savez(folder / "directions.npz", **(vars(found) | {"maps": maps / maps.sum(axis=(1, 2), keepdims=True)}))
+    page = write_cohort(folder)
+    [place] = numbers_of(page.path)["places"]["found"]
+    low, high = (f"{100 * place['energy'][end]:.3g}" for end in ("low", "high"))
+    assert f"the upper left corner, with {100 * place['energy']['value']:.3g} % ({low} to {high} %)" in page.finding
+
+
 def test_strata_of_images_csv_need_no_table(folder: Path):
     assert [row["column"] for row in numbers_of(write_cohort(folder, by=["label"]).path)["strata"]] == ["label"]
 
@@ -129,6 +160,7 @@ def test_patients_count_once(tmp_path: Path):
     page = write_cohort(folder_of(lower_right(groups=True), tmp_path / "ifim"))
     numbers = numbers_of(page.path)
     assert (numbers["images"], numbers["units"], numbers["peaks"]["count"]) == (24, 12, 12)
+    assert page.finding.endswith("With so few patients only strong agreement can be told from chance.")
     assert "All 12 patients peak" in page.finding
     assert {row["permuted"] for row in numbers["strata"]} == {"within patients"}  # the two labels of each
 
