@@ -6,24 +6,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
 import nibabel
 import numpy as np
-from monai.utils import optional_import
+import SimpleITK as sitk
 from torch import Tensor
 
+from monai_ifim.handlers.grids import affine_of_grid, on_three_axes, simpleitk_image
+from monai_ifim.handlers.parametric_map import DicomSeries, write_parametric_map
 from monai_ifim.results import Case
 
-sitk, _ = optional_import("SimpleITK")
-# File name extensions; the first is the default.
-FORMATS = ("nii.gz", "nrrd", "mha")
-_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# Below this volume of the cell that its unit axes span a grid counts as flat.
-_FLAT = 1e-6
-_LENGTHS = (1e-9, 1e9)  # of voxels, in mm; also what float32 can hold
+# File name extensions, the first of which is the default, and DICOM Parametric Maps.
+Format = Literal["nii.gz", "nrrd", "mha", "dicom"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+DICOM: Format = "dicom"
+# What stands in a Parametric Map.
+_WORDS = {
+    "image": "image as the network saw it",
+    "high": "high-sensitivity component of the image",
+    "low": "image less its high-sensitivity component",
+    "eigenvector": "most sensitive direction, of unit length before it was regridded",
+    "label": "label",
+    "prediction": "predicted classes",
+    "prediction_plus": "predicted classes after a change along the eigenvector",
+    "prediction_minus": "predicted classes after a change against the eigenvector",
+}
 
 
-def write_components(case: Case, folder: Path, extension: str = FORMATS[0]) -> None:
+def write_components(case: Case, folder: Path, extension: Format = FORMATS[0]) -> None:
     """Write image, high and low component and leading eigenvector of an image: all files or none.
 
     Values are float32. Of a segmentation there are also, in whole numbers, the label (where there is one), the
@@ -34,12 +45,15 @@ def write_components(case: Case, folder: Path, extension: str = FORMATS[0]) -> N
     Args:
         case: the image.
         folder: that is there.
-        extension: ``"nii.gz"``, or ``"nrrd"`` or ``"mha"``, which SimpleITK writes.
+        extension: ``"nii.gz"``; ``"nrrd"`` or ``"mha"``, which SimpleITK writes; or ``"dicom"``, a Parametric Map on
+            the grid of the DICOM series from which the image was read, a file ``.dcm`` each.
 
     Raises:
+        ImportError: When a package for the format is not there.
         OSError: When a file cannot be written.
         ValueError: When the affine matrix does not say where the voxels lie. Nothing is written then: a file with
-            another matrix would be shown in the wrong place.
+            another matrix would be shown in the wrong place. Of Parametric Maps also when the image has several
+            channels, or was not read from a DICOM series on a regular grid that is still there.
     """
     if case.image.ndim - 1 not in (2, 3):
         return
@@ -49,97 +63,59 @@ def write_components(case: Case, folder: Path, extension: str = FORMATS[0]) -> N
     if (found := case.segmented) is not None:
         parts |= {} if found.label is None else {"label": found.label}
         parts |= {"prediction": found.before, "prediction_plus": found.after[0], "prediction_minus": found.after[1]}
-    write_parts(parts, case.stem, case.affine, folder, extension)
+    write_parts(parts, case.stem, case.affine, folder, extension, case.name)
 
 
 def write_parts(
-    parts: Mapping[str, Tensor], stem: str, affine: Tensor | None, folder: Path, extension: str = FORMATS[0]
+    parts: Mapping[str, Tensor],
+    stem: str,
+    affine: Tensor | None,
+    folder: Path,
+    extension: Format = FORMATS[0],
+    source: str = "",
 ) -> None:
     """Write tensors (C, *spatial) on one grid of two or three axes as files ``{stem}_{name}``: all files or none.
 
+    Args:
+        parts: by name.
+        stem: of the files.
+        affine: (4, 4) from the grid to RAS space, in mm.
+        folder: that is there.
+        extension: one of ``FORMATS``.
+        source: where the image was read; of Parametric Maps only.
+
     Raises:
+        ImportError: When a package for the format is not there.
         OSError: When a file cannot be written.
-        ValueError: When the affine matrix does not say where the voxels lie.
+        ValueError: When the affine matrix does not say where the voxels lie, or a Parametric Map cannot be made.
     """
-    matrix = affine_of_grid(affine, tuple(next(iter(parts.values())).shape[1:]))
-    write = _write_nifti if extension == "nii.gz" else _write_with_simpleitk
-    files = [folder / f"{stem}_{name}.{extension}" for name in parts]
+    shape = tuple(next(iter(parts.values())).shape[1:])
+    matrix = affine_of_grid(affine, shape)
+    series = DicomSeries.read(source, several=shape[2:] > (1,)) if extension == DICOM else None
+    files = [folder / f"{stem}_{name}.{'dcm' if extension == DICOM else extension}" for name in parts]
     try:
-        for file, values in zip(files, parts.values()):
-            write(_on_three_axes(values), matrix, file, affine is not None)
+        for file, (name, values) in zip(files, parts.items()):
+            if series is not None:
+                write_parametric_map(values, affine, series, file, label=name, description=_WORDS.get(name, name))
+            elif extension == FORMATS[0]:
+                _write_nifti(on_three_axes(values), matrix, file, affine is not None)
+            else:
+                _write_with_simpleitk(on_three_axes(values), matrix, file)
     except BaseException:
         for file in files:
             file.unlink(missing_ok=True)
         raise
 
 
-def affine_of_grid(affine: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
-    """The matrix (4, 4) from the indices of a grid of two or three axes to RAS space; the identity where there is none.
-
-    The direction of an axis with one voxel only (of two axes, the third) says nothing of where voxels lie. Where it is
-    unusable, as readers leave it of single sagittal or coronal slices, it becomes one that is perpendicular to the
-    others, of 1 mm.
-
-    Raises:
-        ValueError: When the matrix does not say where the voxels lie.
-    """
-    if affine is None:
-        return np.eye(4)
-    given = np.asarray(affine, dtype=float)
-    if given.shape not in ((4, 4), (len(shape) + 1, len(shape) + 1)):
-        raise ValueError(f"the affine matrix has the shape {given.shape}, which does not fit {len(shape)} axes")
-    axes = len(given) - 1
-    matrix = np.eye(4)
-    matrix[:axes, :axes], matrix[:axes, 3] = given[:axes, :axes], given[:axes, axes]
-    single = [axis for axis in range(3) if axis >= len(shape) or shape[axis] == 1]
-    slanted = len(shape) == 2 and not np.allclose(matrix[:3, 2] @ matrix[:3, :2], 0, atol=1e-6)
-    if (slanted or not _spans_space(matrix)) and np.isfinite(np.delete(matrix, single, axis=1)).all():
-        several = [axis for axis in range(3) if axis not in single]
-        # the right singular vectors that are left over are perpendicular to all axes with several voxels
-        matrix[:3, single] = np.linalg.svd(matrix[:3, several].T)[2][len(several) :].T if several else np.eye(3)
-        if single and np.linalg.det(matrix) < 0:
-            matrix[:3, single[-1]] *= -1
-    if not np.isfinite(matrix).all():
-        raise ValueError("the affine matrix holds NaN or infinite numbers, so the place of the voxels is not known")
-    if not np.allclose(given[-1], [*[0.0] * axes, 1.0]):
-        raise ValueError(
-            "the last row of the affine matrix is not 0, ..., 0, 1, so the place of the voxels is not known"
-        )
-    if not _spans_space(matrix):
-        raise ValueError("the affine matrix has no inverse (voxels lie on each other), so their place is not known")
-    return matrix
-
-
-def _spans_space(matrix: np.ndarray) -> bool:
-    """Whether each axis has a length, and they do not lie in a plane."""
-    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
-    within = np.isfinite(matrix).all() and ((lengths > _LENGTHS[0]) & (lengths < _LENGTHS[1])).all()
-    return bool(within and abs(np.linalg.det(matrix[:3, :3] / lengths)) > _FLAT)
-
-
-def _on_three_axes(values: Tensor) -> np.ndarray:
-    """An array (W, H, D), or (W, H, D, C) of several channels; float32 unless of whole numbers."""
-    values = values.detach().as_subclass(Tensor).cpu()
-    array = (values.float() if values.is_floating_point() else values).numpy()
-    array = np.moveaxis(array.reshape(*array.shape, *[1] * (4 - array.ndim)), 0, -1)
-    return array[..., 0] if array.shape[-1] == 1 else array
-
-
 def _write_nifti(array: np.ndarray, affine: np.ndarray, file: Path, in_space: bool) -> None:
-    image = nibabel.Nifti1Image(array, affine)
+    image = nibabel.Nifti1Image(array, affine)  # SimpleITK's NIfTI cannot hold axes that are not perpendicular
     if in_space:
         image.header.set_xyzt_units("mm")
     nibabel.save(image, file)
 
 
-def _write_with_simpleitk(array: np.ndarray, affine: np.ndarray, file: Path, in_space: bool) -> None:
-    image = sitk.GetImageFromArray(np.swapaxes(array, 0, 2), isVector=array.ndim == 4)
-    matrix = _RAS_TO_LPS @ affine
-    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
-    image.SetSpacing(lengths.tolist())
-    image.SetDirection((matrix[:3, :3] / lengths).flatten().tolist())
-    image.SetOrigin(matrix[:3, 3].tolist())
+def _write_with_simpleitk(array: np.ndarray, affine: np.ndarray, file: Path) -> None:
     try:
-        sitk.WriteImage(image, str(file), useCompression=True)
+        sitk.WriteImage(simpleitk_image(array, affine), str(file), useCompression=True)
     except RuntimeError as error:
         raise OSError(f"{file.name} could not be written ({str(error).strip().splitlines()[-1]})") from error

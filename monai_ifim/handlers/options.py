@@ -330,8 +330,9 @@ SAVER_OPTIONS: dict[str, str] = {
     "output_dir": "where the folder is put.",
     "folder": "its name.",
     "components": "also write the components of the shown images: true or 'nii.gz' as NIfTI, 'nrrd' or 'mha' with "
-    "SimpleITK, which also reads a grid whose axes are not perpendicular (a tilted gantry) back from these two; false "
-    "not at all.",
+    "SimpleITK, which also reads a grid whose axes are not perpendicular (a tilted gantry) back from these two; "
+    "'dicom' as Parametric Maps with the patient's identity, on the grid of the DICOM series from which the image was "
+    "read (as NIfTI where there is none); false not at all.",
 }
 
 

@@ -13,14 +13,14 @@ from matplotlib.image import imsave
 from monai.engines import Evaluator
 from monai.utils import optional_import
 
-from monai_ifim.handlers.components import FORMATS, write_components
+from monai_ifim.handlers.components import DICOM, FORMATS, Format, write_components
 from monai_ifim.handlers.listening import listen
 from monai_ifim.handlers.optional import InRun, LeftOut, kept_apart
 from monai_ifim.handlers.options import SAVER_OPTIONS, documented
 from monai_ifim.handlers.origin import origin_of
 from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.whole import LONGEST_NAME, replaced_as_a_whole
-from monai_ifim.results import SUMMARY, IFIMResult, holds_results, write_tables
+from monai_ifim.results import SUMMARY, Case, IFIMResult, holds_results, write_tables
 from monai_ifim.visualize import draw_pictures
 
 
@@ -44,7 +44,7 @@ class IFIMSaver:
 
     Raises:
         FileExistsError: When the folder is there and holds something else.
-        ImportError: When ``components`` needs SimpleITK, which is not there.
+        ImportError: When ``components`` is ``"dicom"``, and pydicom or highdicom is not there.
         ValueError: When ``folder`` is not a plain name, or too long, or ``components`` is no format.
 
     Example::
@@ -61,7 +61,7 @@ class IFIMSaver:
         ifim: IFIMHandler | IFIMMetric,
         output_dir: str | Path,
         folder: str = "ifim",
-        components: bool | str = True,
+        components: bool | Format = True,
     ) -> None:
         if Path(folder).name != folder or folder in ("", "..") or "\0" in folder:
             raise ValueError(f"folder must be a plain name, got {folder!r}.")
@@ -70,8 +70,11 @@ class IFIMSaver:
         if not isinstance(components, bool) and components not in FORMATS:
             raise ValueError(f"components must be true, false or one of {', '.join(FORMATS)}, got {components!r}.")
         self.format = (FORMATS[0] if components else None) if isinstance(components, bool) else components
-        if self.format not in (None, FORMATS[0]) and not optional_import("SimpleITK")[1]:
-            raise ImportError(f"components='{components}' needs SimpleITK: install it, or choose {FORMATS[0]}.")
+        if self.format == DICOM and not (optional_import("pydicom")[1] and optional_import("highdicom")[1]):
+            raise ImportError(
+                "components='dicom' needs pydicom and highdicom: pip install 'monai-ifim[dicom]', or choose "
+                f"{FORMATS[0]}."
+            )
         self.ifim = ifim
         self.folder = (Path(output_dir) / folder).resolve()  # the same place wherever the run goes, and behind a link
         _check_ours(self.folder)
@@ -140,8 +143,17 @@ class IFIMSaver:
                 folder.mkdir()
                 for case in result.cases:
                     with kept_apart(causes, f"components/{case.stem}"):
-                        write_components(case, folder, self.format)
+                        self._write_case(case, folder, self.format)
         return causes
+
+    def _write_case(self, case: Case, folder: Path, extension: Format) -> None:
+        try:
+            write_components(case, folder, extension)
+        except ValueError as error:
+            if extension != DICOM:
+                raise
+            write_components(case, folder)
+            raise ValueError(f"{error}; written as NIfTI instead") from error
 
 
 @contextmanager

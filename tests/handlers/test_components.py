@@ -19,11 +19,14 @@ from torch import nn
 
 from monai_ifim import input_fisher
 from monai_ifim.handlers import IFIMHandler, IFIMSaver
-from monai_ifim.handlers.components import FORMATS, affine_of_grid, write_components
+from monai_ifim.handlers.components import DICOM, write_components
+from monai_ifim.handlers.components import FORMATS as ALL_FORMATS
+from monai_ifim.handlers.grids import affine_of_grid
 from monai_ifim.results import Case
 from tests.handlers import LIGHT, attached, measure
 from tests.handlers.test_figures import flat_network
 
+FORMATS = tuple(name for name in ALL_FORMATS if name != DICOM)  # has tests of its own
 PARTS = ("image", "high", "low", "eigenvector")
 formats = pytest.mark.parametrize("extension", FORMATS)
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -247,15 +250,15 @@ def test_components_are_a_format_or_wanted_or_not(given, found, tmp_path):
 
 @pytest.mark.parametrize("wrong", ["nifti", "", 1, None, ["nrrd"], ".nii.gz"])
 def test_another_format_is_refused(wrong, tmp_path):
-    with pytest.raises(ValueError, match=r"components must be true, false or one of nii\.gz, nrrd, mha, got"):
+    with pytest.raises(ValueError, match=r"components must be true, false or one of nii\.gz, nrrd, mha, dicom, got"):
         IFIMSaver(IFIMHandler(), tmp_path, components=wrong)
 
 
-def test_without_simpleitk_its_formats_are_refused_when_the_saver_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_ifim.handlers.saver.optional_import", lambda name: (None, False))
-    with pytest.raises(ImportError, match="components='mha' needs SimpleITK: install it"):
-        IFIMSaver(IFIMHandler(), tmp_path, components="mha")
-    IFIMSaver(IFIMHandler(), tmp_path)
+def test_without_its_packages_dicom_is_refused_when_the_saver_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("monai_ifim.handlers.saver.optional_import", lambda name: (None, name != "highdicom"))
+    with pytest.raises(ImportError, match=r"components='dicom' needs pydicom and highdicom: pip install"):
+        IFIMSaver(IFIMHandler(), tmp_path, components="dicom")
+    IFIMSaver(IFIMHandler(), tmp_path, components="mha")
 
 
 @pytest.mark.parametrize(
