@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monai_ifim.visualize.wording import as_number
+from monai_ifim.visualize.wording import as_number, as_percent
 from study.document import aligned_table, wrapped
 from study.penalty.measure import CORRUPTION_LEVEL, QUANTITIES, STRENGTHS
 from study.penalty.methods import ATTACK_STEPS, AUGMENTED_SHARE, EVERY, METHODS, NONE, TRADES_WEIGHT
-from study.penalty.problems import PROBLEMS
+from study.penalty.problems import FEATURES, PROBLEMS, UNET_CHANNELS, VOLUME_GRID
 from study.penalty.running import SEEDS, TOLERANCE
 from study.penalty.tables import BETTER, OURS, UNDECIDED, WORSE, read_tables, verdicts
 
@@ -64,6 +64,12 @@ def write_document(file: Path, folder: Path) -> None:
         "told_shortcut": _Told(found.verdicts[found.verdicts.problem == SHORTCUT]),
         "value": _Value(found),
         "methods": _methods_table(),
+        "step_spread": as_percent(found.step_spread.median()),
+        "most_step_spread": as_percent(found.step_spread.max()),
+        "features": FEATURES,
+        "unet_channels": ", ".join(map(str, UNET_CHANNELS)),
+        "volume_grid": " x ".join(map(str, VOLUME_GRID)),
+        "sets": _sets(found),
         "budgets": _budgets(found),
         "missing": _missing(found),
         "quality": _sections(found, "quality"),
@@ -106,6 +112,12 @@ class _Found:
         self.weighed = self.verdicts[np.where(own, self.verdicts.quantity.isin(_TABLES["shortcut"]), weighed)]
         self.problems = list(dict.fromkeys(self.runs.problem))
         self.chosen = self.runs[self.runs.chosen & self.runs.measured]
+
+    @property
+    def step_spread(self) -> pd.Series:
+        """How much the steps differ between seeds over their mean, for each problem and remedy."""
+        steps = self.chosen.groupby(["problem", "method"]).steps
+        return (steps.max() - steps.min()) / steps.mean()
 
     def methods(self, problem: str) -> list[str]:
         """Those with a measured network of the chosen strength, in their order."""
@@ -183,6 +195,15 @@ def _methods_table() -> str:
         if name != NONE
     ]
     return aligned_table(["remedy", "its one strength", "tried"], rows, 2)
+
+
+def _sets(found: _Found) -> str:
+    """How many test images, and how many of them the sensitivity is of."""
+    told = []
+    for problem in found.problems:
+        counts = found.measured[found.measured.problem == problem].groupby("quantity")["count"].max()
+        told.append(f"{_title(problem)} {counts.get('score', 0)} and {counts.get('lambda_max', 0)}")
+    return ", ".join(told)
 
 
 def _budgets(found: _Found) -> str:

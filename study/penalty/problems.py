@@ -22,11 +22,13 @@ from study.segmentation.cases import CLASSES, load_cases
 from study.segmentation.cases import SPLITS as CASE_SPLITS
 from study.tasks import Images, available_tasks
 
-__all__ = ["PROBLEMS", "Problem", "data_folder", "small_cnn"]
+__all__ = ["FEATURES", "PROBLEMS", "UNET_CHANNELS", "VOLUME_GRID", "Problem", "data_folder", "small_cnn"]
 
 _MARK_AMPLITUDE = 3.0
 _SPLITS = ("train", "val", "test")
-_VOLUME_GRID = (24, 32, 24)
+VOLUME_GRID = (24, 32, 24)
+UNET_CHANNELS = (8, 16, 32)
+FEATURES = 16  # of the small CNN
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,12 @@ def small_cnn(channels: int, classes: int, side: int) -> nn.Module:
         torch.Size([3, 2])
     """
     return nn.Sequential(
-        nn.Conv2d(channels, 16, 5, stride=2, padding=2),
+        nn.Conv2d(channels, FEATURES, 5, stride=2, padding=2),
         nn.SiLU(),
-        nn.Conv2d(16, 16, 5, stride=2, padding=2),
+        nn.Conv2d(FEATURES, FEATURES, 5, stride=2, padding=2),
         nn.SiLU(),
         nn.Flatten(),
-        nn.Linear(16 * (side // 4) ** 2, classes),
+        nn.Linear(FEATURES * (side // 4) ** 2, classes),
     )
 
 
@@ -175,13 +177,15 @@ def _hippocampus(data: Path) -> Problem:
 
 def _volumes(folder: Path, split: str) -> Images:
     cases = load_cases(folder, split)
-    images = torch.cat([adaptive_avg_pool3d(case.tensor, _VOLUME_GRID).unsqueeze(0) for case in cases])
-    labels = [interpolate(case.label.unsqueeze(0).float(), _VOLUME_GRID, mode="nearest") for case in cases]
+    images = torch.cat([adaptive_avg_pool3d(case.tensor, VOLUME_GRID).unsqueeze(0) for case in cases])
+    labels = [interpolate(case.label.unsqueeze(0).float(), VOLUME_GRID, mode="nearest") for case in cases]
     return Images(images, torch.cat(labels).long())
 
 
 def _small_unet() -> nn.Module:
-    return UNet(3, 1, len(CLASSES), channels=(8, 16, 32), strides=(2, 2), num_res_units=1, norm="instance", act="SWISH")
+    return UNet(
+        3, 1, len(CLASSES), channels=UNET_CHANNELS, strides=(2, 2), num_res_units=1, norm="instance", act="SWISH"
+    )
 
 
 # In the order in which they are done.
