@@ -190,11 +190,15 @@ def _spread(values: Sequence[float]) -> str:
 
 def _methods_table() -> str:
     rows = [
-        [one.title, one.strength_is, ", ".join(f"{strength:g}" for strength in one.strengths)]
+        [one.title, one.strength_is, _listed(one.strengths), _listed(one.dense_strengths or one.strengths * one.dense)]
         for name, one in METHODS.items()
         if name != NONE
     ]
-    return aligned_table(["remedy", "its one strength", "tried"], rows, 2)
+    return aligned_table(["remedy", "its one strength", "classifiers", "segmentations"], rows, 2)
+
+
+def _listed(strengths: Sequence[float]) -> str:
+    return ", ".join(f"{strength:g}" for strength in strengths)
 
 
 def _sets(found: _Found) -> str:
@@ -357,11 +361,11 @@ def _steps_table(found: _Found) -> str:
 
 def _remark(found: _Found, problem: str, method: str, strength: float) -> str:
     """Whether a greater strength might be allowed, or not even this one is."""
-    runs = found.runs[(found.runs.problem == problem) & (found.runs.seed == SEEDS[0]) & found.runs.chosen]
-    scores = runs.set_index("method").score
+    runs = found.runs[(found.runs.problem == problem) & (found.runs.seed == SEEDS[0])]
+    scores = runs[runs.chosen].set_index("method").score
     if scores[method] < scores[NONE] - TOLERANCE - 1e-9:
         return "†"
-    return "*" if strength == max(METHODS[method].strengths) else ""
+    return "*" if strength == runs.strength[runs.method == method].max() else ""
 
 
 def _title(problem: str) -> str:

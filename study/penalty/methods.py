@@ -76,6 +76,7 @@ class Method:
         loss: of a step, at a strength.
         strengths: the three that are tried, from the least to the greatest.
         strength_is: what the strength is, for readers.
+        dense_strengths: those for segmentations, where they are others.
         decays: the strength is the decay of the weights, in the optimiser.
         shortens: the strength divides the time of the training.
         dense: it is tried on segmentations, too.
@@ -85,6 +86,7 @@ class Method:
     loss: Callable[[Step, float], Tensor]
     strengths: tuple[float, ...]
     strength_is: str
+    dense_strengths: tuple[float, ...] = ()
     decays: bool = False
     shortens: bool = False
     dense: bool = True
@@ -218,7 +220,7 @@ METHODS: Mapping[str, Method] = {
     "augmentation": Method(
         "`RandIFIMPerturbd`", _augmented, (0.1, 0.3, 1.0), "greatest strength along `high`", dense=False
     ),
-    "trace": Method("trace penalty", _trace, (0.3, 3.0, 30.0), "weight over D"),
+    "trace": Method("trace penalty", _trace, (0.3, 3.0, 30.0), "weight over D", (0.003, 0.03, 0.3)),
     "largest": Method("largest penalty", _largest, (0.3, 3.0, 30.0), "weight", dense=False),
     "jacobian": Method("Jacobian penalty", _jacobian, (0.01, 0.1, 1.0), "weight"),
     "trades": Method("TRADES", _trades, (0.01, 0.03, 0.1), "radius over the contrast", dense=False),

@@ -81,6 +81,10 @@ class Problem:
             name for name, one in METHODS.items() if (one.dense or not self.dense) and not (two and name == "largest")
         ]
 
+    def strengths(self, method: str) -> tuple[float, ...]:
+        """Those of a remedy that are tried here, from the least to the greatest."""
+        return (self.dense and METHODS[method].dense_strengths) or METHODS[method].strengths
+
     @property
     def probes(self) -> int | None:
         """Of the trace; none where one column is all there is."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from study.penalty.measure import confidence_of, measure, scores
-from study.penalty.methods import METHODS, NONE
+from study.penalty.methods import NONE
 from study.penalty.problems import Problem
 from study.penalty.training import logits_of, train
 from study.storing import read_json, save_json, save_torch, stored_table
@@ -71,12 +71,12 @@ def run_problem(name: str, problem: Problem, cache: Path, seeds: Sequence[int] =
         plain = Run(name, NONE, 0.0, seed)
         for method in problem.methods:
             if seed == seeds[0]:
-                tried = [Run(name, method, strength, seed) for strength in METHODS[method].strengths]
+                tried = [Run(name, method, strength, seed) for strength in problem.strengths(method)]
                 found = {run.strength: trained(run, problem, cache)[1]["score"] for run in tried}
                 strengths[method] = chosen_strength(found, trained(plain, problem, cache)[1]["score"])
             wanted = [strengths[method]]
             if seed == seeds[0] and problem.mark is not None:
-                wanted = list(METHODS[method].strengths)
+                wanted = list(problem.strengths(method))
             for strength in wanted:
                 run = Run(name, method, strength, seed)
                 if not run.file(cache, "csv").exists():

@@ -228,6 +228,9 @@ def test_remedies_of_a_problem_are_those_that_make_sense_there():
     assert replace(two, classes=8).methods == list(METHODS)
     expected = ["none", "shorter", "weight_decay", "noise", "trace", "jacobian", "adversarial"]
     assert replace(two, train=dense, classes=3).methods == expected
+    assert two.strengths("trace") == METHODS["trace"].strengths
+    assert replace(two, train=dense).strengths("trace") == METHODS["trace"].dense_strengths
+    assert replace(two, train=dense).strengths("noise") == two.strengths("noise") == METHODS["noise"].strengths
     assert (two.probes, replace(two, classes=8).probes, replace(two, train=dense).probes) == (None, 1, 1)
 
 
