@@ -82,7 +82,7 @@ def _dice(tables: ResultTables) -> tuple[str, str] | None:
     after, drop = _numbers(tables, "transfer", "dice"), _numbers(tables, "transfer", "dice_drop")
     if after is None or drop is None:
         return first, ""
-    return first, f"it becomes {_as_dice(after.value)} {drop.drop()}"
+    return first, f"it is {_as_dice(after.value)} {drop.drop()}"
 
 
 def _effect(tables: ResultTables) -> tuple[str, str] | None:

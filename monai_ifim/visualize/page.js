@@ -15,8 +15,9 @@ function sort(table, column, heading) {
     const text = row.cells[column].textContent.trim();
     return { row, text, number: numberOf(text) };
   });
+  const cellsAreNames = rows.some(({ row }) => row.cells[column].classList.contains("file"));
   const empty = (text) => ["", "–", "p –", "not measurable", "not tested", "no label"].includes(text);
-  const numeric = rows.every(({ text, number }) => number !== null || empty(text));
+  const numeric = !cellsAreNames && rows.every(({ text, number }) => number !== null || empty(text));
   const compare = (one, other) => {
     if (empty(one.text) || empty(other.text)) return empty(one.text) - empty(other.text); // always last
     const order = !numeric ? one.text.localeCompare(other.text, "en", { numeric: true })
@@ -30,11 +31,17 @@ function sort(table, column, heading) {
 for (const table of document.querySelectorAll("table:not(.facts)")) {
   if (!table.tHead || table.tBodies[0].rows.length < 2) continue;
   [...table.tHead.rows[0].cells].forEach((heading, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
+    const button = document.createElement("span"); // browsers do not print a real button again on the next page
+    button.setAttribute("role", "button");
+    button.tabIndex = 0;
     button.title = "Sort by this column";
     button.append(...heading.childNodes);
     button.addEventListener("click", () => sort(table, column, heading));
+    button.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault(); // a blank would scroll the page
+      sort(table, column, heading);
+    });
     heading.append(button);
   });
 }

@@ -31,6 +31,7 @@ from monai_ifim.visualize.slices import (
     draw_slice,
     places_of,
 )
+from monai_ifim.visualize.wording import as_number
 
 _COLUMNS = ("image", "high component", "low component", "leading eigenvector")
 _SEGMENTED = ("image", "leading eigenvector\non the image", "changed by {} along it", "changed by {} against it")
@@ -116,7 +117,7 @@ def plot_components(
         mask = None if masks is None else masks[row].as_subclass(Tensor).cpu().ne(0).any(dim=0).numpy()
         name = f"image {row}" if titles is None else titles[row].replace("\n", " · ").replace("$", r"\$")
         name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-        spectrum = fisher.skipped.get(row) or rf"$\lambda_1$ = {float(fisher.eigenvalues[row, 0]):.2g}"
+        spectrum = fisher.skipped.get(row) or rf"$\lambda_1$ = {as_number(float(fisher.eigenvalues[row, 0]), 2)}"
         subfigure.suptitle(f"{name}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
         panels = _Panels(
             subfigure, _drawable(leading), fisher.channel_mask, mask, distances[row], heights[row], inches[row]

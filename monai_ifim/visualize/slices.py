@@ -105,8 +105,8 @@ def draw_colour_bar(axis: Axes, picture: AxesImage, behind: str = "white") -> No
     beside.set_facecolor(behind)
     figure = axis.get_figure(root=False)
     assert figure is not None
-    numbers = ScalarFormatter(useMathText=True)
-    numbers.set_powerlimits((-2, 4))  # else they would run into the next panel
+    numbers = ScalarFormatter()
+    numbers.set_powerlimits((-3, 4))  # else they would run into the next panel
     figure.colorbar(picture, cax=beside, format=numbers, ticks=MaxNLocator(6))
     beside.tick_params(labelsize=7, pad=1.5)
     beside.yaxis.set_offset_position("left")  # the factor begins above the bar, and does not lie in the panel

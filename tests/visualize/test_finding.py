@@ -34,7 +34,7 @@ DROPS = [("high", "dice_drop", 0.25, 0.2, 0.31), ("transfer", "dice_drop", 0.06,
 def test_of_segmentations_with_labels_it_tells_dice_with_the_interval_of_its_drop():
     assert sentence(*CHANGED, *DICE, *DROPS) == (
         f"{START} case lowers Dice from 0.860 to 0.610 (mean drop 0.250; 95 % interval: 0.200 to 0.310); along another "
-        "case's pattern it becomes 0.800 (mean drop 0.060; 95 % interval: 0.030 to 0.090)."
+        "case's pattern it is 0.800 (mean drop 0.060; 95 % interval: 0.030 to 0.090)."
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from monai_ifim import InputFisher, input_fisher
 from monai_ifim.results import Segmented
 from monai_ifim.visualize import plot_components
+from monai_ifim.visualize.slices import draw_colour_bar
 
 TITLES = ["image", "high component", "low component", "leading eigenvector"]
 
@@ -283,3 +285,19 @@ def test_options_that_do_not_fit_the_images_are_refused(options: dict, message: 
     images, fisher = spectrum(2, 1, 8, 9)
     with pytest.raises(ValueError, match=message):
         plot_components(**{"images": images, "fisher": fisher} | options)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(3e-7, 0.0), (1.0, 0.0), (2e5, 0.0), (1e-3, 1000.0)])
+def test_the_numbers_of_a_colour_bar_differ_and_are_short_at_any_magnitude(scale: float, offset: float):
+    figure = Figure(dpi=100)
+    axis = figure.subplots()
+    draw_colour_bar(axis, axis.imshow(offset + scale * np.linspace(-1, 1, 16).reshape(4, 4)))
+    FigureCanvasAgg(figure).draw()
+    [beside] = axis.child_axes
+    labels = [label.get_text() for label in beside.yaxis.get_ticklabels() if label.get_text()]
+    assert len(set(labels)) == len(labels) > 2
+    assert max(map(len, labels)) <= 6
+    factor = beside.yaxis.get_offset_text()
+    assert bool(factor.get_text()) == (scale != 1)
+    # beside the panel, not in it
+    assert factor.get_text() == "" or factor.get_window_extent().x0 >= axis.get_window_extent().x1
