@@ -290,6 +290,14 @@ def test_what_is_no_dicom_is_refused(source, tmp_path):
         DicomSeries.read(tmp_path / source)
 
 
+def test_without_highdicom_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "monai_ifim.handlers.parametric_map.optional_import", lambda name: (pydicom, name != "highdicom")
+    )
+    with pytest.raises(ImportError, match=r"pip install 'monai-ifim\[dicom\]'"):
+        write_parametric_map(random_values(), np.eye(4), tmp_path, tmp_path / "map.dcm")
+
+
 def saved(data, folder):
     """The folder of an evaluation of these data."""
     data = [{"image": row["image"].double()} for row in data]
