@@ -26,11 +26,12 @@ exclude_patterns = ["*.py"]
 
 html_theme = "furo"  # no fonts and no scripts from elsewhere
 html_title = f"monai_ifim {version}"
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 html_theme_options = {
     "navigation_with_keys": True,
     "light_css_variables": {"color-brand-primary": "#0b57a4", "color-brand-content": "#0b57a4"},
 }
+highlight_language = "text"  # of blocks that name none
 pygments_style, pygments_dark_style = "default", "monokai"
 
 myst_heading_anchors = 4
@@ -38,6 +39,7 @@ myst_enable_extensions = ["colon_fence"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: name for name in ("LikelihoodLike", "LikelihoodName", "RegionLike")}
 maximum_signature_line_length = 100
 napoleon_use_ivar = True
 napoleon_use_rtype = False

@@ -13,7 +13,7 @@ from math import prod
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 Split = Literal["train", "val", "test"]
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_SPLITS: tuple[Split, ...] = get_args(Split)
 _LONGEST_HEADER = 10_000  # as numpy has it; those of images and labels have a hundred bytes
 _PIECE = 2**24  # bytes that are unpacked at a time
 # What any file may unpack to, and what a larger one may, in units of its own size: images hardly get 20 times smaller.

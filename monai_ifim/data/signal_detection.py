@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ class SignalDetectionTask:
         object.__setattr__(self, "spatial_size", tuple(int(size) for size in sizes))
         if not _is_whole(self.num_classes, 2):
             raise ValueError(f"num_classes must be 2 or more (class 0 has no signal), got {self.num_classes!r}.")
-        if self.background not in ("gaussian", "lumpy"):
+        if self.background not in get_args(Background):
             raise ValueError(f"background must be 'gaussian' or 'lumpy', got {self.background!r}.")
         for name in ("mean_lumps", "lump_width", "blur_height", "blur_width", "noise_std", "signal_width"):
             if not (_is_finite(getattr(self, name)) and getattr(self, name) > 0):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ DEFAULT_MOST_ELEMENTS = 2**28
 # Eigenvalues below this share of the greatest are numerical zeros: the square of float32's rounding, with room.
 DEFAULT_CUTOFF = 1e-12
 Solver = Literal["gram", "lanczos"]
-SOLVERS: tuple[Solver, ...] = ("gram", "lanczos")
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
 # Columns of G from which the leading pairs are cheaper than all columns: measured, see benchmarks.
 _MANY_COLUMNS, _COLUMNS_A_PAIR = 60, 20
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from ignite.engine import Engine, Events
@@ -35,7 +35,7 @@ from monai_ifim.perturbation import REFERENCE_STRENGTH
 from monai_ifim.training import KINDS, FisherPenalty, Kind
 
 ForwardPass = Literal["auto", "shared", "own"]
-PASSES: tuple[ForwardPass, ...] = ("auto", "shared", "own")
+PASSES: tuple[ForwardPass, ...] = get_args(ForwardPass)
 PENALTY_OPTIONS: dict[str, str] = {
     "weight": "what the mean penalty of the batch (nats) is multiplied with before it is added to the loss: a number, "
     "or a function of the number of the iteration, from 1. Where it is 0 nothing is computed.",

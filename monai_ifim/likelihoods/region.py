@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_args
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from monai_ifim.checks import is_list, is_whole
 
 # How far a voxel of the region "boundary" lies from another class, at most, in voxels along any axis.
 BOUNDARY_WIDTH = 2
-_NAMES = ("everywhere", "foreground", "boundary")
+RegionName = Literal["everywhere", "foreground", "boundary"]
+_NAMES = get_args(RegionName)
 _EXPECTED = (
     "region must be 'foreground', 'boundary', None (all voxels), a boolean mask (B, 1, *grid), or a box of one "
     "(start, stop) for each spatial axis"
 )
 # A mask (B, 1, *grid), a name, or a box: one (start, stop) for each spatial axis; None for all voxels.
-RegionName = Literal["everywhere", "foreground", "boundary"]
 RegionLike = Union[Tensor, RegionName, Sequence[Sequence[int]], None]
 
 

@@ -21,7 +21,7 @@ from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
 DEFAULT_RESAMPLES = 2000
 Statistic = Literal["mean", "median"]
-_STATISTICS: dict[str, Callable] = {"mean": np.mean, "median": np.median}
+_STATISTICS: dict[Statistic, Callable] = {"mean": np.mean, "median": np.median}
 _MOST_ELEMENTS = 2**22  # in memory while resampling
 
 

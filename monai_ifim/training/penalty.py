@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ from monai_ifim.model.state import plain_arithmetic
 from monai_ifim.perturbation import REFERENCE_STRENGTH, image_contrast
 
 Kind = Literal["trace", "largest"]
-KINDS: tuple[Kind, ...] = ("trace", "largest")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 # Columns of G that are computed one by one by default; beyond, one random probe, or Lanczos products.
 MOST_COLUMNS = 16
 # Of the leading vector: its relative residual, whose square is the error of the eigenvalue, and products at most.
