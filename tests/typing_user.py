@@ -85,10 +85,11 @@ def handlers(network: torch.nn.Module, folder: Path) -> list[object]:
     IFIMMetric(realistic="default", directions=("high", "random"), strengths=[0.03], prefix="mine_")
     IFIMHandler(on_error="ignore")  # type: ignore[arg-type]
     IFIMHandler(realistic="all")  # type: ignore[arg-type]
+    IFIMSaver(ifim, folder, components="jpeg")  # type: ignore[arg-type]
     return [
         ifim,
         IFIMFigureHandler(ifim, log_dir=str(folder)),
-        IFIMSaver(ifim, output_dir=folder),
+        IFIMSaver(ifim, output_dir=folder, components="mha"),
         ContrastHandler(network, folder, likelihood="sigmoid", on_error="raise"),
         FisherPenaltyHandler(weight=lambda epoch: 0.1 * epoch, kind="trace", forward="own"),
     ]
