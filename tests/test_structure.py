@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("monai_ifim", "benchmarks", "study")
 # The rooms of monai_ifim: a module imports from its own room and from those of the rows above.
 ROOMS = (
-    ("notices", "checks", "interrupts"),
+    ("notices", "checks", "interrupts", "progress"),
     ("likelihoods",),
     ("model",),
     ("fisher",),

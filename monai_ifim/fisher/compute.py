@@ -21,6 +21,7 @@ from monai_ifim.interrupts import deferred
 from monai_ifim.likelihoods import LikelihoodLike
 from monai_ifim.model import Batches, Model, checked_images, varied_channels
 from monai_ifim.notices import notice
+from monai_ifim.progress import counted
 
 # Elements of G at a time: 1 GiB in float32.
 DEFAULT_MOST_ELEMENTS = 2**28
@@ -46,7 +47,7 @@ def input_fisher(
     keep_factor: bool = True,
     most_elements: int = DEFAULT_MOST_ELEMENTS,
     solver: Solver | Lanczos | None = None,
-    progress: bool = False,
+    show_progress: bool = False,
 ) -> InputFisher:
     """Spectrum and leading eigenvectors of the input-dependent Fisher information matrix of each image.
 
@@ -80,7 +81,8 @@ def input_fisher(
             residuals, and estimates the trace; an object :class:`~monai_ifim.fisher.Lanczos` has its options. Default:
             Lanczos for voxelwise likelihoods, and where ``rank`` is given and G has more than 60 + 20 rank columns;
             else Gram.
-        progress: show how far the Lanczos iteration is.
+        show_progress: draw a bar over the images on the standard error stream; of the Lanczos iteration also the number
+            of products and the residual.
 
     Returns:
         The :class:`InputFisher` of the batch, on the device of the images. An image that is not finite, or that gives
@@ -149,13 +151,15 @@ def input_fisher(
             except ManyColumns:
                 kind = "lanczos"
                 return solve(rows)
-        return solve_with_lanczos(some, rows_images, rank=pairs, options=options, progress=progress, **shared)
+        return solve_with_lanczos(some, rows_images, rank=pairs, options=options, count=count, **shared)
 
     parts, batches = [], Batches(model.images_at_a_time(images))
-    for rows, part in batches.run(torch.arange(len(images), device=images.device), solve):
-        if part is None:
-            part = _did_not_fit(model.rows(rows), images[rows], mask, kind, most_columns, pairs, batches)
-        parts.append(part if keep_factor else part.without_factor())
+    with counted("iFIM", len(images), "image", show_progress) as count:
+        for rows, part in batches.run(torch.arange(len(images), device=images.device), solve):
+            if part is None:
+                part = _did_not_fit(model.rows(rows), images[rows], mask, kind, most_columns, pairs, batches)
+            parts.append(part if keep_factor else part.without_factor())
+            count(len(rows))
     fisher = InputFisher.concatenate(parts)
     model.likelihood.check(fisher.outputs)
     if fisher.skipped:

@@ -4,13 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from monai_ifim.checks import is_number, is_whole
 from monai_ifim.fisher.algebra import unit
@@ -21,6 +18,7 @@ from monai_ifim.interrupts import safe_point
 from monai_ifim.likelihoods import FisherFactor
 from monai_ifim.model import Linearisation, Model, restricted
 from monai_ifim.notices import notice
+from monai_ifim.progress import Counter
 
 DEFAULT_DENSE_RANK = 4
 
@@ -74,9 +72,12 @@ def solve_with_lanczos(
     cutoff: float,
     channel_mask: Tensor | None,
     options: Lanczos,
-    progress: bool = False,
+    count: Counter,
 ) -> InputFisher:
-    """Leading eigenpairs of a batch of images; options as for :func:`monai_ifim.input_fisher`."""
+    """Leading eigenpairs of a batch of images; options as for :func:`monai_ifim.input_fisher`.
+
+    ``count`` is told after each product how far the iteration is.
+    """
     with model.linearised(images, both=True, low_memory=options.low_memory) as point:
         likelihood = model.likelihood.at(point.outputs)
         factor = likelihood.factor(point.outputs)
@@ -96,17 +97,20 @@ def solve_with_lanczos(
         start[sorted(skipped)] = 0
         # of unit size before it loses its float64
         start /= start.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-        with _shown(progress, len(images)) as show:
-            pairs = leading_pairs(
-                operator.product,
-                start.to(images.dtype),
-                rank,
-                tolerance=options.tolerance,
-                most_vectors=options.most_vectors,
-                most_products=options.most_products,
-                directions=directions,
-                progress=show,
-            )
+
+        def show(done: int, residuals: Tensor) -> None:
+            count(0, lambda: f"product {done}, residual {float(residuals.max()):.1e} of theta")
+
+        pairs = leading_pairs(
+            operator.product,
+            start.to(images.dtype),
+            rank,
+            tolerance=options.tolerance,
+            most_vectors=options.most_vectors,
+            most_products=options.most_products,
+            directions=directions,
+            progress=show,
+        )
         bad = operator.not_finite
         values, residuals = pairs.values, pairs.residuals
         for index in bad.nonzero().flatten().tolist():
@@ -184,18 +188,3 @@ class _Products:
         found = restricted(gradient, self._channel_mask).flatten(1).double() * sizes[0].unsqueeze(1)
         self.not_finite |= ~torch.isfinite(found).all(dim=1)
         return found.nan_to_num(posinf=0.0, neginf=0.0)
-
-
-@contextmanager
-def _shown(progress: bool, images: int) -> Iterator[Callable[[int, Tensor], None]]:
-    """A callback that shows how far the solver is, or does nothing."""
-    if not progress:
-        yield lambda *_: None
-        return
-    with tqdm(desc=f"iFIM of {images} image{'s' * (images > 1)}", unit=" products") as bar:
-
-        def show(done: int, residuals: Tensor) -> None:
-            bar.update(done - bar.n)
-            bar.set_postfix_str(f"residual {float(residuals.max()):.1e} of theta")
-
-        yield show

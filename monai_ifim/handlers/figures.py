@@ -11,6 +11,7 @@ from typing import Any
 from monai.engines import Evaluator
 from torch.utils.tensorboard import SummaryWriter
 
+from monai_ifim.handlers.layout import metrics_beside, own_metrics, scalar_layout
 from monai_ifim.handlers.listening import listen
 from monai_ifim.handlers.optional import InRun, LeftOut, kept_apart
 from monai_ifim.handlers.options import FIGURE_OPTIONS, documented
@@ -27,8 +28,10 @@ class IFIMFigureHandler:
     Figures: the sensitivity curves with 95 % intervals, the spectrum, the greatest eigenvalue of right and wrong
     predictions, the components of the most and least sensitive images and of a fixed few, and removals and
     realistic changes where asked for. The curves are there as scalars too, under
-    ``<prefix>curve_<endpoint>/<direction>_<strength>``, so that epochs can be compared. With several processes, that of
-    rank 0 draws.
+    ``<prefix>curve_<endpoint>/<direction>_<strength>``, so that epochs can be compared. TensorBoard's page of custom
+    scalars has the numbers to read first, ``coupling_transfer`` with its interval as a band. The metrics are written
+    here where no TensorBoardStatsHandler of the evaluator writes them into the same folder. With several processes,
+    that of rank 0 draws.
 
     {options}
 
@@ -65,7 +68,7 @@ class IFIMFigureHandler:
         self._writer = summary_writer
         self._prefix = "ifim_"
         self._last: int | None = None
-        self._warned = False
+        self._warned = self._laid_out = False
 
     def attach(self, engine: Evaluator) -> None:
         """Draw at the end of each evaluation epoch of this evaluator. A second time does nothing.
@@ -105,6 +108,7 @@ class IFIMFigureHandler:
                 "does not count up. Give global_epoch_transform, as 'lambda _: trainer.state.epoch'. This is said once."
             )
         self._last = step
+        self._write_headline(result, step, engine)
         table = result.curve_table
         table = table[(table.direction != "unperturbed") & table.value.notna()]
         for endpoint, name, strength, value in zip(table.endpoint, table.direction, table.strength, table.value):
@@ -119,3 +123,14 @@ class IFIMFigureHandler:
                 self._writer.add_image(f"{self._prefix.rstrip('_/')}/{name}", picture, step, dataformats="HWC")
         self._writer.flush()
         return causes
+
+    def _write_headline(self, result: IFIMResult, step: int, engine: Evaluator | None) -> None:
+        """The layout of the page of custom scalars, once, and its numbers where nobody else writes them."""
+        beside = metrics_beside(engine, self._writer)
+        if not self._laid_out and hasattr(self._writer, "add_custom_scalars"):
+            own = own_metrics(engine, self._prefix) if beside and engine is not None else ()
+            self._writer.add_custom_scalars(scalar_layout(result, self._prefix, own))
+            self._laid_out = True
+        if not beside:
+            for name, value in result.metrics.items():
+                self._writer.add_scalar(self._prefix + name, value, step)

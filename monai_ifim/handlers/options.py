@@ -41,6 +41,7 @@ from monai_ifim.perturbation import (
 )
 
 _T = TypeVar("_T")
+Log = Literal["summary", "all"]
 
 
 # Images an epoch by default, and those of a segmentation, each of which takes some hundred forward passes.
@@ -255,6 +256,11 @@ class Options:
         "message; the run goes on, the epoch has no iFIM metrics, and the next evaluation tries again. With several "
         "processes all do the same, at the end of the epoch.",
     )
+    log: Log = _option(
+        "summary",
+        "how many of the numbers StatsHandler prints. 'summary': the headline, behind the evaluator's own and up to "
+        "eight numbers in all; 'all': all. engine.state.metrics, TensorBoard, MLflow and the tables have all of them.",
+    )
     profile: bool = _option(
         False,
         "log, each epoch, how many seconds the spectrum, the perturbations, drawing and writing took beside the "
@@ -271,6 +277,8 @@ class Options:
             raise TypeError(f"network must be a callable from images to outputs, got {type(self.network).__name__}.")
         if not isinstance(self.on_error, str) or self.on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', got {self.on_error!r}.")
+        if not isinstance(self.log, str) or self.log not in ("summary", "all"):
+            raise ValueError(f"log must be 'summary' or 'all', got {self.log!r}.")
         check_rank_and_energy(self.rank, self.energy)
         dense = isinstance(resolve_likelihood(self.likelihood, self.temperature), Dense)
         if self.max_images is None:

@@ -31,12 +31,14 @@ from monai_ifim.handlers.measured import (
 )
 from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.processes import process_rank
+from monai_ifim.handlers.progress_log import ProgressLog
 from monai_ifim.handlers.selection import ImageSelection
 from monai_ifim.handlers.shown import cases_of, donors_among, lenders, outlines, reasons_to_show
 from monai_ifim.handlers.windows import forward_passes, in_window, predicted_foreground
 from monai_ifim.likelihoods import Dense, Likelihood, resolve_likelihood
 from monai_ifim.model import Batches, Model, Windowed, forget_verdicts, preserve_state, unwrap
-from monai_ifim.perturbation import resolve_directions
+from monai_ifim.perturbation import changes_per_image, resolve_directions
+from monai_ifim.progress import progress_to
 from monai_ifim.results import IFIMResult, Segmented
 from monai_ifim.statistics import leading_directions, realistic_summary, summarise
 
@@ -79,6 +81,7 @@ class Recorder:
         self.network: Callable = _no_network
         self.details: dict[str, np.ndarray] = {}
         self.parts: list[Part] = []
+        self.progress = ProgressLog()  # whoever drives it may put another one here
         self._compared = False
         self._joined: dict[Layout, Joined] = {}
         self._windows: dict[int, tuple[int, ...]] = {}  # of each position, the first voxel
@@ -109,6 +112,18 @@ class Recorder:
     def changes(self) -> Mapping[str, Any]:
         """The realistic changes, by name and severity; of the default ones, those of volumes."""
         return changes_of(self.options, 3, self.likelihood)
+
+    @property
+    def _waiting(self) -> int:
+        return sum(len(part.table) for part in self.parts)
+
+    @property
+    def _changes_per_image(self) -> int:
+        """How many changed images pass the network for each chosen one, those that share a pass counted each."""
+        options = self.options
+        along = changes_per_image(self.directions, len(options.strengths), options.draws)
+        realistic = [len(severities) for severities in self.changes.values()]
+        return along + 2 * len(options.removals or ()) + sum(realistic) * options.draws
 
     def forget(self) -> None:
         """Drop the images of the last epoch, and its details."""
@@ -162,9 +177,10 @@ class Recorder:
             return True
 
         batches = Batches(len(rows))  # memory can be short outside the network, too
-        for some, fits in batches.run(torch.arange(len(rows)), measure_some):
-            if not fits:
-                raise batches.refusal(batch.images[rows[int(some[0])]])
+        with progress_to(self.progress):
+            for some, fits in batches.run(torch.arange(len(rows)), measure_some):
+                if not fits:
+                    raise batches.refusal(batch.images[rows[int(some[0])]])
         batches.warn("iFIM")
 
     def finish(self) -> IFIMResult:
@@ -185,11 +201,13 @@ class Recorder:
         lending = self.agreement.gathered(lambda: lenders(self.parts))
         directions = leading_directions({at: vector for lent in lending for at, (_, vector) in lent.items()})
         donors, seen, options = donors_among(lending), self.selection.seen, self.options
-        measured = Measured.joined(
-            self.agreement.gathered(
-                lambda: measure(self.parts, options, self.directions, donors, self._model, self.likelihood, seen)
+        self.progress.expect("changed images measured", self._changes_per_image * self._waiting)
+        with progress_to(self.progress):
+            measured = Measured.joined(
+                self.agreement.gathered(
+                    lambda: measure(self.parts, options, self.directions, donors, self._model, self.likelihood, seen)
+                )
             )
-        )
         why = reasons_to_show(measured.images, options.shown)
         everyone = self.agreement.gathered(lambda: cases_of(self.parts, why, self._segmented))
         # behind this, no process waits for another
@@ -224,6 +242,7 @@ class Recorder:
         self, part: Batch, positions: Sequence[int], seen: Sequence[int], computed: Computed | None = None
     ) -> None:
         """Compute the spectra of images, and keep them with what belongs to them."""
+        self.progress.expect("chosen images measured", self.selection.expected, self._waiting)
         with naming_the_inferer(self.network), self._model(part.inputs) as model:
             fisher = input_fisher(
                 model,

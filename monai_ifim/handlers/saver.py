@@ -15,6 +15,7 @@ from monai.utils import optional_import
 
 from monai_ifim.handlers.components import DICOM, FORMATS, Format, write_components
 from monai_ifim.handlers.listening import listen
+from monai_ifim.handlers.mlflow_runs import log_files
 from monai_ifim.handlers.optional import InRun, LeftOut, kept_apart
 from monai_ifim.handlers.options import SAVER_OPTIONS, documented
 from monai_ifim.handlers.origin import origin_of
@@ -112,14 +113,23 @@ class IFIMSaver:
         try:
             with replaced_as_a_whole(self.folder, last=SUMMARY) as new:
                 write_tables(result, new, {} if engine is None else origin_of(engine, self.folder))
-                return self._write_pictures(result, new / "figures") | self._write_components(
-                    result, new / "components"
-                )
+                causes = self._write_pictures(result, new / "figures")
+                causes |= self._write_components(result, new / "components")
         except OSError as error:
             raise OSError(
                 f"The iFIM results could not be written to {self.folder} ({error}). What was there before is "
                 "unchanged; make room or choose another output_dir."
             ) from error
+        if engine is not None:
+            with kept_apart(causes, "MLflow"):
+                log_files(engine, self._artifacts())
+        return causes
+
+    def _artifacts(self) -> dict[str, list[Path]]:
+        """What MLflow gets, by folder there: files that every evaluation writes, so that none of an old one stays."""
+        tables = [file for file in sorted(self.folder.iterdir()) if file.suffix in (".csv", ".json")]
+        figures = [file for file in sorted(self.folder.glob("figures/*.png")) if not file.name.startswith("case_")]
+        return {self.folder.name: tables, f"{self.folder.name}/figures": figures}
 
     def _write_pictures(self, result: IFIMResult, folder: Path) -> dict[str, Exception]:
         causes: dict[str, Exception] = {}

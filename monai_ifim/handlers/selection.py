@@ -53,6 +53,15 @@ class ImageSelection:
         """Whether this process goes through all of its data set, in order."""
         return self._items is not None and self._items.stride == 1
 
+    @property
+    def expected(self) -> int:
+        """How many images of an epoch this process chooses, as far as that is known before."""
+        if self._items is None:
+            most = self.max_images if self.data_set_size is None else min(self.max_images, self.data_set_size)
+            return len(range(process_rank(), most, process_count()))
+        items = (position // max(self._items.images_per_item, 1) for position in self._chosen)
+        return sum((item - self._items.offset) % self._items.stride == 0 for item in items)
+
     def check_names(self, positions: Sequence[int], names: Sequence[str]) -> None:
         """Warn, once, where another image than at an earlier epoch stands at a position: the data set changes."""
         if self.ordered and any(self._names.setdefault(*pair) != pair[1] for pair in zip(positions, names)):

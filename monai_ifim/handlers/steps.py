@@ -20,14 +20,14 @@ def step_of(engine: Evaluator, epoch: int) -> int:
     first that is not the evaluator's epoch.
     """
     # of its own: ignite's metrics have attributes of any name
-    neighbours = [handler for handler in _handlers(engine) if callable(vars(handler).get("global_epoch_transform"))]
+    neighbours = [handler for handler in handlers_of(engine) if callable(vars(handler).get("global_epoch_transform"))]
     in_tensorboard = [handler for handler in neighbours if isinstance(handler, TensorBoardStatsHandler)]
     steps = [handler.global_epoch_transform(epoch) for handler in in_tensorboard or neighbours]
     return next((step for step in steps if step != epoch), epoch)
 
 
-def _handlers(engine: Evaluator) -> Iterator[Any]:
-    """The objects whose methods listen to an engine, behind filters of events too."""
+def handlers_of(engine: Evaluator) -> Iterator[Any]:
+    """The objects whose methods listen to an engine, behind filters of events too; one may come several times."""
     for listed in engine._event_handlers.values():
         for function, *_ in listed:
             handler = getattr(inspect.unwrap(function), "__self__", None)

@@ -22,13 +22,15 @@ from monai_ifim.handlers.keys import BatchKeys
 from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.profile import Profile
+from monai_ifim.handlers.progress_log import ProgressLog
 from monai_ifim.handlers.recorder import Recorder
+from monai_ifim.handlers.short_lines import shorten
 from monai_ifim.interrupts import deferred, safe_point
 from monai_ifim.likelihoods import Dense
 from monai_ifim.model import MemoryWarning, preserve_state
 from monai_ifim.notices import notices_to
 from monai_ifim.results import IFIMResult
-from monai_ifim.statistics import realistic_names, summary_names
+from monai_ifim.statistics import HEADLINE, realistic_names, summary_names
 from monai_ifim.visualize import draw_pictures
 
 Functions = list[tuple[Any, Callable[[Evaluator], None]]]
@@ -134,6 +136,7 @@ class Watcher(Options):
                 network = with_inferer(network, engine) if self.use_inferer and self.window is None else network
                 if before == 0 and self.recorder.cost:
                     engine.logger.info(self.recorder.cost)
+                self.recorder.progress = ProgressLog(engine.logger.info) if process_rank() == 0 else ProgressLog()
                 self.recorder.start(network, engine.state.dataloader, engine.state.epoch_length)
 
     def prepare(self, engine: Evaluator) -> None:
@@ -207,6 +210,12 @@ class Watcher(Options):
             return
         engine.state.metrics.update(metrics)
         engine.state.metric_details.update(self.metric_details)
+        if self.log == "summary" and shorten(engine, metrics, [self.prefix + name for name in HEADLINE]):
+            self.agreement.once(
+                engine.logger.info,
+                "The line of the metrics shows few of iFIM's; engine.state.metrics has all, and TensorBoard with it. "
+                "log: all prints them.",
+            )
         if self.result is None:
             return
         self.result = replace(self.result, epoch=engine.state.epoch, profile=self._times.seconds)
@@ -218,9 +227,12 @@ class Watcher(Options):
                     with self._times.part("figures"):
                         draw_pictures(self.result)  # here, and kept for all who listen
                 with self._times.part("writing"):
+                    self.recorder.progress.expect("handlers that draw and write are done", len(self.listeners))
                     for listener in self.listeners:
                         safe_point()
+                        self.recorder.progress(0)
                         listener(engine, self.result)
+                        self.recorder.progress(1)
         self._times.finish()
         if self.profile:
             engine.logger.info(f"iFIM profile of epoch {engine.state.epoch}\n{self._times.table()}")

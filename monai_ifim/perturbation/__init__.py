@@ -16,6 +16,7 @@ from monai_ifim.perturbation.curves import (
     DEFAULT_STRENGTHS,
     REFERENCE_STRENGTH,
     SensitivityCurves,
+    changes_per_image,
     removal_curves,
     sensitivity_curves,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "TransformDirection",
     "change_along",
     "change_at_unit_strength",
+    "changes_per_image",
     "check_clip",
     "check_fractions",
     "check_strengths",

@@ -39,6 +39,7 @@ from monai_ifim.perturbation.directions import (
     resolve_directions,
 )
 from monai_ifim.perturbation.passes import Passes, Piece, checked_model
+from monai_ifim.progress import Counter, counted
 
 DEFAULT_DIRECTIONS = ("high", "low", "high_image", "low_image", "low_matched", "transfer")
 DEFAULT_STRENGTHS = (0.01, 0.03, 0.1)
@@ -99,6 +100,7 @@ def sensitivity_curves(
     donors: Tensor | None = None,
     positions: Sequence[int] | None = None,
     optional: Sequence[str] = (),
+    show_progress: bool = False,
 ) -> SensitivityCurves:
     """What changes of the images along each direction do to the predictions.
 
@@ -122,6 +124,7 @@ def sensitivity_curves(
             cyclically.
         positions: place of each image in its data set; with the seed it fixes the random numbers. Default 0 to B - 1.
         optional: names of endpoints that are measured where they are asked for only: ``"hausdorff"`` of segmentations.
+        show_progress: draw a bar over the changed images on the standard error stream.
 
     Returns:
         The :class:`SensitivityCurves`. Where memory is short fewer images pass the network at a time, with a warning,
@@ -169,8 +172,8 @@ def sensitivity_curves(
     shared = torch.full((len(steps), batch), -1)
     tables: dict[str, list[pd.DataFrame]] = {direction.name: [] for direction in chosen}
 
-    def perturbed() -> Iterator[Piece]:
-        count = 0
+    def perturbed(count: Counter) -> Iterator[Piece]:
+        passed = 0
         for direction in sorted(chosen, key=lambda one: one.name != "high"):  # whose passes they share
             for draw in range(draws if direction.random else 1):
                 change, norm, causes = change_along(direction, inputs, draw, contrast)
@@ -186,9 +189,10 @@ def sensitivity_curves(
                 step_of_vector = torch.where(along < 0, step ^ 1, step)
                 number = shared[step_of_vector, row].where(along != 0, -1)
                 own = number < 0
-                number[own] = torch.arange(count, count + int(own.sum()))
-                count += int(own.sum())
+                number[own] = torch.arange(passed, passed + int(own.sum()))
+                passed += int(own.sum())
                 shared[step_of_vector[along != 0], row[along != 0]] = number[along != 0]
+                count(sum(of_a_sign) * batch - int(own.sum()))  # those that need no pass of their own
                 table = {
                     "image": row,
                     "direction": direction.name,
@@ -201,7 +205,9 @@ def sensitivity_curves(
                 tables[direction.name].append(pd.DataFrame(table))
                 yield from passes.pieces(change, row[own], steps[step[own]], clip)
 
-    endpoints, predictions, trouble = passes.measure(perturbed())
+    total = batch * changes_per_image(chosen, len(strengths), draws)
+    with counted("sensitivity curves", total, "change", show_progress) as count:
+        endpoints, predictions, trouble = passes.measure(perturbed(count), count)
     passes.batches.warn("sensitivity_curves")
     if passes.unknown_curvature:
         notice(
@@ -239,6 +245,7 @@ def removal_curves(
     reference: float | Tensor = 0.0,
     sigma: float | None = None,
     clip: Sequence[float] | None = None,
+    show_progress: bool = False,
 ) -> pd.DataFrame:
     """What taking a share of one component out of each image does: ``x - t * high`` and ``x - t * low``.
 
@@ -285,12 +292,18 @@ def removal_curves(
             tables.append(pd.DataFrame(table))
             yield from passes.pieces(component, row, step, clip)
 
-    endpoints, _, trouble = passes.measure(perturbed())
+    with counted("removals", 2 * len(steps) * len(kept), "change", show_progress) as count:
+        endpoints, _, trouble = passes.measure(perturbed(), count)
     passes.batches.warn("removal_curves")
     frame = pd.concat([pd.concat(tables, ignore_index=True), endpoints], axis=1)
     frame["size"] = frame["size"].where(np.isfinite(frame["size"]))
     frame = frame if clip is not None else frame.drop(columns="clipped")
     return frame[trouble == ""].reset_index(drop=True)
+
+
+def changes_per_image(directions: Sequence[Direction], strengths: int, draws: int) -> int:
+    """How many changes of an image :func:`sensitivity_curves` measures."""
+    return sum(strengths * len(direction.signs) * (draws if direction.random else 1) for direction in directions)
 
 
 def _sign_along(change: Tensor, vectors: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from monai_ifim.model import Batches, Model, checked_images, is_out_of_memory, p
 from monai_ifim.perturbation.changes import perturb
 from monai_ifim.perturbation.directions import ROUNDINGS, DirectionInputs, lengths, per_image_factor
 from monai_ifim.perturbation.endpoints import measurement
+from monai_ifim.progress import Counter
 
 
 def checked_model(network: Callable | Model, images: Tensor, fisher: InputFisher) -> tuple[Tensor, Model]:
@@ -74,8 +75,11 @@ class Passes:
             moved, clipped = perturb(images, change[row] * step, clip, self.channel_mask)
             yield moved, row, clipped
 
-    def measure(self, pieces: Iterator[Piece]) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
-        """Endpoints and predictions of perturbed images, one row each, and why a row cannot be used, or ``""``."""
+    def measure(self, pieces: Iterator[Piece], count: Counter) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
+        """Endpoints and predictions of perturbed images, one row each, and why a row cannot be used, or ``""``.
+
+        ``count`` is told how many were measured.
+        """
         tables, predictions, trouble = [], [], []
         for outputs, rows, clipped, fits in self._forward(pieces):  # dense outputs of all would not fit into memory
             tables.append(self.measured.after(rows, outputs).assign(clipped=clipped.cpu().numpy()))
@@ -83,6 +87,7 @@ class Passes:
             finite = torch.isfinite(outputs).flatten(1).all(dim=1).cpu().numpy()
             cause = np.where(finite, "", "the outputs for the perturbed image are NaN or infinite")
             trouble.append(np.where(fits.cpu().numpy(), cause, "out of memory at one image"))
+            count(len(rows))
         if not tables:  # every image was left out
             none = torch.zeros(0, dtype=torch.int64, device=self.images.device)
             tables.append(self.measured.after(none, self._outputs[:0]).assign(clipped=0.0))

@@ -30,6 +30,7 @@ from monai_ifim.notices import notice
 from monai_ifim.perturbation.changes import check_clip, image_contrast
 from monai_ifim.perturbation.directions import ROUNDINGS, Direction, DirectionInputs, lengths
 from monai_ifim.perturbation.passes import Passes, Piece, checked_model
+from monai_ifim.progress import Counter, counted
 
 DEFAULT_SEVERITIES = (1, 2, 3, 4, 5)
 ZERO = "the transform changes nothing"
@@ -129,6 +130,7 @@ def realistic_changes(
     clip: Sequence[float] | None = None,
     positions: Sequence[int] | None = None,
     optional: Sequence[str] = (),
+    show_progress: bool = False,
 ) -> pd.DataFrame:
     """What realistic changes of the images do to the predictions, at their own size, by severity.
 
@@ -152,6 +154,7 @@ def realistic_changes(
             the change before clipping.
         positions: place of each image in its data set; with the seed it fixes the random numbers. Default 0 to B - 1.
         optional: names of endpoints that are measured where they are asked for only.
+        show_progress: draw a bar over the changed images on the standard error stream.
 
     Returns:
         One row a change, severity, draw and image, in this order: ``image, change, severity, draw``; ``size`` (root
@@ -181,7 +184,7 @@ def realistic_changes(
     """
     by_severity = resolve_changes(changes, severities)
     images = checked_images(images)
-    fisher = input_fisher(network, images) if fisher is None else fisher
+    fisher = input_fisher(network, images, show_progress=show_progress) if fisher is None else fisher
     images, model = checked_model(network, images, fisher)
     check_clip(clip)
     for name, value, least in (("draws", draws, 1), ("seed", seed, 0)):
@@ -196,14 +199,17 @@ def realistic_changes(
     measured: list[pd.DataFrame] = []
     left_out: list[pd.DataFrame] = []
 
-    def perturbed() -> Iterator[Piece]:
-        for name, severity, transform, draw in _jobs(by_severity, int(draws)):
+    jobs = list(_jobs(by_severity, int(draws)))
+
+    def perturbed(count: Counter) -> Iterator[Piece]:
+        for name, severity, transform, draw in jobs:
             change = restricted(transformed(name, transform, inputs, draw), fisher.channel_mask)
             length = lengths(change.double())
             causes = dict.fromkeys((length == 0).nonzero().flatten().tolist(), ZERO)
             causes |= dict.fromkeys((~torch.isfinite(length)).nonzero().flatten().tolist(), NOT_FINITE)
             causes |= fisher.skipped
             kept = torch.tensor([row for row in range(len(images)) if row not in causes]).long()
+            count(len(causes))
             place = {"change": name, "severity": severity, "draw": draw}
             left_out.append(pd.DataFrame({"image": causes.keys(), **place, "skipped": causes.values()}))
             table = {
@@ -217,7 +223,8 @@ def realistic_changes(
             measured.append(pd.DataFrame(table))
             yield from passes.pieces(change, kept, torch.ones(len(kept), dtype=torch.float64), clip)
 
-    endpoints, _, trouble = passes.measure(perturbed())
+    with counted("realistic changes", len(images) * len(jobs), "change", show_progress) as count:
+        endpoints, _, trouble = passes.measure(perturbed(count), count)
     passes.batches.warn("realistic_changes")
     if passes.unknown_curvature:
         notice(f"The quadratic prediction of some changes is unknown (NaN). {passes.unknown_curvature}")

@@ -29,12 +29,20 @@ from monai_ifim.statistics.realistic import (
     realistic_summary,
     realistic_table,
 )
-from monai_ifim.statistics.summaries import error_ranking, flip_strengths, summarise, summary_names, thresholds
+from monai_ifim.statistics.summaries import (
+    HEADLINE,
+    error_ranking,
+    flip_strengths,
+    summarise,
+    summary_names,
+    thresholds,
+)
 from monai_ifim.statistics.tables import curve_table, per_group, per_image, removal_table
 
 __all__ = [
     "COMPARED",
     "DEFAULT_RESAMPLES",
+    "HEADLINE",
     "LEAST_COUNT",
     "LEAST_EQUIVALENT",
     "MARGINS",

@@ -15,6 +15,12 @@ from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, auc_interval, boo
 from monai_ifim.statistics.tables import cells, image_values, per_group, per_image, truth_and_scores, used_images
 
 _COUPLING_TRANSFER = ("coupling_transfer", "coupling_transfer_ci95_lower", "coupling_transfer_ci95_upper")
+# The numbers to read first, of those that :func:`summarise` gives for the likelihood and the directions.
+HEADLINE = (
+    *_COUPLING_TRANSFER,
+    "log10_lambda_max",
+    *(f"{name}_{direction}" for name in ("flip_rate", "changed", "shift", "kl") for direction in ("high", "transfer")),
+)
 _LOGGED = [point for point in ENDPOINTS.values() if point.logged]
 
 

@@ -97,7 +97,7 @@ def measure(
             model.rows(torch.tensor([number])),
             image,
             rank=rank,
-            progress=progress,
+            show_progress=progress,
             solver=Lanczos() if model.likelihood.many_columns else None,
         )
         parts.append(part)

@@ -692,11 +692,12 @@ def test_pairs_that_did_not_converge_are_told_by_a_warning_with_the_numbers():
 def test_progress_is_shown_on_stderr_if_asked_for_and_else_nothing_is(capsys):
     input_fisher(segmenter(), grids(2), VoxelwiseSoftmax(), rank=1)
     assert capsys.readouterr() == ("", "")
-    fisher = input_fisher(segmenter(), grids(2), VoxelwiseSoftmax(), rank=1, progress=True)
+    fisher = input_fisher(segmenter(), grids(2), VoxelwiseSoftmax(), rank=1, show_progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "iFIM of 2 images" in err
-    assert f"{fisher.products} products" in err
+    assert "iFIM: 100%" in err
+    assert "2/2" in err
+    assert f"product {fisher.products}, residual" in err
     assert "of theta" in err
 
 

@@ -66,6 +66,7 @@ WRONG = [
     ({"temperature": -1.0}, "temperature must be"),
     *[({name: "no"}, f"{name} must be true or false, got 'no'") for name in ("use_inferer", "profile")],
     *[({"on_error": value}, "on_error must be 'raise' or 'continue', got") for value in ("stop", None, True)],
+    *[({"log": value}, "log must be 'summary' or 'all', got") for value in ("none", None, True)],
     *[({"per_image": value}, "per_image must be a list of names and places") for value in ("age", 0, [1.5], [True])],
 ]
 
@@ -139,6 +140,7 @@ NEVER = {
     "seed": whole(0) | st.none(),
     "use_inferer": st.one_of(st.integers(), TEXTS, st.none(), ANYTHING),
     "on_error": st.one_of(TRUTHS, TEXTS, st.none(), ANYTHING),
+    "log": st.one_of(TRUTHS, TEXTS, st.none(), ANYTHING),
     "profile": st.one_of(st.integers(), TEXTS, st.none(), ANYTHING),
 }
 

@@ -138,11 +138,11 @@ def test_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tmp_path
     ]
     known = {"key_val_metric": accuracy() if keyed else None, "val_handlers": [truths, *others]}
     if place == "key":
-        known |= {"key_val_metric": {"ifim_trace": IFIMMetric(energy=0.9)}, "additional_metrics": accuracy()}
+        known |= {"key_val_metric": {"ifim_trace": IFIMMetric(energy=0.9, log="all")}, "additional_metrics": accuracy()}
     elif place == "additional":
-        known["additional_metrics"] = {"ifim": IFIMMetric(energy=0.9)}
+        known["additional_metrics"] = {"ifim": IFIMMetric(energy=0.9, log="all")}
     else:
-        known["val_handlers"].insert(place, IFIMHandler(energy=0.9))
+        known["val_handlers"].insert(place, IFIMHandler(energy=0.9, log="all"))
     validator = evaluator(network, items(images, LABELS), postprocessing=one_hot(), **known)
     engine = trainer(network, validator)
     early.set_trainer(engine)

@@ -48,6 +48,9 @@ def flags(options: dict[str, Any]) -> str:
 
 
 def command(name: str, line: str, folder: Path, **further: Any) -> dict[str, Any]:
+    """One of :func:`run_all`; with an overlay its log has all numbers, unless the line says otherwise."""
+    if re.search(r"configs/ifim(_multi_gpu|_evaluate|_inference)?\.yaml", line) and "ifim#log" not in line:
+        line += flags({"ifim#log": "all"})
     return {"name": name, "line": line, "folder": str(folder), **further}
 
 
