@@ -62,7 +62,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (runs["asked"],) = attached(
         root, "--config_file", "configs/evaluate.yaml", "val_dataset#data=$@train_dataset.data[:2]"
     )
-    done = run_all([command(name, line + flags(LIGHT), root, draw=False) for name, line in runs.items()])
+    done = run_all(
+        [command(name, line + flags({**LIGHT, "ifim#log": "all"}), root, draw=False) for name, line in runs.items()]
+    )
     assert [file for file in root.rglob("*") if file.name == "CANARY"] == []
     return done
 
