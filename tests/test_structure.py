@@ -37,7 +37,7 @@ FRAMEWORKS = {"monai", "ignite", "matplotlib"}
 # Modules of the core that import MONAI's losses and metrics of segmentation, inside the functions that need them only.
 WITH_MONAI = {"monai_ifim.likelihoods.dense", "monai_ifim.perturbation.endpoints.dense"}
 # Private names of torch and MONAI that modules of ours share.
-FOREIGN = {"_modules", "_do_transform"}
+FOREIGN = {"_modules", "_do_transform", "_writer"}
 HEADER = "# SPDX-FileCopyrightText: monai_ifim contributors\n# SPDX-License-Identifier: Apache-2.0\n"
 
 
