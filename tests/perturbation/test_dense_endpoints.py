@@ -215,7 +215,7 @@ def test_no_rows_give_an_empty_table_of_the_same_columns(kind):
 
 @KINDS
 def test_endpoints_of_segmentations_stand_in_the_order_of_display(kind):
-    shared = ["size", "kl", "kl_quadratic", "kl_ratio"]
+    shared = ["size", "share", "share_random", "kl", "kl_quadratic", "kl_ratio"]
     own = ["changed", "volume_change", "overlap", "dice", "dice_drop", "near_boundary", "hausdorff"]
     assert [point.name for point in endpoints_of(kind())] == [*shared, *own, "clipped"]
     assert all(ENDPOINTS[point.name] is point for point in endpoints_of(kind()))
