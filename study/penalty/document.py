@@ -104,7 +104,8 @@ class _Found:
     def __init__(self, folder: Path) -> None:
         tables = read_tables(folder)
         self.runs, self.measured = tables["runs"], tables["measured"]
-        self.verdicts = verdicts(tables["differences"])
+        judged = verdicts(tables["differences"])
+        self.verdicts = judged[judged.seeds == len(SEEDS)]
         own = self.verdicts.problem == SHORTCUT
         # of the shortcut, whose test images deceive the network, only what tells of it
         self.ordinary = self.verdicts[~own]
@@ -220,11 +221,13 @@ def _budgets(found: _Found) -> str:
 
 def _missing(found: _Found) -> str:
     lines = [f"{_title(name)} is missing." for name in PROBLEMS if name not in found.problems]
-    for problem in found.problems:
-        for method in METHODS:
-            runs = found.chosen[(found.chosen.problem == problem) & (found.chosen.method == method)]
-            if 0 < len(runs) < len(SEEDS):
-                lines.append(f"{METHODS[method].title} on {_title(problem)} has {len(runs)} of {len(SEEDS)} seeds.")
+    seeds = found.chosen.groupby(["problem", "method"], sort=False).seed.nunique()
+    few = seeds[seeds < len(SEEDS)]
+    for (problem, count), part in few.groupby(["problem", few], sort=False):
+        names = "; ".join(METHODS[name].title for name in METHODS if (problem, name) in part.index)
+        lines.append(f"{_title(problem)} has {count} of {len(SEEDS)} seeds of {names}.")
+    if len(few):
+        lines.append("What has fewer seeds is shown, and counts in no answer.")
     return " ".join(lines) or "Nothing that was planned is missing."
 
 

@@ -388,7 +388,8 @@ def test_tables_and_document_come_from_what_is_kept(tmp_path, monkeypatch):
     text = (tmp_path / "cure.md").read_text()
     assert "{" not in text
     assert "PneumoniaMNIST is missing" in text
-    assert "2 of 3 seeds" in text
+    assert "shortcut has 2 of 3 seeds of no penalty; Gaussian noise; trace penalty." in " ".join(text.split())
+    assert ") ▲ |" not in text  # no verdict from fewer seeds
 
 
 def test_the_document_has_the_numbers_of_the_tables_rounded_once(tmp_path):
