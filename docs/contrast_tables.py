@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 
+import pandas as pd
 import torch
 from monai.networks.nets import UNet
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from monai_ifim import contrast_directions, input_fisher, sensitivity_curves
 from monai_ifim.data import SignalDetectionDataset, SignalDetectionTask
 from monai_ifim.perturbation import DirectionFunction
+from monai_ifim.statistics import bootstrap_interval
 
 SIDE, STEPS, IMAGES = 20, 400, 64
 STRENGTHS = (0.0001, 0.001, 0.03)
@@ -57,7 +59,7 @@ def rounded(network: nn.Module, bits: int) -> nn.Module:
 
 
 def row(name: str, network: nn.Module, other: nn.Module, images: Tensor, damping: float) -> str:
-    """Medians over the images of what is found for two networks, as a row of the table."""
+    """Medians over the images of what is found for two networks, with intervals, as a row of the table."""
     networks = (network, other)
     spectra = [input_fisher(each, images) for each in networks]
     contrast = contrast_directions(spectra[0], spectra[1], damping)
@@ -67,13 +69,19 @@ def row(name: str, network: nn.Module, other: nn.Module, images: Tensor, damping
     ]
     curves = [sensitivity_curves(each, images, fisher, rules, STRENGTHS) for each, fisher in zip(networks, spectra)]
     measured = [each.to_frame().groupby(["direction", "strength", "image"]).kl.mean() for each in curves]
-    kl = (measured[0] / measured[1]).groupby(["direction", "strength"]).median()
+    kl = measured[0] / measured[1]
     with torch.no_grad():
         agree = (network(images).argmax(1) == other(images).argmax(1)).double().mean()
-    local = (contrast.sensitivity_a / contrast.sensitivity_b)[:, 0].median()
-    numbers = [contrast.ratios[:, 0].median(), local, *(kl["contrast", strength] for strength in STRENGTHS)]
-    cells = [name, f"{agree:.2f}", f"{damping:g}", *(f"{float(number):.3g}" for number in numbers)]
-    return "| " + " | ".join([*cells, f"{kl['leading', STRENGTHS[-1]]:.3g}"]) + " |"
+    local = (contrast.sensitivity_a / contrast.sensitivity_b)[:, 0]
+    values = [contrast.ratios[:, 0], local, *(kl["contrast", strength] for strength in STRENGTHS)]
+    cells = [name, f"{agree:.2f}", f"{damping:g}", *map(median, [*values, kl["leading", STRENGTHS[-1]]])]
+    return "| " + " | ".join(cells) + " |"
+
+
+def median(values: Tensor | pd.Series) -> str:
+    """Of values of images, with its 95 % bootstrap interval."""
+    found = bootstrap_interval(values, "median")
+    return f"{found.value:.3g} ({found.low:.3g} to {found.high:.3g})"
 
 
 def segmentation(damping: float) -> str:
