@@ -207,7 +207,7 @@ def test_the_figure_is_drawn_in_tensorboard_too(tmp_path):
         figures: dict = {}
 
         def __getattr__(self, name):
-            return lambda tag, *args, **options: self.figures.setdefault(tag, name)
+            return lambda tag, *args, **options: self.figures.setdefault(str(tag), name)
 
     ifim = IFIMHandler(realistic={"blur": {1: GaussianSmooth(1.0)}}, **LIGHT)
     run(classifier(), [ifim, IFIMFigureHandler(ifim, summary_writer=Writer())])
