@@ -32,8 +32,10 @@ from study.training import logits_of, trained_network
 __all__ = ["READERS", "measured_cell", "source_digest"]
 
 # Code that only reads what was measured, and chapters of their own: a new word in the document measures nothing anew.
-READERS = ("__main__", "agreement", "claims", "collecting", "document", "figures", "processes", "running", "summary")
-READERS += ("cohort", "verdicts")
+READERS = (
+    *("__main__", "agreement", "claims", "collecting", "document", "figures", "processes", "running", "summary"),
+    *("cohort", "verdicts"),
+)
 _EXAMPLES = 3
 
 
