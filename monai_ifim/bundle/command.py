@@ -116,7 +116,7 @@ def attach_to_bundle(
     if present and not force and not dry_run:
         raise FileExistsError(
             f"{', '.join(map(shown, present))} is there already, and nothing was written. Use --force to overwrite, "
-            "--output to write elsewhere, or --dry_run to see what would be written."
+            "--output to write elsewhere, or --dry-run to see what would be written."
         )
     if not dry_run:
         write_all({target: overlay.text() for target, overlay in zip(targets, made)})

@@ -18,6 +18,7 @@ _COUPLING_TRANSFER = ("coupling_transfer", "coupling_transfer_ci95_lower", "coup
 # The numbers to read first, of those that :func:`summarise` gives for the likelihood and the directions.
 HEADLINE = (
     *_COUPLING_TRANSFER,
+    "reference_cosine",
     "log10_lambda_max",
     *(f"{name}_{direction}" for name in ("flip_rate", "changed", "shift", "kl") for direction in ("high", "transfer")),
 )
