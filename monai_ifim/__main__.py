@@ -20,6 +20,7 @@ _LIKELIHOODS = (
     *("softmax", "sigmoid", "gaussian"),
     *("voxelwise_softmax", "voxelwise_sigmoid", "pooled_softmax", "pooled_sigmoid"),
 )
+_FOLDER = "the folder that a run with the overlay wrote, <output_dir>/ifim"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="make one HTML page of the folder that IFIMSaver wrote",
         description="Make one self-contained HTML page of the folder that IFIMSaver wrote, and print where it is.",
     )
-    report.add_argument("folder", metavar="FOLDER", help="the folder that IFIMSaver wrote")
+    report.add_argument("folder", metavar="FOLDER", help=_FOLDER)
     report.add_argument("--output", metavar="FILE", help="the page; default FOLDER/report.html")
     report.set_defaults(command=_report, further=False)
 
@@ -103,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "stated beforehand; write a page, JSON and CSV. Exit status: 0 when no criterion fails, 1 when one does, 2 "
         "when the input cannot be used.",
     )
-    compare.add_argument("reference", metavar="RUN_A", help="the folder of the reference, such as the released model")
-    compare.add_argument("new", metavar="RUN_B", help="the folder of the new model")
+    compare.add_argument("reference", metavar="RUN_A", help=f"{_FOLDER}, of the reference, such as the released model")
+    compare.add_argument("new", metavar="RUN_B", help=f"{_FOLDER}, of the new model")
     compare.add_argument("--criteria", metavar="FILE", help="YAML or JSON, see docs/compare.md; default the package's")
     compare.add_argument(
         "--output", metavar="FOLDER", default="ifim_comparison", help="where the files are put; default %(default)s"
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "there are, which images are alike and whether strata differ; write a self-contained HTML page, and the "
         "numbers beside it as JSON.",
     )
-    cohort.add_argument("folder", metavar="RUN", help="the folder that IFIMSaver wrote")
+    cohort.add_argument("folder", metavar="RUN", help=_FOLDER)
     cohort.add_argument(
         "--metadata", metavar="TABLE.csv", help="a row an image, with the column name and further ones, such as site"
     )
