@@ -37,9 +37,12 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
     All three are complete before any is put into its place.
 
     Raises:
+        ValueError: When the folder has the name of a file.
         OSError: When one cannot be written; what was there before stays.
     """
     folder = Path(folder)
+    if folder.suffix in (".html", ".json", ".csv"):
+        raise ValueError(f"{folder} has the name of a file; give the folder in which comparison.html is to stand.")
     folder.mkdir(parents=True, exist_ok=True)
     rows = comparison.criteria.drop(columns=["failed", "fails_on", "reason"])
     files = {

@@ -201,7 +201,7 @@ class Recorder:
         lending = self.agreement.gathered(lambda: lenders(self.parts))
         directions = leading_directions({at: vector for lent in lending for at, (_, vector) in lent.items()})
         donors, seen, options = donors_among(lending), self.selection.seen, self.options
-        self.progress.expect("changed images measured", self._changes_per_image * self._waiting)
+        self.progress.expect("changes of the chosen images predicted", self._changes_per_image * self._waiting)
         with progress_to(self.progress):
             measured = Measured.joined(
                 self.agreement.gathered(

@@ -227,7 +227,7 @@ class Watcher(Options):
                     with self._times.part("figures"):
                         draw_pictures(self.result)  # here, and kept for all who listen
                 with self._times.part("writing"):
-                    self.recorder.progress.expect("handlers that draw and write are done", len(self.listeners))
+                    self.recorder.progress.expect("handlers have drawn and written", len(self.listeners))
                     for listener in self.listeners:
                         safe_point()
                         self.recorder.progress(0)

@@ -137,3 +137,10 @@ def test_a_page_that_cannot_be_written_leaves_the_old_files(tmp_path: Path, monk
     with pytest.raises(OSError, match="no space left"):
         write_comparison(comparison, tmp_path / "out")
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_folder_with_the_name_of_a_page_is_refused_before_anything_is_written(tmp_path: Path):
+    folder = write_run(tmp_path / "a")
+    with pytest.raises(ValueError, match="has the name of a file; give the folder"):
+        write_comparison(compare_runs(folder, folder), tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
