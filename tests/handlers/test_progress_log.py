@@ -35,9 +35,11 @@ def said(route, caplog, monkeypatch, seconds_a_step):
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_long_evaluation_says_how_far_it_is_up_to_the_end(route, caplog, monkeypatch):
     lines = said(route, caplog, monkeypatch, 11.0)
-    found = [re.fullmatch(r"iFIM: (\d+) of (\d+) (chosen|changed) images measured", line) for line in lines]
-    counts = {kind: [(int(one[1]), int(one[2])) for one in found if one[3] == kind] for kind in ("chosen", "changed")}
-    for kind, total in (("chosen", 6), ("changed", CHANGED)):
+    kinds = {"chosen images measured": 6, "changes of the chosen images predicted": CHANGED}
+    found = [re.fullmatch(r"iFIM: (\d+) of (\d+) (.*)", line) for line in lines]
+    assert {one[3] for one in found} == set(kinds)
+    counts = {kind: [(int(one[1]), int(one[2])) for one in found if one[3] == kind] for kind in kinds}
+    for kind, total in kinds.items():
         done = [one for one, _ in counts[kind]]
         assert {whole for _, whole in counts[kind]} == {total}
         assert done == sorted(done)
