@@ -27,6 +27,24 @@ _WORTH_TRYING_PASSES, _WORTH_TRYING_SECONDS = 3.0, 0.3
 _TRIALS = 2  # of forward mode, the first of which may import
 
 
+def input_gradient(outputs: Tensor, inputs: Tensor, cotangents: Tensor, **options: bool) -> Tensor:
+    """``J^T u`` of outputs that hang on the inputs, by one backward pass with the options of torch.autograd.grad.
+
+    Raises:
+        ValueError: When the outputs do not depend differentiably on the inputs, or a part of the network runs under
+            re-entrant checkpointing.
+    """
+    try:
+        (gradient,) = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, **options)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ValueError(REENTRANT) from error
+    if gradient is None:
+        raise ValueError(NO_GRADIENT)
+    return gradient
+
+
 class Linearisation:
     """The outputs of a model at some images, and products with their Jacobian; made by :meth:`Model.linearised`.
 
@@ -94,21 +112,13 @@ class Linearisation:
         pieces = cotangents.to(outputs.dtype).split(self.chunk_size)
         for number, piece in enumerate(pieces, start=1):
             together = len(piece) > 1
-            try:
-                (gradient,) = torch.autograd.grad(
-                    outputs,
-                    inputs,
-                    piece if together else piece[0],
-                    retain_graph=not (last or self._low_memory) or number < len(pieces),
-                    allow_unused=True,
-                    is_grads_batched=together,
-                )
-            except RuntimeError as error:
-                if "use_reentrant" not in str(error):
-                    raise
-                raise ValueError(REENTRANT) from error
-            if gradient is None:
-                raise ValueError(NO_GRADIENT)
+            gradient = input_gradient(
+                outputs,
+                inputs,
+                piece if together else piece[0],
+                retain_graph=not (last or self._low_memory) or number < len(pieces),
+                is_grads_batched=together,
+            )
             if self._low_memory and number == len(pieces):
                 self._graph = None
                 del inputs, outputs
@@ -204,10 +214,7 @@ class Linearisation:
         if self._slope is None:
             inputs, outputs = self._built()
             weights = _weights(outputs).clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(outputs, inputs, weights, create_graph=True, allow_unused=True)
-            if gradient is None:
-                raise ValueError(NO_GRADIENT)
-            self._slope, self._checked = (weights, gradient), False
+            self._slope, self._checked = (weights, input_gradient(outputs, inputs, weights, create_graph=True)), False
         return self._slope
 
     def _jvp_backward(self, directions: Tensor) -> Tensor:

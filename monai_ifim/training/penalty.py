@@ -44,9 +44,10 @@ from monai_ifim.model import (
     varied,
     varied_channels,
 )
-from monai_ifim.model.linearisation import NO_GRADIENT, REENTRANT
+from monai_ifim.model.linearisation import NO_GRADIENT, input_gradient
 from monai_ifim.model.state import plain_arithmetic
 from monai_ifim.perturbation import REFERENCE_STRENGTH, image_contrast
+from monai_ifim.perturbation.directions import per_image_factor
 
 Kind = Literal["trace", "largest"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -256,7 +257,7 @@ class _Graph:
         cotangents = self.factor.times(weights)
         # of unit size, so that the product does not underflow where the network is sure
         sizes = cotangents.detach().abs().flatten(1).amax(dim=1).clamp(min=_TINY)
-        gradient = self._vjp(cotangents / _beside(sizes, cotangents), create_graph=True)
+        gradient = self._vjp(cotangents / per_image_factor(sizes, cotangents), create_graph=True)
         return gradient.flatten(1).square().sum(dim=1, dtype=torch.float64) * sizes.square()
 
     def leading_weights(self) -> Tensor:
@@ -293,24 +294,6 @@ class _Graph:
         return pairs.vectors[:, 0].double()
 
     def _vjp(self, cotangents: Tensor, create_graph: bool = False) -> Tensor:
-        try:
-            (gradient,) = torch.autograd.grad(
-                self.outputs,
-                self.images,
-                cotangents.to(self.outputs.dtype),
-                retain_graph=True,
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            raise ValueError(REENTRANT) from error
-        if gradient is None:
-            raise ValueError(NO_GRADIENT)
+        cotangents = cotangents.to(self.outputs.dtype)
+        gradient = input_gradient(self.outputs, self.images, cotangents, retain_graph=True, create_graph=create_graph)
         return restricted(plain_tensor(gradient), self.channel_mask)
-
-
-def _beside(values: Tensor, others: Tensor) -> Tensor:
-    """Values (B,) with as many axes as others (B, ...)."""
-    return values.view(-1, *[1] * (others.ndim - 1))
