@@ -26,7 +26,7 @@ from benchmarks.many_classes import CLASS_SIZES, GRAM, QUICK_CLASS_SIZES, SOLVER
 from benchmarks.measure import in_rounds
 from benchmarks.memory import peak_memory_of
 from benchmarks.methods import FLOOR
-from benchmarks.readme import insert
+from benchmarks.readme import publish
 from benchmarks.segmentation import DENSE_SIZES, QUICK_SIZES, DenseSize, DenseTask, build_task, dice
 from benchmarks.table import describe_machine, markdown_table, ratios, spread
 
@@ -287,11 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     environment = describe_environment("cpu", options.threads)
     tables = dense_tables(records, environment)
     written = {"environment": environment, "sizes": records}
-    (options.output / "dense.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-    (options.output / "dense.md").write_text(tables + "\n", encoding="utf-8")
-    print(tables)
-    if options.readme is not None:
-        insert(options.readme, options.output.name, tables)
+    publish("dense", written, tables, options.output, options.readme)
 
 
 def _measured(sizes: Sequence[DenseSize | Cell], options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from benchmarks.cells import Cell
 from benchmarks.environment import describe_environment
 from benchmarks.problems import Problem, build_problem
-from benchmarks.readme import insert
+from benchmarks.readme import publish
 from benchmarks.table import describe_machine, markdown_table
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMSaver
 from monai_ifim.model import default_batch_size
@@ -159,12 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure = (options.rounds, options.images, options.data_set, options.device, progress)
     records = [measure_handler(cell, *measure) for cell in progress]
     table = handler_table(records)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "handler.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    (options.output / "handler.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
-    if options.readme is not None:
-        insert(options.readme, options.output.name, table)
+    publish("handler", records, table, options.output, options.readme)
 
 
 if __name__ == "__main__":

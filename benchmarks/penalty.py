@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.environment import describe_environment
-from benchmarks.readme import insert
+from benchmarks.readme import publish
 from benchmarks.table import describe_machine, markdown_table
 from monai_ifim.handlers import FisherPenaltyHandler
 from monai_ifim.likelihoods import LikelihoodName
@@ -187,12 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure_steps(name, size, options.rounds, options.steps, options.device, progress) for name, size in progress
     ]
     table = penalty_table(records)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "penalty.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    (options.output / "penalty.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
-    if options.readme is not None:
-        insert(options.readme, options.output.name, table)
+    publish("penalty", records, table, options.output, options.readme)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
-__all__ = ["insert"]
+__all__ = ["insert", "publish"]
 
 
 def insert(readme: Path, name: str, text: str, chart: Path | None = None) -> None:
@@ -32,3 +34,27 @@ def insert(readme: Path, name: str, text: str, chart: Path | None = None) -> Non
     if not pattern.search(before):
         raise ValueError(f"{readme} has no place for the tables. Put the two lines '{begin}' and '{end}' there.")
     readme.write_text(pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", before), encoding="utf-8")
+
+
+def publish(
+    name: str, records: Any, tables: str, output: Path, readme: Path | None = None, chart: Path | None = None
+) -> None:
+    """Write a benchmark's records and tables into a folder, print the tables, and put them into a README.
+
+    Args:
+        name: of the benchmark, of both files.
+        records: what JSON can hold.
+        tables: Markdown.
+        output: the folder, made where it is not there; its name is that of the place in the README.
+        readme: the file with that place; None for none.
+        chart: a picture to show above the tables there.
+
+    Raises:
+        ValueError: When the README has no such place.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{name}.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    (output / f"{name}.md").write_text(tables + "\n", encoding="utf-8")
+    print(tables)
+    if readme is not None:
+        insert(readme, output.name, tables, chart)

@@ -8,14 +8,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.cells import Cell
 from benchmarks.chart import draw_scaling
 from benchmarks.methods import FLOOR, OURS
-from benchmarks.readme import insert
+from benchmarks.readme import publish
 from benchmarks.record import add_options, chosen_methods, measured_cells, print_estimates, settings_from
 from benchmarks.table import CLOCKS, clock_of, describe_machine, markdown_table, summary
 
@@ -89,13 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for title, grows, sizes in panels
     }
     tables = scaling_tables(shown)
-    (options.output / "scaling.json").write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
-    (options.output / "scaling.md").write_text(tables + "\n", encoding="utf-8")
     chart = options.output / "scaling.png"
     draw_scaling(shown, chart)
-    print(tables)
-    if options.readme is not None:
-        insert(options.readme, options.output.name, tables, chart)
+    publish("scaling", shown, tables, options.output, options.readme, chart)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 
 from benchmarks.cells import FULL_CELLS, chosen_cells
 from benchmarks.chart import draw_speed
 from benchmarks.methods import METHODS
-from benchmarks.readme import insert
+from benchmarks.readme import publish
 from benchmarks.record import add_options, chosen_methods, measured_cells, print_estimates, settings_from
 from benchmarks.table import speed_tables
 
@@ -44,13 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     tables = speed_tables(records)
-    (options.output / "speed.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    (options.output / "speed.md").write_text(tables + "\n", encoding="utf-8")
     chart = options.output / "speed.png"
     draw_speed(records, chart)
-    print(tables)
-    if options.readme is not None:
-        insert(options.readme, options.output.name, tables, chart)
+    publish("speed", records, tables, options.output, options.readme, chart)
 
 
 if __name__ == "__main__":
