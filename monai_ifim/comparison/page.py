@@ -21,7 +21,7 @@ from monai_ifim.statistics import COMPARED, LEAST_COUNT, LEAST_EQUIVALENT, compa
 from monai_ifim.visualize import plot_differences, plot_verdicts
 from monai_ifim.visualize.alternatives import differences_text, verdicts_text
 from monai_ifim.visualize.page import render_page, write_together
-from monai_ifim.visualize.wording import subject
+from monai_ifim.visualize.wording import endpoint_words, is_segmented, subject
 
 _MOST_NAMES = 20
 _FORMAT = 1
@@ -67,7 +67,9 @@ def page(comparison: Comparison) -> str:
         "not_asked": comparison.not_asked,
         "rows": _records(comparison.differences),
         "words": {
-            name: point.words for name, point in COMPARED.items() if name in set(comparison.differences.endpoint)
+            name: endpoint_words(point, is_segmented(comparison.differences))
+            for name, point in COMPARED.items()
+            if name in set(comparison.differences.endpoint)
         },
         "named": {who: _named(run) for who, run in runs.items()},
         "alts": {

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from monai_ifim.results import ResultTables
-from monai_ifim.visualize.wording import as_number, as_percent
+from monai_ifim.visualize.wording import as_number, as_percent, is_segmented
 
 # An endpoint, and what a change does by it, before and behind the number; behind that of another image's pattern.
 _EFFECTS = {
     "changed": ("changes the class of", " of the voxels", "of"),
-    "flip_rate": ("flips", " of the decisions", ""),
+    "flip_rate": ("flips", " of the decisions, a mean over its two signs", ""),
     "shift": ("moves the outputs by", ", in their own units", "by"),
     "kl": ("moves the prediction by", " nats of KL divergence", "by"),
 }
@@ -52,8 +52,9 @@ def finding(tables: ResultTables) -> str:
     Of segmentations that is Dice where there are labels, else the voxels that change; of classifiers the decisions, of
     regression the outputs. Intervals of Dice are those of its drop, in pairs, since cases differ more than changes do.
     """
-    segmented = "changed" in set(tables.curves.endpoint)
-    thing, another = ("case", "another case's") if segmented else ("image", "another image's")
+    thing, another = ("image", "another image's")
+    if is_segmented(tables.curves):
+        thing, another = ("case", "another case's")
     size = as_percent(tables.strength)
     start = f"A change of {size} of the contrast along the most sensitive pattern of each {thing}"
     found = _dice(tables) or _effect(tables)

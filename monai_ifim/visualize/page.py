@@ -99,6 +99,7 @@ def _template(name: str) -> jinja2.Template:
     environment.filters |= {"number": wording.as_number, "percent": wording.as_percent, "file_name": _file_name}
     environment.filters |= {"p_value": wording.as_p_value, "factor": wording.as_factor}
     environment.globals |= {"interval": wording.as_interval, "threshold": wording.as_strength, "endpoints": ENDPOINTS}
+    environment.globals |= {"endpoint_words": wording.endpoint_words}
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # no script runs but this one, whatever a name in the tables may hold

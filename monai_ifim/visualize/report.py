@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from monai_ifim.perturbation import ENDPOINTS
+from monai_ifim.perturbation import DIRECTIONS, ENDPOINTS, Endpoint
 from monai_ifim.results import ResultTables, read_at_once, read_tables
 from monai_ifim.statistics import MARGINS, bootstrap_interval, breaking_points, per_group
 from monai_ifim.visualize import alternatives, wording
@@ -25,6 +25,14 @@ _LISTED_CASES = 500
 _PRINTED_CASES = 9
 # Bootstrap intervals of fewer values cover clearly less than they say.
 _FEW = 20
+
+
+class _Tile(NamedTuple):
+    """A headline number: what it is called, the number with its interval, and one sentence about it."""
+
+    name: str
+    number: str
+    text: str
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
@@ -59,7 +67,8 @@ def _content(tables: ResultTables) -> dict[str, Any]:
     styles = direction_styles(tables.perturbed.direction)
     directions = {name: _direction(tables, name, style.colour) for name, style in styles.items()}
     numbers = {name for direction in directions.values() for name in direction["numbers"]}
-    unperturbed = tables.curves[tables.curves.direction == "unperturbed"].to_dict("records")
+    rows = tables.curves[tables.curves.direction == "unperturbed"].to_dict("records")
+    unperturbed = {row["endpoint"]: row for row in rows}
     # of decisions there is a right and a wrong, of numbers a size
     outcomes = [point for point in ENDPOINTS.values() if point.unperturbed and point.column in tables.images]
     by_flip = None
@@ -68,6 +77,7 @@ def _content(tables: ResultTables) -> dict[str, Any]:
     return {
         **{name: getattr(tables, name) for name in ("summary", "strength", "tested", "unit")},
         "finding": finding(tables),
+        "tiles": _tiles(tables, directions.get("high"), unperturbed),
         "subject": wording.subject(summary),
         "data": wording.data_name(tables.images.name),
         "alts": _alternatives(tables),
@@ -77,13 +87,15 @@ def _content(tables: ResultTables) -> dict[str, Any]:
         "outcomes": outcomes,
         "labels": any(used[point.column].notna().any() for point in outcomes),
         "decisions": "flip_strength" in tables.images,
-        "segmented": "changed" in set(tables.curves.endpoint),
+        "segmented": wording.is_segmented(tables.curves),
+        "own": set(directions) - {*DIRECTIONS, "loss_gradient"},
+        "same": _same_as_high(tables) & set(directions),
         "columns": set(tables.images),
         "directions": directions,
         # the columns of the table at the reference strength
         "shown": [point for point in ENDPOINTS.values() if point.logged and point.name in numbers],
         "measured": set(tables.curves.endpoint),
-        "unperturbed": {row["endpoint"]: row for row in unperturbed},
+        "unperturbed": unperturbed,
         "controls": _controls(tables),
         "coupling": _coupling(tables),
         "locality": wording.locality_verdict(
@@ -102,6 +114,54 @@ def _content(tables: ResultTables) -> dict[str, Any]:
         "printed_cases": _PRINTED_CASES,
         "not_listed": max(0, len(tables.images) - _LISTED_CASES),
     }
+
+
+def _tiles(tables: ResultTables, high: dict[str, Any] | None, unperturbed: dict[str, Any]) -> list[_Tile]:
+    """The headline numbers along high at the reference strength, that against another image's direction first."""
+    metrics, tiles = tables.summary["metrics"], []
+    if metrics.get("coupling_transfer") is not None:
+        ends = (metrics.get(f"coupling_transfer_ci95_{end}") for end in ("lower", "upper"))
+        text = f"the KL divergence is {wording.as_factor(metrics['coupling_transfer'])} that along another image's "
+        text += f"direction (median over {tables.unit}); the number is the log10 of this, and 0 is no difference"
+        tiles.append(_Tile("Transfer coupling", wording.as_interval(metrics["coupling_transfer"], *ends), text))
+    if high is None:
+        return tiles
+    for name, point in ENDPOINTS.items():
+        row = high["numbers"].get(name)
+        if row is None or not point.logged or np.isnan(row["value"]):
+            continue
+        text = wording.endpoint_words(point, wording.is_segmented(tables.curves))
+        if name in unperturbed:
+            text += f"; without the change {_of_endpoint(point, unperturbed[name])}"
+        if name == "flip_rate":
+            text += "; a mean over both signs of the change, of which often one flips and one does not"
+        tiles.append(_Tile(point.title, _of_endpoint(point, row) + " nats" * (point.unit == "nats"), text))
+        if name == "flip_rate":
+            tiles += _flips_by_one_sign(tables, high)
+    return tiles
+
+
+def _flips_by_one_sign(tables: ResultTables, high: dict[str, Any]) -> list[_Tile]:
+    """What the flip rate, a mean over both signs, does not say: how many decisions at least one of them flips."""
+    flipped = (tables.used.set_index("image").flip_strength <= tables.strength * (1 + 1e-9)).astype(float)
+    share = bootstrap_interval(per_group(flipped, tables.images), seed=int(tables.summary["seed"]))
+    number = wording.as_interval(share.value, share.low, share.high, percent=True)
+    text = "so large must the change be for one of its signs to flip half of the decisions"
+    return [
+        _Tile(
+            "Flipped by one of the signs", number, "share of the images of which at least one sign flips the decision"
+        ),
+        _Tile("Strength that flips half", wording.as_strength(high["half_flip"], tables.tested), text),
+    ]
+
+
+def _of_endpoint(point: Endpoint, row: dict[str, Any]) -> str:
+    return wording.as_interval(row["value"], row["low"], row["high"], point.percent)
+
+
+def _same_as_high(tables: ResultTables) -> set[str]:
+    """Directions that are high itself: with one eigenvector, as of two classes, the image's own high component."""
+    return {"high_image"} if len(tables.used) and (tables.used["rank"] == 1).all() else set()
 
 
 def _alternatives(tables: ResultTables) -> dict[str, str]:
@@ -160,7 +220,8 @@ def _ordered(comparisons: pd.DataFrame) -> pd.DataFrame:
 def _controls(tables: ResultTables) -> list[dict[str, Any]]:
     """Each control's verdict at the reference strength and its ratios at the others; those that tell most first."""
     controls = []
-    by_kl = _ordered(tables.comparisons[tables.comparisons.endpoint == "kl"])
+    told = (tables.comparisons.endpoint == "kl") & ~tables.comparisons.control.isin(_same_as_high(tables))
+    by_kl = _ordered(tables.comparisons[told])
     for control, rows in by_kl.groupby("control", sort=False):
         here = np.isclose(rows.strength, tables.strength, atol=0)
         if not here.any():

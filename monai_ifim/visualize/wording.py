@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from monai_ifim.perturbation import DIRECTIONS, Direction, LossGradient
+from monai_ifim.perturbation import DIRECTIONS, Direction, Endpoint, LossGradient
 from monai_ifim.statistics import Interval
 
 _NONE, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -157,6 +157,22 @@ def data_name(names: Iterable[str]) -> str:
         return ""
 
 
+def is_segmented(curves: pd.DataFrame) -> bool:
+    """Whether a table of curves is of segmentations, which have changed voxels."""
+    return "changed" in set(curves.endpoint)
+
+
+def endpoint_words(point: Endpoint, segmented: bool) -> str:
+    """What an endpoint is, for the task at hand: of segmentations, KL divergences are per voxel.
+
+    Example:
+        >>> from monai_ifim.perturbation import ENDPOINTS
+        >>> endpoint_words(ENDPOINTS["kl"], segmented=True)
+        'KL divergence from the prediction to the one after the change, per voxel'
+    """
+    return f"{point.words}, per voxel" if segmented and point.unit == "nats" else point.words
+
+
 def direction_words(name: str) -> str:
     """What a direction is, in a sentence, by its name.
 
@@ -211,33 +227,34 @@ def control_verdict(row: pd.Series, unit: str) -> Verdict:
         text = f"There is no interval for high against {control}: {row['count']:g} {unit} have both."
         return Verdict("open", "Cannot be judged", "", text)
     number = f"{as_factor(ratio)} ({as_factor(low).removesuffix(' times')} to {as_factor(high).removesuffix(' times')})"
+    short = f"{number} the KL divergence"
     found = f"the KL divergence along high is {number} that along {control} (median of pairs with its 95 % interval; "
     found += f"{row['count']:g} {unit}; Wilcoxon {as_p_value(row.holm_p)} after Holm's correction)."
     if control in _SAME_DIRECTION:
         text = f"{_SAME_DIRECTION[control]} With one eigenvector it is the same direction, so that a ratio of 1 is "
         text += f"expected: {found}"
-        return Verdict("neutral", "For information", number, text)
+        return Verdict("neutral", _SAME_LABEL[control], short, text)
     if control not in (*_BY_CONSTRUCTION, "transfer"):
         text = f"A direction of the user's own, which is neither for nor against the claim: {found}"
-        return Verdict("neutral", "For information", number, text)
+        return Verdict("neutral", "A direction of your own", short, text)
     if low > 0 and control in _BY_CONSTRUCTION:
-        return Verdict("check", "True by construction", number, f"As it must be: {found} {_BY_CONSTRUCTION[control]}")
+        return Verdict("check", "True by construction", short, f"As it must be: {found} {_BY_CONSTRUCTION[control]}")
     if low > 0:
         text = f"The image's own direction moves the prediction more than that of another image: {found} The other "
         text += f"image's direction keeps {as_percent(10**-ratio)} of the effect. To second order no direction beats "
         text += "the leading eigenvector, so that a ratio above 1 is expected: its size is what counts."
         if 10**-low > _MATERIAL:
-            return Verdict("neutral", "Mostly common to the images, as may be by construction", number, text)
-        return Verdict("for", "Supports the claim", number, text)
+            return Verdict("neutral", "Another image's direction keeps most of the effect", short, text)
+        return Verdict("for", "Supports the claim", short, text)
     if control in _BY_CONSTRUCTION and control != "low_matched":
         text = f"By construction high must beat {control} as long as the change is small. It does not: {found} The "
         text += "change may be too large for the local picture, or the effects may be of the size of rounding."
-        return Verdict("against", "The check of the arithmetic fails", number, text)
+        return Verdict("against", "The check of the arithmetic fails", short, text)
     if high < 0:
         text = f"A change along {control} moves the prediction MORE than one along high: {found}"
-        return Verdict("against", f"Contradicts the claim: {control} moves the prediction more", number, text)
+        return Verdict("against", f"Contradicts the claim: {control} moves the prediction more", short, text)
     text = f"{_EQUAL[control]}. The interval includes 1: {found}"
-    return Verdict("against", "Does not support the claim: no difference was found", number, text)
+    return Verdict("against", "Does not support the claim: no difference was found", short, text)
 
 
 _LEFT_OUT = (
@@ -254,6 +271,10 @@ _BY_CONSTRUCTION = {
 _SAME_DIRECTION = {
     "high_image": "The image's own high component lies in the same eigenspace.",
     "loss_gradient": "The gradient of the loss is what an adversary would follow.",
+}
+_SAME_LABEL = {
+    "high_image": "A direction in the same eigenspace",
+    "loss_gradient": "The direction that an adversary would follow",
 }
 # Where another image's direction keeps more of the effect, what is particular to the image is the lesser part.
 _MATERIAL = 0.5

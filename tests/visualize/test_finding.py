@@ -79,7 +79,8 @@ def test_of_segmentations_without_labels_it_tells_the_voxels_that_change():
 @pytest.mark.parametrize(
     ("endpoint", "said"),
     [
-        ("flip_rate", "flips 12 % of the decisions (95 % interval: 8 % to 16 %); along another image's pattern 3 %."),
+        ("flip_rate", "flips 12 % of the decisions, a mean over its two signs (95 % interval: 8 % to 16 %); along "
+         "another image's pattern 3 %."),
         ("shift", "moves the outputs by 0.12, in their own units (95 % interval: 0.08 to 0.16); along another image's "
          "pattern by 0.03."),
         ("kl", "moves the prediction by 0.12 nats of KL divergence (95 % interval: 0.08 to 0.16); along another "

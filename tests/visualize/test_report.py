@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.image import imsave
 
@@ -19,7 +20,7 @@ from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.results import read_tables, write_tables
 from monai_ifim.visualize import draw_pictures, write_report
 from monai_ifim.visualize.finding import finding
-from monai_ifim.visualize.wording import as_interval
+from monai_ifim.visualize.wording import as_interval, endpoint_words
 from tests.visualize.folders import (
     COUNT,
     DIRECTIONS,
@@ -79,7 +80,7 @@ def test_every_logged_number_is_there(plain):
 def test_the_headline_is_transfer_and_then_each_logged_endpoint_of_high_in_its_words(plain):
     likelihood, source = plain
     short = section(text(source), "In short", "What the controls say")
-    places = [short.index("transfer coupling: log10 of the KL divergence")]
+    places = [short.index("Transfer coupling")]  # the name of its tile
     table = measured(likelihood).curve_table
     for name in {"softmax": ["kl", "confidence_drop", "flip_rate", "accuracy"], "gaussian": ["kl", "shift", "error"]}[
         likelihood
@@ -89,14 +90,41 @@ def test_the_headline_is_transfer_and_then_each_logged_endpoint_of_high_in_its_w
             for row in table[(table.direction == direction) & (table.endpoint == name)].itertuples():
                 if row.strength in (0, 0.03):
                     numbers[direction] = as_interval(row.value, row.low, row.high, point.percent)
-        expected = f"{numbers['high']} {point.axis} along high: {point.words}"
-        expected += f"; unperturbed {numbers['unperturbed']}" if name in ("accuracy", "error") else ""
-        places.append(short.index(expected.replace("\N{NO-BREAK SPACE}", " ")))
+        expected = f"{point.title} {numbers['high']}{' nats' * (name == 'kl')} {point.words}"
+        expected += f"; without the change {numbers['unperturbed']}" if name in ("accuracy", "error") else ""
+        places.append(short.lower().index(expected.lower().replace("\N{NO-BREAK SPACE}", " ")))
     assert places == sorted(places)
-    assert short.count("; unperturbed") == 1
+    assert short.count("; without the change") == 1
     assert ("half of the decisions" in short) == (likelihood == "softmax")
-    assert "strength up to which the eigenvalues predict the effect along high within 10 %" in short
     assert "low_matched" not in short
+
+
+def test_a_tile_is_a_name_a_number_and_one_sentence_that_does_not_repeat_the_name(plain):
+    tiles = re.findall(r"<h3>([^<]*)</h3><b>([^<]*)</b><span>([^<]*)</span>", plain[1])
+    assert len(tiles) >= 4
+    assert len({name for name, _, _ in tiles}) == len(tiles)
+    for name, _, sentence in tiles:
+        assert name.lower() not in sentence.lower()
+        assert re.fullmatch(r"[A-Z].*[^.]\.", sentence)
+
+
+def test_the_share_that_one_of_the_signs_flips_stands_beside_the_mean_over_both(tmp_path: Path):
+    strengths = [0.01] * 6 + [0.03] * 6 + [0.1] * 6 + [float("inf")] * 6
+    curves = high("flip_rate", (0.25, 0.2, 0.3))
+    shown = text(page(write_folder(tmp_path / "ifim", images=images(flip_strength=strengths), curves=curves)))
+    assert "flips 25 % of the decisions, a mean over its two signs" in shown
+    assert re.search(r"Flipped decisions 25 % \(20 to 30 %\) [^;]*; a mean over both signs of the change", shown)
+    assert re.search(r"Flipped by one of the signs 50 % \([\d.]+ to [\d.]+ %\) Share of the images of which", shown)
+
+
+@pytest.mark.parametrize(("ranks", "same"), [(1, True), ([1, 2] * (COUNT // 2), False)])
+def test_the_own_high_component_is_no_control_where_it_is_the_only_eigenvector(ranks, same: bool, tmp_path: Path):
+    curves = tables().curves
+    curves = pd.concat([curves, curves[curves.direction == "high"].assign(direction="high_image")])
+    rows = [comparison(name, (0.6, 0.5, 0.7)) for name in ("transfer", "high_image")]
+    source = page(write_folder(tmp_path / "ifim", images=images(rank=ranks), curves=curves, comparisons=rows))
+    assert ("High against high_image" in text(source)) != same
+    assert ("high_image is high itself" in text(source)) == same
 
 
 def test_what_holds_by_construction_stands_behind_and_is_marked_as_a_check(plain):
@@ -105,7 +133,7 @@ def test_what_holds_by_construction_stands_behind_and_is_marked_as_a_check(plain
     kinds = {words.split(":")[0]: kind for kind, words in boxes(source)}
     assert {kinds[f"High against {name}"] for name in ("low", "low_matched", "random")} == {"check"}
     assert kinds["High against transfer"] != "check"
-    order = [shown.index(words) for words in ("Checks of the arithmetic, true by construction", "What was measured")]
+    order = [shown.index(words) for words in ("The checks of the arithmetic passed", "What was measured")]
     order += [shown.rindex("High against transfer"), shown.index("High minus control")]
     caveat = shown.index("no evidence about the network. The leading eigenvector beats a random direction")
     order += [shown.index("Checks of the arithmetic: true by construction"), caveat]
@@ -119,8 +147,10 @@ def test_a_page_names_only_what_its_likelihood_has(plain):
     shown = text(source)
     for words in ("flips at strength", "Confidence", "Accuracy", "Does sensitivity find the errors?", "Flipped"):
         assert (words in shown) == (likelihood == "softmax"), words
-    for words in ("Shift of the outputs", "error (units of the outputs) along high"):
+    for words in ("Shift of the outputs", "units of the noise", "standard deviation of its noise"):
         assert (words in shown) == (likelihood == "gaussian"), words
+    for words in ("voxel", "several sigmoids", "segmentation", "realistic", "transform"):
+        assert words not in section(shown, "Words on this page", "All strengths"), words
     assert str(measured(likelihood).likelihood) in shown
     assert "all eigenvalues, up to rounding (solver: gram)" in shown
     assert "No case was chosen to be shown." in shown
@@ -187,20 +217,20 @@ SEEN = {"data_set": 321, "used": 24, "zero": 2, "skipped": {"the outputs are NaN
 SHOWN: list[tuple[Callable[[], dict], str]] = [
     (
         lambda: {"metrics": metrics() | {f"coupling_transfer{end}": value for end, value in TRANSFER.items()}},
-        "0.577 (0.41 to 0.73) transfer coupling | the KL divergence along high is 3.78 times as great",
+        "Transfer coupling 0.577 (0.41 to 0.73) The KL divergence is 3.78 times that along another image's",
     ),
     (
         lambda: {"comparisons": [comparison("low_matched", (9.0, 8.0, 9.5), strength=0.01), COUPLING]},
-        "coupling 4.67 (4.12 to 5.23). | ratio to low_matched: 4.67 (4.12 to 5.23) | direction was not tried.",
+        "more than low_matched, as it must | ratio to low_matched: 4.67 (4.12 to 5.23) | direction was not tried.",
     ),
     (
         lambda: {"curves": high("flip_rate", (0.0833, 0.0417, 0.125)), "thresholds": FLIPS},
-        "8.33 % (4.17 to 12.5 %) share of decisions along high | above 0.1, the greatest tested strength at which half "
-        "of the decisions are flipped by either sign | 0.0765 strength up to which the eigenvalues predict the effect",
+        "Flipped decisions 8.33 % (4.17 to 12.5 %) Share of | Strength that flips half above 0.1, the greatest tested "
+        "So large | Local picture: Holds at the reference strength \N{EN DASH} up to: 0.0765",
     ),
     (
         lambda: {"curves": high("accuracy", (0.777, 0.666, 0.888), "unperturbed")},
-        "several sigmoids); unperturbed 77.7 % (66.6 to 88.8 %) | unperturbed 77.7 % (66.6 to 88.8 %) high",
+        "agree with the label; without the change 77.7 % (66.6 to 88.8 %) | unperturbed 77.7 % (66.6 to 88.8 %) high",
     ),
     (
         lambda: {"curves": high("kl", (0.0135, 0.0111, 0.0166), "transfer"), "kept_norm": {"low_matched": 0.8765}},
@@ -231,7 +261,7 @@ SHOWN: list[tuple[Callable[[], dict], str]] = [
         "KL divergence (nats) 24 0.0456 (0.0123 to 0.0789) 0.577 (0.41 to 0.73) p = 0.00313 p = 0.0125 | "
         "transfer 0.1 drop of probability 24 0.0456 (0.0123 to 0.0789) 0.25 (0.2 to 0.3) p = 0.00313 p = 0.03 | "
         "At the other strengths: 0.01: 1.26 times (interval includes 1) | "
-        "Flipped decisions at strength 0.1, the greatest tested: high",
+        "Flipped decisions at strength 0.1, the greatest tested (means over both signs): high",
     ),
     (
         lambda: {"images": images(group=[f"P{index // 2}" for index in range(COUNT)])},
@@ -249,7 +279,7 @@ SHOWN: list[tuple[Callable[[], dict], str]] = [
     (
         lambda: {"images": images(correct=np.nan, label=""), "curves": unlabelled(), "error_ranking": UNRANKED},
         "none, so there is no accuracy and no ranking of errors | There are no labels, so this cannot be answered. | "
-        "no label (predicted | share of decisions half of the decisions",
+        "no label (predicted | share of decisions one of the signs flips half",
     ),
     (lambda: {"images": images(skipped=[*[""] * (COUNT - 1), "the gradient is NaN"])}, "the gradient is NaN"),
 ]
@@ -435,7 +465,10 @@ def test_of_a_segmentation_cards_and_tables_show_what_was_measured_and_no_number
         point = ENDPOINTS[name]
         row = table.curves[(table.curves.endpoint == name) & (table.curves.direction == "high")].iloc[-1]
         found = as_interval(row.value, row.low, row.high, point.percent).replace("\N{NO-BREAK SPACE}", " ")
-        assert f"{found} {point.axis} along high" in short
+        assert (
+            f"{point.title} {found}{' nats' * (name == 'kl')} {endpoint_words(point, segmented=True)}".lower()
+            in short.lower()
+        )
         assert point.title in section(shown, "At the reference strength 0.03 direction", "All strengths and endpoints")
     assert "volume_change_2" in shown
     assert (
@@ -446,7 +479,9 @@ def test_of_a_segmentation_cards_and_tables_show_what_was_measured_and_no_number
     for words in ("Confidence", "Accuracy", "Does sensitivity find the errors?", "flips at strength"):
         assert words not in shown
     assert f"Labels {'yes' if labels else 'none, so there is no overlap with the label'}" in shown
-    assert re.search(r"Changed voxels at strength 0.03, the greatest tested: high [\d.]+ %", shown)
+    assert re.search(
+        r"Changed voxels at strength 0.03, the greatest tested \(means over both signs\): high [\d.]+ %", shown
+    )
 
 
 def test_of_a_segmentation_the_spectrum_is_told_as_far_as_it_is_known(segmentation):

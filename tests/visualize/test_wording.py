@@ -26,7 +26,7 @@ TESTED = [0.01, 0.03, 0.1]
 MORE, EQUAL, LESS = (0.6, 0.5, 0.7), (0.1, -0.1, 0.3), (-0.2, -0.3, -0.1)
 NO_DIFFERENCE = ("against", "Does not support the claim: no difference was found")
 BY_CONSTRUCTION, FAILS = ("check", "True by construction"), ("against", "The check of the arithmetic fails")
-MOSTLY_COMMON = ("neutral", "Mostly common to the images, as may be by construction")
+MOSTLY_COMMON = ("neutral", "Another image's direction keeps most of the effect")
 
 
 def verdict(control: str, ratio: tuple[float, float, float]) -> Verdict:
@@ -70,8 +70,12 @@ def test_numbers_are_rounded_and_say_what_they_lack(shown: str, text: str):
         ("low_matched", EQUAL, NO_DIFFERENCE),
         ("low_matched", LESS, ("against", "Contradicts the claim: low_matched moves the prediction more")),
         *[
-            (control, ratio, ("neutral", "For information"))
-            for control in ("motion", "loss_gradient", "high_image")
+            (control, ratio, ("neutral", label))
+            for control, label in {
+                "motion": "A direction of your own",
+                "loss_gradient": "The direction that an adversary would follow",
+                "high_image": "A direction in the same eigenspace",
+            }.items()
             for ratio in (MORE, EQUAL, LESS)
         ],
     ],

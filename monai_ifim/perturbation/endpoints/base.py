@@ -75,7 +75,7 @@ COMMON = (
         Endpoint("share_random", "share_random", "1",
                  "share that a random direction has there in the mean: rank over dimension", percent=True),
         Endpoint("kl", "kl", "nats",
-                 "KL divergence from the prediction to the one after the change (per voxel, of dense outputs)",
+                 "KL divergence from the prediction to the one after the change",
                  "Change of the prediction", "KL divergence (nats)", log_axis=True, logged=True, compared=True,
                  worse="greater", value=lambda measured, rows, after:
                  measured.likelihood.rows(rows).kl_divergence(measured.outputs[rows], after)),
