@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -118,12 +119,18 @@ def attach_to_bundle(
             f"{', '.join(map(shown, present))} is there already, and nothing was written. Use --force to overwrite, "
             "--output to write elsewhere, or --dry-run to see what would be written."
         )
-    if not dry_run:
-        write_all({target: overlay.text() for target, overlay in zip(targets, made)})
+    texts = {target: overlay.text() for target, overlay in zip(targets, made)}
+    if dry_run:
+        _print_texts(texts)
+    else:
+        write_all(texts)
     _print(made, refused, left_out)
-    for target, overlay in zip(targets, made):
-        say(f"\n--- {shown(target)} (not written)\n{overlay.text()}" if dry_run else f"Written: {shown(target)}")
-    return [] if dry_run else targets
+    if dry_run:
+        _print_plan(texts, made, force)
+        return []
+    for target in targets:
+        say(f"Written: {shown(target)}")
+    return targets
 
 
 def _request(
@@ -271,6 +278,31 @@ def _print(made: Sequence[Overlay], refused: dict[str, str], left_out: dict[str,
             say(f"    {run_command(findings, overlay.file, overlay.options)}\n")
     for name, reason in {**refused, **left_out}.items():
         say(shown(f"{name}: left out, {reason}."))
+
+
+def _print_texts(texts: Mapping[Path, str]) -> None:
+    """The first file whole, and of each further one the lines that differ."""
+    (first, text), *others = texts.items()
+    say(f"--- {shown(first)}\n{text}")
+    for target, other in others:
+        lines = list(difflib.unified_diff(text.splitlines(), other.splitlines(), n=0, lineterm=""))[2:]
+        differing = [f"  {line}" for line in lines if not line.startswith("@@ ")]
+        say("\n".join([f"--- {shown(target)}, which differs from {first.name} in", *differing, ""]))
+
+
+def _print_plan(texts: Mapping[Path, str], made: Sequence[Overlay], force: bool) -> None:
+    """What the command would do without ``--dry-run``, a line a file."""
+    present = [target for target in texts if os.path.lexists(target)]
+    stopped = bool(present) and not force
+    say(f"Nothing was written. Without --dry-run, this command would {'write nothing' if stopped else 'write'}:")
+    for (target, text), overlay in zip(texts.items(), made):
+        state = "new"
+        if target in present:
+            same = target.is_file() and target.read_bytes() == text.encode("ascii", "backslashreplace")
+            state = f"is there already, {'with the same content' if same else 'with another content'}"
+            state += "; --force replaces it" if stopped else ", and is replaced"
+        names = ", ".join(findings.workflow.name for findings in overlay.findings)
+        say(f"  {shown(target)}  (for {shown(names)}): {state}")
 
 
 def _print_findings(findings: Findings) -> None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import collections
 import re
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def test_the_noise_of_a_regression_is_said_to_be_set(chosen: str, tmp_path: Path
         assert "Gaussian" not in text
 
 
-def test_a_dry_run_prints_all_and_writes_nothing(tmp_path: Path, capsys: Captured):
+def test_a_dry_run_prints_one_overlay_and_how_the_others_differ_and_writes_nothing(tmp_path: Path, capsys: Captured):
     root = write(tmp_path, in_sections())
     before = files(root)
     for there in (False, True):
@@ -97,8 +98,43 @@ def test_a_dry_run_prints_all_and_writes_nothing(tmp_path: Path, capsys: Capture
             assert files(root) == before
             attach_to_bundle(root)
             capsys.readouterr()
-        for file in (root / "configs" / name for name in OVERLAYS):
-            assert f"--- {file} (not written)\n{file.read_text()}" in printed
+        first, *others = (root / "configs" / name for name in OVERLAYS)
+        assert printed.startswith(f"--- {first}\n{first.read_text()}")
+        for file in others:
+            start = printed.index(f"--- {file}, which differs from ifim.yaml in\n")
+            block = printed[start : printed.index("\n\n", start)].splitlines()[1:]
+            one, another = (collections.Counter(path.read_text().splitlines()) for path in (first, file))
+            assert sorted(line[3:] for line in block if line.startswith("  -")) == sorted((one - another).elements())
+            assert sorted(line[3:] for line in block if line.startswith("  +")) == sorted((another - one).elements())
+
+
+@pytest.mark.parametrize(
+    ("there", "force", "said"),
+    [
+        (None, False, "new"),
+        ("mine: 1\n", False, "is there already, with another content; --force replaces it"),
+        ("mine: 1\n", True, "is there already, with another content, and is replaced"),
+        ("same", False, "is there already, with the same content; --force replaces it"),
+    ],
+)
+def test_a_dry_run_ends_with_what_would_happen(there: str | None, force: bool, said: str, tmp_path, capsys: Captured):
+    root = write(tmp_path, in_sections())
+    file = root / "configs" / "ifim.yaml"
+    if there == "same":
+        attach_to_bundle(root)
+        for name in OVERLAYS[1:]:
+            (root / "configs" / name).unlink()
+    elif there is not None:
+        file.write_text(there)
+    before = files(root)
+    capsys.readouterr()
+    assert main(["attach", str(root), "--dry-run", *["--force"] * force]) == 0
+    start, *lines = capsys.readouterr().out.splitlines()[-4:]
+    stopped = there is not None and not force
+    assert start == f"Nothing was written. Without --dry-run, this command would write{' nothing' * stopped}:"
+    assert lines[0] == f"  {file}  (for train, multi_gpu_train): {said}"
+    assert [line.endswith(": new") for line in lines] == [there is None, True, True]
+    assert files(root) == before
 
 
 @pytest.mark.parametrize(("key", "expected"), [("logits", "logits"), ("1", 1), ("-1", -1), ("1a", "1a")])
