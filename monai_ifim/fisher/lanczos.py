@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leading eigenpairs of large symmetric operators: Lanczos with full reorthogonalisation and thick restarts.
 
-Every image has a Krylov space of its own; the products of all images are computed together.
+Every image has a Krylov space of its own; the products of all images are computed together. On a GPU the vectors stay
+there and the small matrices are on the host, which waits for the GPU once a product: for whether that was the last one.
 
 Source: K. Wu, H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J. Matrix Anal.
 Appl. 22 (2000) 602-616.
@@ -92,9 +93,9 @@ def leading_pairs(
     if most < min(count + 2, size):
         raise ValueError(f"most_vectors must be {count + 2} or more for {count} eigenvectors, got {most_vectors}.")
     space = _KrylovSpace(start, most)
-    found = torch.zeros(batch, count, dtype=torch.float64, device=start.device)
+    found = torch.zeros(batch, count, dtype=torch.float64)
     left, vectors = torch.zeros_like(found), start.new_zeros(batch, count, size)
-    finished = torch.zeros(batch, dtype=torch.bool, device=start.device)
+    finished = torch.zeros(batch, dtype=torch.bool)
     done = 0
     while True:
         space.extend(product(space.newest))
@@ -117,20 +118,23 @@ def leading_pairs(
                 found[index, held:], left[index, held:] = torch.nan, torch.nan
         finished |= enough | space.complete
         if last:
-            return EigenPairs(found, vectors, left, done, space.complete, finished)
+            values, residuals, complete, converged = (
+                some.to(start.device) for some in (found, left, space.complete, finished)
+            )
+            return EigenPairs(values, vectors, residuals, done, complete, converged)
         if space.size == most:
             space.shrink(count)
 
 
 class _KrylovSpace:
-    """Orthonormal vectors Q of B images, and the matrix ``T = Q^T F Q``."""
+    """Orthonormal vectors Q of B images, and the matrix ``T = Q^T F Q``; all but Q is on the host."""
 
     def __init__(self, start: Tensor, most: int) -> None:
         self._most = most
         self._q = start.new_zeros(len(start), min(most, 8), start.shape[1])
-        self._t = torch.zeros(len(start), most, most, dtype=torch.float64, device=start.device)
+        self._t = torch.zeros(len(start), most, most, dtype=torch.float64)
         lengths = torch.linalg.vector_norm(start.double(), dim=1)
-        self.complete = lengths == 0
+        self.complete = (lengths == 0).cpu()
         # in float64, in which the least length is not zero
         self._q[:, 0] = (start.double() / lengths.clamp(min=_TINY).unsqueeze(1)).to(start.dtype)
         self._fresh = torch.ones_like(self.complete)  # whether the newest vector was drawn, and not computed
@@ -149,10 +153,12 @@ class _KrylovSpace:
             part = products(held, rest.unsqueeze(1)).squeeze(-1)
             rest = self._without(rest, part)
             along += part
-        self._t[:, : self.size + 1, self.size] = along
-        self._t[:, self.size, : self.size + 1] = along
-        self._rest, self._length = rest, torch.linalg.vector_norm(rest, dim=1)
-        self._along = along
+        length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
+        self._following = rest / length.clamp(min=_TINY)
+        arrived = torch.cat([along, length], dim=1).cpu()  # the one wait for the GPU
+        self._along, self._length = arrived[:, :-1], arrived[:, -1]
+        self._t[:, : self.size + 1, self.size] = self._along
+        self._t[:, self.size, : self.size + 1] = self._along
         self.size += 1
 
     def ritz(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,14 +181,16 @@ class _KrylovSpace:
         """Take up the next vector; False where no image has one."""
         if self.size == self._q.shape[2]:
             return False
-        following = self._rest / self._length.clamp(min=_TINY).unsqueeze(1)
+        following = self._following
         drawn = self._short & ~self.complete
         if bool(drawn.any()) and directions is not None:
-            following = torch.where(drawn.unsqueeze(1), self._outside(directions().double()), following)
+            some = drawn.to(following.device).unsqueeze(1)
+            following = torch.where(some, self._outside(directions().double()), following)
         elif bool(drawn.any()):
             self.complete = self.complete | drawn
         self._fresh = drawn
-        following = following.masked_fill(self.complete.unsqueeze(1), 0.0)
+        if bool(self.complete.any()):
+            following = following.masked_fill(self.complete.to(following.device).unsqueeze(1), 0.0)
         if self.size == self._q.shape[1]:
             more = min(self._most, 2 * self.size) - self.size + (self.size == self._most)
             self._q = torch.cat([self._q, self._q.new_zeros(len(self._q), max(1, more), self._q.shape[2])], dim=1)
@@ -194,9 +202,9 @@ class _KrylovSpace:
         values, basis = torch.linalg.eigh(self._t[:, : self.size, : self.size])
         kept = min(max(count + 1, (count + self.size) // 2), self.size - 1)
         values, basis = values.flip(-1)[:, :kept], basis.flip(-1)[:, :, :kept]
-        newest = self._q[:, self.size].clone()
-        for index in range(len(self._q)):
-            self._q[index, :kept] = combined(basis[index].T, self._q[index, : self.size]).to(self._q.dtype)
+        newest, combinations = self._q[:, self.size].clone(), basis.mT.to(self._q.device)
+        for index, combination in enumerate(combinations):
+            self._q[index, :kept] = combined(combination, self._q[index, : self.size]).to(self._q.dtype)
         self._q[:, kept] = newest
         self._t.zero_()
         self._t[:, :kept, :kept] = torch.diag_embed(values)
@@ -207,7 +215,8 @@ class _KrylovSpace:
         found = self._q.new_zeros(len(values), self._q.shape[2])
         some = int((values > ROUNDINGS * torch.finfo(self._q.dtype).eps * values[0]).sum())
         if some:
-            found[:some] = orthonormal(combined(basis[:, :some].T, self._q[index, : len(basis)])).to(found.dtype)
+            combination = basis[:, :some].T.to(self._q.device)
+            found[:some] = orthonormal(combined(combination, self._q[index, : len(basis)])).to(found.dtype)
         return found
 
     def _without(self, vectors: Tensor, along: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ class FisherFactor(ABC):
             device: of the outputs.
         """
         weights = torch.zeros(stop - start, self.rank, dtype=torch.float64, device=device)
-        weights[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
+        columns = torch.arange(start, stop, device=device)  # from the host they would have to be waited for
+        weights[columns - start, columns] = 1.0
         return self.times(weights.unsqueeze(1).expand(-1, batch_size, -1))
 
 

@@ -199,8 +199,11 @@ class Linearisation:
     def _timed(self, way: str, directions: Tensor) -> Tensor:
         if way == "backward":
             self._differentiated()
+        jvp = self._jvp_backward if way == "backward" else self._jvp_forward
+        if self._found or len(self._seconds[way]) == _TRIALS:  # on a GPU, a time has to be waited for
+            return jvp(directions)
         started = self._now()
-        product = self._jvp_backward(directions) if way == "backward" else self._jvp_forward(directions)
+        product = jvp(directions)
         self._seconds[way].append(self._now() - started)
         return product
 
@@ -221,18 +224,19 @@ class Linearisation:
         weights, gradient = self._differentiated()
         keep = not self._low_memory
         (product,) = torch.autograd.grad(gradient, weights, directions, retain_graph=keep)
-        if not self._checked and not _are_adjoint(weights.detach(), product, gradient.detach(), directions):
-            raise RuntimeError("a part of the backward pass cannot be differentiated")
+        if not self._checked:
+            self._check_product(weights.detach(), product, gradient.detach(), directions)
         self._checked = True  # of this graph
-        lost = ~torch.isfinite(product).flatten(1).all(dim=1)
-        usable = torch.isfinite(self.outputs).flatten(1).all(dim=1) & torch.isfinite(gradient.detach()).flatten(1).all(
-            dim=1
-        )
-        if bool((lost & usable).any()):
-            raise RuntimeError("a second backward pass gives NaN or infinite values")
         if not keep:
             self._graph = self._slope = None
         return product
+
+    def _check_product(self, weights: Tensor, product: Tensor, gradient: Tensor, directions: Tensor) -> None:
+        if not _are_adjoint(weights, product, gradient, directions):
+            raise RuntimeError("a part of the backward pass cannot be differentiated")
+        usable = _are_finite(self.outputs) & _are_finite(gradient)
+        if bool((usable & ~_are_finite(product)).any()):
+            raise RuntimeError("a second backward pass gives NaN or infinite values")
 
     def _jvp_forward(self, directions: Tensor) -> Tensor:
         with torch.no_grad(), forward_ad.dual_level():
@@ -248,6 +252,11 @@ def _weights(outputs: Tensor) -> Tensor:
     return (
         torch.arange(outputs[0].numel(), device=outputs.device).cos().to(outputs).view_as(outputs[0]).expand_as(outputs)
     )
+
+
+def _are_finite(values: Tensor) -> Tensor:
+    """(B,), of values (B, ...)."""
+    return torch.isfinite(values).flatten(1).all(dim=1)
 
 
 def _are_adjoint(weights: Tensor, product: Tensor, gradient: Tensor, directions: Tensor) -> bool:
