@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -213,6 +214,16 @@ def test_importing_the_core_does_not_import_monai():
         assert of_monai
         assert all(node in inside for node in of_monai)
         assert {node.module for node in of_monai} <= {"monai.losses", "monai.metrics"}
+
+
+def test_the_picture_of_the_architecture_has_every_room_in_its_row():
+    picture = (ROOT / "docs" / "architecture.svg").read_text("utf-8")
+    boxes = re.findall(r'<text x="\d+" y="(\d+)"[^>]*font-weight="bold">([^<]*)<', picture)
+    height = {room: int(place) for place, rooms in boxes for room in re.findall(r"\w+", rooms)}
+    assert set(height) == {room for row in ROOMS for room in row} - {"__init__"} | set(ALONE)
+    rows = [[height[room] for room in row] for row in ROOMS[1:] if row != ("__init__",)]
+    assert all(len(set(row)) == 1 for row in rows)
+    assert rows == sorted(rows, reverse=True)
 
 
 def test_results_draw_nothing():
