@@ -21,6 +21,11 @@ REENTRANT = (
     "The network uses re-entrant gradient checkpointing, which gives no gradient with respect to the images alone. "
     "Build it with torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
 )
+CUDNN_RECURRENCE = (
+    "The network has a recurrent layer that cuDNN computes, whose backward pass works in training mode only. Layers of "
+    "torch.nn are computed without cuDNN here; for those in TorchScript, or called as functions, set "
+    "torch.backends.cudnn.enabled = False."
+)
 # Forward mode is tried out where a product by two backward passes takes as many forward passes, and seconds: its first
 # use in a process imports torch's compiler, for seconds, with a DeprecationWarning and new warning filters.
 _WORTH_TRYING_PASSES, _WORTH_TRYING_SECONDS = 3.0, 0.3
@@ -32,14 +37,15 @@ def input_gradient(outputs: Tensor, inputs: Tensor, cotangents: Tensor, **option
 
     Raises:
         ValueError: When the outputs do not depend differentiably on the inputs, or a part of the network runs under
-            re-entrant checkpointing.
+            re-entrant checkpointing, or is recurrent and computed by cuDNN.
     """
     try:
         (gradient,) = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, **options)
     except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        raise ValueError(REENTRANT) from error
+        for words, told in (("use_reentrant", REENTRANT), ("cudnn RNN backward", CUDNN_RECURRENCE)):
+            if words in str(error):
+                raise ValueError(told) from error
+        raise
     if gradient is None:
         raise ValueError(NO_GRADIENT)
     return gradient

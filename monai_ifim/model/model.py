@@ -31,6 +31,7 @@ from monai_ifim.model.state import (
     check_modules,
     coarsest_dtype,
     coupling_layers,
+    differentiable_recurrence,
     frozen_parameters,
     modules_of,
     one_at_a_time,
@@ -211,6 +212,7 @@ class Model:
         with (
             plain_arithmetic(images.device, differentiable=True),
             frozen_parameters(self._modules),
+            differentiable_recurrence(self._modules),
             ExitStack() as held,
         ):
             if both:

@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,6 +143,33 @@ def frozen_parameters(modules: Sequence[nn.Module]) -> Iterator[None]:
         finally:
             for parameter in trainable:
                 parameter.requires_grad = True
+
+
+@contextmanager
+def differentiable_recurrence(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Recurrent layers compute without cuDNN inside, and all others as before; one thread at a time.
+
+    cuDNN's backward pass of them refuses evaluation mode, and cannot be differentiated.
+    """
+    # a layer that has a forward method of its own keeps it, as does one of TorchScript
+    layers = [layer for layer in modules if isinstance(layer, nn.RNNBase) and "forward" not in layer.__dict__]
+    with one_at_a_time if layers else nullcontext():
+        try:
+            for layer in layers:
+                layer.__dict__["forward"] = partial(_without_cudnn, layer)
+            yield
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("forward", None)
+
+
+def _without_cudnn(layer: nn.Module, *inputs: Any, **options: Any) -> Any:
+    enabled = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        return type(layer).forward(layer, *inputs, **options)
+    finally:
+        torch.backends.cudnn.enabled = enabled
 
 
 def parameter_dtype(network: Callable, default: torch.dtype) -> torch.dtype:

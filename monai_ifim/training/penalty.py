@@ -45,7 +45,7 @@ from monai_ifim.model import (
     varied_channels,
 )
 from monai_ifim.model.linearisation import NO_GRADIENT, input_gradient
-from monai_ifim.model.state import plain_arithmetic
+from monai_ifim.model.state import differentiable_recurrence, modules_of, plain_arithmetic
 from monai_ifim.perturbation import REFERENCE_STRENGTH, image_contrast
 from monai_ifim.perturbation.directions import per_image_factor
 
@@ -123,8 +123,9 @@ class FisherPenalty:
                 model.check_inputs(len(images))
                 inputs = images.clone().requires_grad_()
                 arguments, keyword_arguments = input_values((model.arguments, model.keyword_arguments))
-                # a copy, as the first layer may work in place
-                outputs = model.arranged(model.network(inputs.clone(), *arguments, **keyword_arguments), inputs)
+                with differentiable_recurrence(modules_of(model.network)):
+                    # a copy, as the first layer may work in place
+                    outputs = model.arranged(model.network(inputs.clone(), *arguments, **keyword_arguments), inputs)
             return self.of_outputs(outputs, inputs, model.likelihood, generator)
 
     def of_outputs(
