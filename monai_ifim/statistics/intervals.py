@@ -22,7 +22,9 @@ from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 DEFAULT_RESAMPLES = 2000
 Statistic = Literal["mean", "median"]
 _STATISTICS: dict[Statistic, Callable] = {"mean": np.mean, "median": np.median}
-_MOST_ELEMENTS = 2**22  # in memory while resampling
+_MOST_ELEMENTS = 2**18  # in memory at a time: few enough for the caches of a processor
+# Of several samples, drawn at a time. It decides which random numbers belong to which sample, and so the numbers.
+_MOST_DRAWN = 2**22
 
 
 @dataclass(frozen=True)
@@ -155,20 +157,33 @@ def auc_interval(
     if np.isnan(value) or not resampled:
         return Interval(value, np.nan, np.nan, count, False, "none")
     fixed = np.isin(np.arange(count), [rows[0] for rows in members if len(rows) == 1]).astype(float)
-    outputs = [(column, _wins(column, scores[..., index])) for index, column in enumerate(truth.T == 1)]
+    outputs = [
+        (np.flatnonzero(column), [_beaten(column, repeat) for repeat in scores[..., index].T])
+        for index, column in enumerate(truth.T == 1)
+        if 0 < np.count_nonzero(column) < count
+    ]
 
     def area(*rows: np.ndarray, axis: int) -> np.ndarray:
-        # how often each image was drawn, (..., n)
-        drawn = np.concatenate(rows, axis=axis)
-        flat = drawn.reshape(-1, drawn.shape[-1]) + count * np.arange(drawn[..., 0].size)[:, None]
-        times = fixed + np.bincount(flat.ravel(), minlength=drawn[..., 0].size * count).reshape(-1, count)
-        areas = [
-            ((times[:, positive] @ wins) * times[:, ~positive]).sum(axis=1)
-            / (times[:, positive].sum(axis=1) * times[:, ~positive].sum(axis=1) * scores.shape[1])
-            for positive, wins in outputs
-            if wins.size
-        ]
-        return np.mean(areas, axis=0).reshape(drawn.shape[:-1])
+        samples = [part.reshape(-1, part.shape[-1]) for part in rows]
+        size = max(1, _MOST_ELEMENTS // count)
+        blocks = [[part[start : start + size] for part in samples] for start in range(0, len(samples[0]), size)]
+        return np.concatenate([block_of_areas(*block) for block in blocks]).reshape(rows[0].shape[:-1])
+
+    def block_of_areas(*rows: np.ndarray) -> np.ndarray:
+        # how often each image was drawn, (resamples, n)
+        drawn = np.concatenate(rows, axis=1).astype(np.int64)
+        flat = drawn + count * np.arange(len(drawn))[:, None]
+        times = fixed + np.bincount(flat.ravel(), minlength=len(drawn) * count).reshape(-1, count)
+        areas, below = [], np.zeros((len(times), count + 1))
+        for positive, repeats in outputs:
+            ours, wins = times.take(positive, axis=1), 0.0
+            for negative, bounds in repeats:
+                # all numbers are halves of whole ones, so that every sum is exact
+                times.take(negative, axis=1).cumsum(axis=1, out=below[:, 1 : len(negative) + 1])
+                for bound in bounds:
+                    wins = wins + np.einsum("bn,bn->b", ours, below.take(bound, axis=1)) / len(bounds)
+            areas.append(wins / (ours.sum(axis=1) * below[:, len(negative)] * len(repeats)))
+        return np.mean(areas, axis=0)
 
     low, high, method = _ends(resampled, area, count, level, resamples, seed)
     return Interval(value, low, high, count, low == high, method)
@@ -194,13 +209,15 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return corrected
 
 
-def _wins(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """In how many of the scores (n, repeats) each positive image beats each negative one; a tie is one half."""
-    wins = np.zeros((np.count_nonzero(positive), np.count_nonzero(~positive)))
-    for repeat in scores.T:
-        ours, theirs = repeat[positive][:, None], repeat[~positive]
-        wins += (ours > theirs) + 0.5 * (ours == theirs)
-    return wins
+def _beaten(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The negative images by score (n,), and how many of them each positive one beats.
+
+    Where there are ties, how many without these, and how many with them: a tie is one half.
+    """
+    negative = np.flatnonzero(~positive)
+    negative = negative[np.argsort(scores[negative], kind="stable")]
+    least, most = (np.searchsorted(scores[negative], scores[positive], side) for side in ("left", "right"))
+    return negative, [least] if (least == most).all() else [least, most]
 
 
 def _ends(
@@ -208,7 +225,7 @@ def _ends(
 ) -> tuple[float, float, str]:
     """Both ends of the interval and its method."""
     find = partial(bootstrap, samples, statistic, vectorized=True, confidence_level=level)
-    method, batch = "BCa", max(1, _MOST_ELEMENTS // count)
+    method, batch = "BCa", max(1, (_MOST_ELEMENTS if len(samples) == 1 else _MOST_DRAWN) // count)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)
         result = find(n_resamples=resamples, batch=batch, method=method, rng=np.random.default_rng(seed))

@@ -1,5 +1,7 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -222,15 +224,27 @@ def test_order_repetition_scale_and_images_with_nan_change_nothing():
     assert auc_interval(truth, scores).count == 38
 
 
-def test_memory_is_bounded_for_many_images(monkeypatch):
+def test_how_many_resamples_are_in_memory_at_a_time_changes_no_number(monkeypatch):
     random = np.random.default_rng(17)
-    labels = random.integers(0, 2, size=(60, 1))
-    scores = labels + random.normal(size=(60, 1))
-    whole = auc_interval(labels, scores, resamples=4000), bootstrap_interval(scores, resamples=4000)
-    monkeypatch.setattr("monai_ifim.statistics.intervals._MOST_ELEMENTS", 60 * 7)
-    pieces = auc_interval(labels, scores, resamples=4000), bootstrap_interval(scores, resamples=4000)
-    for one, other in zip(whole, pieces):  # other random numbers, so close only
-        np.testing.assert_allclose(ends(one), ends(other), atol=0.1 * (one.high - one.low))
+    labels = random.integers(0, 2, size=(61, 1))
+    scores = np.round(labels + random.normal(size=(61, 1)), 1)  # with ties
+
+    def found():
+        areas = auc_interval(labels, scores, resamples=400)
+        return areas, *(bootstrap_interval(scores, name, resamples=400) for name in ("mean", "median"))
+
+    whole = found()
+    monkeypatch.setattr("monai_ifim.statistics.intervals._MOST_ELEMENTS", 61 * 7)
+    assert found() == whole
+
+
+def test_memory_is_bounded_for_many_images():
+    values = np.random.default_rng(18).normal(size=3000)
+    tracemalloc.start()
+    bootstrap_interval(values)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**24  # all resamples at a time are 46 MiB
 
 
 # ---------------------------------------------------------------- several tests
