@@ -95,6 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     report.add_argument("folder", metavar="FOLDER", help=_FOLDER)
     report.add_argument("--output", metavar="FILE", help="the page; default FOLDER/report.html")
+    report.add_argument(
+        "--viewer",
+        action="store_true",
+        help="also write a page of each shown volume, to scroll through its slices (needs nilearn)",
+    )
     report.set_defaults(command=_report, further=False)
 
     compare = commands.add_parser(
@@ -152,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif further:
             parser.error(f"unrecognized arguments: {' '.join(further)}")
         return chosen.command(chosen)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(_visible(f"{parser.prog}: {error}"), file=sys.stderr)
         return 2
 
@@ -226,8 +231,11 @@ def _attach(chosen: argparse.Namespace) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
-    from monai_ifim.visualize import write_report  # other commands need no matplotlib
+    from monai_ifim.visualize import write_report, write_viewers  # other commands need no matplotlib
 
+    if chosen.viewer:
+        for page in write_viewers(chosen.folder):
+            print(page)
     print(write_report(chosen.folder, chosen.output))
     return 0
 

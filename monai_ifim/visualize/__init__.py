@@ -8,6 +8,7 @@ from monai_ifim.visualize.panels import plot_components
 from monai_ifim.visualize.pictures import Pictures, draw_pictures
 from monai_ifim.visualize.report import write_report
 from monai_ifim.visualize.spectrum import plot_lambda_histogram, plot_spectrum
+from monai_ifim.visualize.viewer import write_viewers
 
 __all__ = [
     "Pictures",
@@ -21,4 +22,5 @@ __all__ = [
     "plot_spectrum",
     "plot_verdicts",
     "write_report",
+    "write_viewers",
 ]

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from monai_ifim.visualize import alternatives, wording
 from monai_ifim.visualize.finding import finding
 from monai_ifim.visualize.page import check_page, write_page
 from monai_ifim.visualize.style import direction_styles
+from monai_ifim.visualize.viewer import VIEWERS
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _RANKED_CASES = 10
@@ -57,7 +60,8 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     output = folder / "report.html" if output is None else Path(output)
     check_page(output)
     tables, pictures = read_at_once(folder, lambda: _tables_and_pictures(folder))
-    content = _content(tables) | pictures | {"folder": folder.resolve().name}
+    links = {"folder": folder.resolve().name, "viewers": _viewers(tables, folder, output)}
+    content = _content(tables) | pictures | links
     return write_page("report.html.j2", content, output)
 
 
@@ -104,7 +108,7 @@ def _content(tables: ResultTables) -> dict[str, Any]:
         "mask": _mask(tables),
         "ranking": wording.ranking_verdicts(summary["error_ranking"], tables.unit),
         "curve_rows": tables.perturbed.to_dict("records"),
-        "comparison_rows": _ordered(tables.comparisons).to_dict("records"),
+        "comparison_rows": _told(tables).to_dict("records"),
         "removal_rows": [] if tables.removals is None else tables.removals.to_dict("records"),
         **_realistic(tables),
         "cases": _records(tables.images[tables.images.case != ""]),
@@ -208,8 +212,9 @@ def _direction(tables: ResultTables, name: str, colour: str) -> dict[str, Any]:
     }
 
 
-def _ordered(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """By endpoint (KL divergence first), small strengths first, and the controls that tell most first."""
+def _told(tables: ResultTables) -> pd.DataFrame:
+    """Comparisons with what is not high itself, by endpoint (KL divergence first), strength, and what tells most."""
+    comparisons = tables.comparisons[~tables.comparisons.control.isin(_same_as_high(tables))]
     controls = wording.ordered_controls(comparisons.control)
     table = comparisons.assign(
         point=comparisons.endpoint.map(list(ENDPOINTS).index), place=comparisons.control.map(controls.index)
@@ -220,8 +225,8 @@ def _ordered(comparisons: pd.DataFrame) -> pd.DataFrame:
 def _controls(tables: ResultTables) -> list[dict[str, Any]]:
     """Each control's verdict at the reference strength and its ratios at the others; those that tell most first."""
     controls = []
-    told = (tables.comparisons.endpoint == "kl") & ~tables.comparisons.control.isin(_same_as_high(tables))
-    by_kl = _ordered(tables.comparisons[told])
+    comparisons = _told(tables)
+    by_kl = comparisons[comparisons.endpoint == "kl"]
     for control, rows in by_kl.groupby("control", sort=False):
         here = np.isclose(rows.strength, tables.strength, atol=0)
         if not here.any():
@@ -302,6 +307,17 @@ def _pictures(tables: ResultTables, folder: Path) -> dict[str, dict[str, str | N
         "panels": {
             case: _picture(folder / "figures" / f"case_{case}.png") for case in sorted(set(tables.images.case) - {""})
         },
+    }
+
+
+def _viewers(tables: ResultTables, folder: Path, output: Path) -> dict[str, str]:
+    """Links from the page to those of :func:`write_viewers`, by case, as far as they are there."""
+    files = {case: folder / VIEWERS / f"{case}.html" for case in sorted(set(tables.images.case) - {""})}
+    start = output.parent.resolve()
+    return {
+        case: quote(Path(os.path.relpath(file.resolve(), start)).as_posix())
+        for case, file in files.items()
+        if file.is_file()
     }
 
 
