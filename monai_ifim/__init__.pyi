@@ -11,6 +11,7 @@ from . import (
     transforms,
     visualize,
 )
+from .archive import Archive
 from .fisher import ContrastDirections, InputFisher, Lanczos, contrast_directions, input_fisher
 from .likelihoods import (
     Bernoulli,
@@ -25,6 +26,7 @@ from .model import Model, PerImage, Windowed
 from .perturbation import SensitivityCurves, sensitivity_curves
 
 __all__ = [
+    "Archive",
     "Bernoulli",
     "Categorical",
     "ContrastDirections",

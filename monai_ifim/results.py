@@ -42,6 +42,8 @@ _T = TypeVar("_T")
 # Counts up when a folder can no longer be read as before.
 FORMAT = 2
 SUMMARY = "summary.json"
+IMAGES = "images.csv"
+PERTURBATIONS = "perturbations.csv"
 DIRECTIONS = "directions.npz"
 # More than this much in memory is none of ours.
 _MOST_BYTES = 2**31
@@ -336,6 +338,16 @@ def write_tables(result: IFIMResult, folder: str | Path, origin: Mapping[str, st
     Raises:
         OSError: When a file cannot be written.
     """
+    write_numbers(result, folder, origin)
+    write_rows(result, folder)
+
+
+def write_numbers(result: IFIMResult, folder: str | Path, origin: Mapping[str, str] | None = None) -> None:
+    """Write what is over the set of images only: the summary and the tables with intervals; else :func:`write_tables`.
+
+    Raises:
+        OSError: When a file cannot be written.
+    """
     folder = Path(folder)
     (folder / SUMMARY).write_text(
         json.dumps(as_json(_summary(result) | {"origin": origin or {}}), indent=2, allow_nan=False) + "\n"
@@ -344,19 +356,29 @@ def write_tables(result: IFIMResult, folder: str | Path, origin: Mapping[str, st
     _write(result.comparisons, folder / "comparisons.csv")
     if len(result.removals):
         _write(result.removal_table, folder / "removals.csv")
+    if len(result.realistic):
+        _write(result.realistic_table, folder / "realistic_table.csv")
+
+
+def write_rows(result: IFIMResult, folder: str | Path) -> None:
+    """Write what has a row an image, and the leading eigenvectors in little, only; else :func:`write_tables`.
+
+    Raises:
+        OSError: When a file cannot be written.
+    """
+    folder = Path(folder)
     if result.directions is not None:
         with (folder / DIRECTIONS).open("wb") as file:
             np.savez_compressed(file, **vars(result.directions))
     names = result.images.set_index("image").name
     if len(result.realistic):
         _write(result.realistic.assign(name=result.realistic.image.map(names)), folder / "realistic.csv")
-        _write(result.realistic_table, folder / "realistic_table.csv")
-    _write(result.curves.assign(name=result.curves.image.map(names)), folder / "perturbations.csv")
+    _write(result.curves.assign(name=result.curves.image.map(names)), folder / PERTURBATIONS)
     stems = {case.position: case.stem for case in result.cases}
     images = result.images.assign(case=[stems.get(position, "") for position in result.images.image])
     if "flipped" in result.curves:
         images = images.assign(flip_strength=images.image.map(statistics.flip_strengths(result.curves)))
-    _write(images.sort_values("lambda_max", ascending=False, kind="stable", na_position="last"), folder / "images.csv")
+    _write(images.sort_values("lambda_max", ascending=False, kind="stable", na_position="last"), folder / IMAGES)
 
 
 def read_tables(folder: str | Path) -> ResultTables:
@@ -372,14 +394,30 @@ def read_tables(folder: str | Path) -> ResultTables:
     return read_at_once(folder, lambda: _read_tables(folder))
 
 
-def read_perturbations(folder: str | Path) -> pd.DataFrame:
-    """The long table of single perturbations that :func:`write_tables` wrote, checked, without probabilities.
+def read_images(folder: str | Path) -> pd.DataFrame:
+    """The table of images that :func:`write_rows` wrote, checked, the most sensitive first.
 
     Raises:
         FileNotFoundError: When the file is missing.
         ValueError: When it is damaged.
     """
-    return _read(Path(folder), "perturbations.csv")
+    return _read(Path(folder), IMAGES)
+
+
+def read_perturbations(folder: str | Path) -> pd.DataFrame:
+    """The long table of single perturbations that :func:`write_rows` wrote, checked, without probabilities.
+
+    Raises:
+        FileNotFoundError: When the file is missing, as of an archive of very many images.
+        ValueError: When it is damaged.
+    """
+    folder = Path(folder)
+    if holds_results(folder) and not (folder / PERTURBATIONS).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no file {PERTURBATIONS}. Give a folder that IFIMSaver wrote, complete; an archive of more "
+            "than 10 000 images has them in its pieces only, since they are read as a whole."
+        )
+    return _read(folder, PERTURBATIONS)
 
 
 def read_directions(folder: str | Path) -> LeadingDirections:
@@ -506,11 +544,21 @@ def holds_results(folder: str | Path) -> bool:
         return False
 
 
+def table_text(table: pd.DataFrame, name: str) -> str:
+    """A table as it stands in the file of this name, with line feeds as ends of lines."""
+    return _laid_out(table, name).to_csv(index=False, lineterminator="\n")
+
+
 def _write(table: pd.DataFrame, file: Path) -> None:
-    first = list(_COLUMNS[file.name])
-    further = [name for name in table if name not in first and not _AN_OUTPUT.fullmatch(str(name))]
-    texts = {name: table[name].map(partial(_cell, name)) for name in table if name in _TEXT}
-    table.assign(**texts)[first + further].to_csv(file, index=False, encoding="utf-8")
+    _laid_out(table, file.name).to_csv(file, index=False, encoding="utf-8")
+
+
+def _laid_out(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The columns in the order of the file of this name, without those of single outputs, texts as their cells."""
+    first = list(_COLUMNS[name])
+    further = [column for column in table if column not in first and not _AN_OUTPUT.fullmatch(str(column))]
+    texts = {column: table[column].map(partial(_cell, column)) for column in table if column in _TEXT}
+    return table.assign(**texts)[first + further]
 
 
 def _cell(column: str, value: Any) -> Any:

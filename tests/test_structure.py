@@ -29,6 +29,7 @@ ROOMS = (
     ("results",),
     ("transforms", "visualize"),
     ("handlers", "comparison"),
+    ("archive",),
     ("bundle", "demo"),
     ("__main__",),
 )

@@ -227,7 +227,7 @@ class Recorder:
             kept_norm={name: float(np.median(norms)) for name, norms in measured.kept_norm.items() if norms},
             cases=[cases[position] for position in why],
             options=options.values(),
-            network=_description(self.network),
+            network=description(self.network),
             likelihood=self.likelihood,
             data_set_size=share.data_set_size,
             epoch=0,
@@ -309,7 +309,8 @@ def _predicted(computed: Computed | None, likelihood: Likelihood, batch: Batch) 
     return found if found is None or computed.rows is None else found[list(computed.rows)]
 
 
-def _description(network: Callable) -> str:
+def description(network: Callable) -> str:
+    """Its class and how many parameters it has; of a function, its name."""
     network = network.network if isinstance(network, Inferred) else unwrap(network)
     if not isinstance(network, nn.Module):
         return getattr(network, "__name__", type(network).__name__)

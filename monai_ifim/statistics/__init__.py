@@ -37,7 +37,7 @@ from monai_ifim.statistics.summaries import (
     summary_names,
     thresholds,
 )
-from monai_ifim.statistics.tables import curve_table, per_group, per_image, removal_table
+from monai_ifim.statistics.tables import cells, curve_table, per_group, per_image, removal_table
 
 __all__ = [
     "COMPARED",
@@ -52,6 +52,7 @@ __all__ = [
     "auc_interval",
     "bootstrap_interval",
     "breaking_points",
+    "cells",
     "censored",
     "compare_directions",
     "compare_models",
