@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cells import Cell
-from benchmarks.methods import FLOOR, METHODS
+from benchmarks.methods import FLOOR, METHODS, OURS
 from benchmarks.table import clock_of, summary
 
-__all__ = ["draw_scaling", "draw_speed"]
+__all__ = ["draw_gpu", "draw_scaling", "draw_speed"]
 
 # The palette of M. Okabe, K. Ito, "Color Universal Design" (2008), without its yellow; markers differ too.
 _STYLES = [
@@ -96,6 +96,62 @@ def draw_scaling(panels: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) 
         _finish(axes[1, column], "", records[0]["grows"], "peak memory, MB")
     axes[0, 0].legend(fontsize=8)
     figure.savefig(file, dpi=110)
+
+
+def draw_gpu(measured: Sequence[Mapping[str, Any]], file: Path) -> bool:
+    """A column for each network: the methods' ratios to the floor in float32, and our time in each arithmetic.
+
+    Args:
+        measured: records of :func:`benchmarks.gpu.measure_gpu_cell`.
+        file: PNG.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    points = [
+        (*record["size"].rsplit("-b", 1), record["arithmetic"], name, entry, clock_of(record))
+        for record in measured
+        for name, entry in summary(record).items()
+        if entry["status"] == "measured"
+    ]
+    networks = list(dict.fromkeys(network for network, *_ in points))
+    if not networks:
+        return False
+    figure = Figure(figsize=(4.2 * len(networks), 7.5), layout="constrained")
+    axes = figure.subplots(2, len(networks), squeeze=False)
+    names = list(dict.fromkeys(name for *_, name, _, _ in points if name not in (FLOOR,)))
+    arithmetics = list(dict.fromkeys(arithmetic for _, _, arithmetic, *_ in points))
+    for column, network in enumerate(networks):
+        for index, name in enumerate(names):
+            shown = sorted(
+                (int(batch), entry[f"{clock}_to_floor"]["median"])
+                for some, batch, arithmetic, other, entry, clock in points
+                if (some, arithmetic, other) == (network, "float32", name)
+            )
+            _line(axes[0, column], shown, index, name)
+        for index, arithmetic in enumerate(arithmetics):
+            shown = sorted(
+                (int(batch), 1000 * entry[clock]["median"] / int(batch))
+                for some, batch, other, name, entry, clock in points
+                if (some, other, name) == (network, arithmetic, OURS)
+            )
+            _line(axes[1, column], shown, index, arithmetic)
+        labels = (network, "time / floor's time, float32"), ("", f"{OURS}: ms an image")
+        for axis, (title, label) in zip(axes[:, column], labels):
+            if any(len(line.get_xdata()) for line in axis.lines):
+                _finish(axis, title, "batch", label)
+            else:
+                axis.set_axis_off()
+    for row in axes:
+        row[0].legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+    return True
+
+
+def _line(axis: Axes, points: Sequence[tuple[float, float]], index: int, label: str) -> None:
+    colour, marker = _STYLES[index % len(_STYLES)]
+    values, heights = [value for value, _ in points], [height for _, height in points]
+    axis.plot(values, heights, color=colour, marker=marker, markersize=5, label=label)
 
 
 def _megabytes(number: int | None) -> float:

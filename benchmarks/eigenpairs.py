@@ -32,7 +32,18 @@ from monai_ifim.fisher import Lanczos
 from monai_ifim.likelihoods import VoxelwiseSoftmax
 from monai_ifim.model import Linearisation
 
-__all__ = ["MOST_PAIRS", "MOST_PRODUCTS", "TOLERANCE", "WAYS", "Found", "RootProducts", "Way", "reference", "residuals"]
+__all__ = [
+    "MOST_PAIRS",
+    "MOST_PRODUCTS",
+    "TOLERANCE",
+    "WAYS",
+    "Found",
+    "RootProducts",
+    "Way",
+    "reference",
+    "residuals",
+    "twice_roots",
+]
 
 # Greatest residual, relative to the greatest eigenvalue, and products with F at most, of every method.
 TOLERANCE, MOST_PRODUCTS = 1e-2, 200

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from benchmarks.methods import FLOOR, Run
 
-__all__ = ["LEAST_ROUNDS", "fitting", "in_rounds", "loop_without_synchronisation", "rounds_each", "take_turns", "timed"]
+__all__ = [
+    "LEAST_ROUNDS",
+    "Sample",
+    "fitting",
+    "in_rounds",
+    "loop_without_synchronisation",
+    "rounds_each",
+    "take_turns",
+    "timed",
+]
 
 LEAST_ROUNDS = 3
 # A method that is expected to take longer than this is warmed up with one image only.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["peak_memory", "peak_memory_of"]
+__all__ = ["peak_memory", "peak_memory_of", "peak_of"]
 
 # Loaded by the server that the fresh processes are forked from, which computes nothing itself.
 _PRELOADED = ["benchmarks.peers", "benchmarks.methods", "benchmarks.problems", "benchmarks.dense"]
@@ -77,7 +77,7 @@ def _measure(
 ) -> None:
     try:
         torch.set_num_threads(threads)
-        sender.send((_peak(set_up(*arguments), torch.device(device)), ""))
+        sender.send((peak_of(set_up(*arguments), torch.device(device)), ""))
     except Exception as error:
         sender.send((None, f"{type(error).__name__}: {error}"))
 
@@ -95,7 +95,8 @@ def _set_up(cell_name: str, method: str, device: str) -> Callable[[], Any]:
     return lambda: run(problem.images)
 
 
-def _peak(run: Callable[[], Any], device: torch.device) -> int:
+def peak_of(run: Callable[[], Any], device: torch.device) -> int:
+    """Bytes that a function needs at its peak, in this process, beyond what is there before it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()

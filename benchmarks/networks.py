@@ -36,21 +36,26 @@ class Architecture:
     convolutional: bool = True
 
 
-def _vit(pixels: int, classes: int) -> nn.Module:
-    network = ViT(
-        in_channels=3,
-        img_size=(pixels, pixels),
-        patch_size=8 if pixels < 128 else 16,
-        hidden_size=192,
-        mlp_dim=768,
-        num_layers=12,
-        num_heads=3,
-        classification=True,
-        num_classes=classes,
-        spatial_dims=2,
-        post_activation="",
-    )
-    return FirstOutput(network)
+def _vit(heads: int) -> Callable[[int, int], nn.Module]:
+    """Of 12 layers and 64 features a head: 3 heads are ViT-Tiny, 12 are ViT-Base."""
+
+    def built(pixels: int, classes: int) -> nn.Module:
+        network = ViT(
+            in_channels=3,
+            img_size=(pixels, pixels),
+            patch_size=8 if pixels < 128 else 16,
+            hidden_size=64 * heads,
+            mlp_dim=4 * 64 * heads,
+            num_layers=12,
+            num_heads=heads,
+            classification=True,
+            num_classes=classes,
+            spatial_dims=2,
+            post_activation="",
+        )
+        return FirstOutput(network)
+
+    return built
 
 
 def _cnn(pixels: int, classes: int) -> nn.Module:
@@ -77,7 +82,8 @@ def _resnet(build: Callable[..., nn.Module], spatial_dims: int, channels: int) -
 ARCHITECTURES = {
     "densenet121-2d": Architecture(_densenet121, 2, 3, 4.0, "class_layers.relu"),
     "resnet18-2d": Architecture(_resnet(resnet18, 2, 3), 2, 3, 3.5, "layer4"),
-    "vit-2d": Architecture(_vit, 2, 3, 1.5, convolutional=False),
+    "vit-2d": Architecture(_vit(3), 2, 3, 1.5, convolutional=False),
+    "vit-base-2d": Architecture(_vit(12), 2, 3, 15.0, convolutional=False),
     "resnet10-3d": Architecture(_resnet(resnet10, 3, 1), 3, 1, 3.5, "layer4"),
     "resnet18-3d": Architecture(_resnet(resnet18, 3, 1), 3, 1, 6.0, "layer4"),
     "linear-2d": Architecture(_linear, 2, 3, 0.05, convolutional=False),

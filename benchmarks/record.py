@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from benchmarks.cells import Cell
 from benchmarks.environment import describe_environment
 from benchmarks.measure import fitting, loop_without_synchronisation, take_turns, timed
 from benchmarks.memory import peak_memory
-from benchmarks.methods import FLOOR, METHODS, OURS
+from benchmarks.methods import FLOOR, METHODS, OURS, Method, Run
 from benchmarks.problems import Problem, build_problem
 from benchmarks.table import summary
 
@@ -30,9 +30,11 @@ __all__ = [
     "chosen_methods",
     "estimated_seconds",
     "measure_cell",
+    "measure_methods",
     "measured_cells",
     "print_estimates",
     "settings_from",
+    "synchronisation",
 ]
 
 # Rough seconds that a fresh process and the set-up of a method in it take.
@@ -152,17 +154,58 @@ def measure_cell(cell: Cell, settings: Settings, progress: tqdm | None = None) -
     torch.set_num_threads(settings.threads)
     tell("set-up")
     problem = build_problem(cell, settings.device)
-    status = {name: METHODS[name].unavailable(cell) for name in settings.methods}
+
+    def peak(name: str, run: Run) -> tuple[int | None, str]:
+        return peak_memory(cell.name, name, settings.device, settings.threads)
+
+    known = {name: METHODS[name] for name in settings.methods}
+    record = {
+        "cell": cell.name,
+        "micro_batch": cell.micro_batch,
+        "image_elements": cell.image_elements,
+        "settings": settings.must_agree() | {"repeats": settings.repeats, "budget": settings.budget},
+        "environment": describe_environment(settings.device, settings.threads),
+        "synchronisation": synchronisation(problem),
+        **measure_methods(problem, known, settings, peak, tell),
+    }
+    return record | {"summary": summary(record)}
+
+
+def measure_methods(
+    problem: Problem,
+    known: Mapping[str, Method],
+    settings: Settings,
+    peak: Callable[[str, Run], tuple[int | None, str]],
+    tell: Callable[[str], None] = lambda what: None,
+) -> dict[str, Any]:
+    """Time and memory of methods that are given one problem.
+
+    Args:
+        problem: the network and its images.
+        known: the methods by name, the floor among them.
+        settings: rounds and seconds.
+        peak: from a method's name and what is timed, its peak memory in bytes, or None with what went wrong.
+        tell: told what runs.
+
+    Returns:
+        ``methods`` and ``rounds`` of a record.
+
+    Raises:
+        Exception: What the floor raises.
+    """
+    cell = problem.cell
+    status = {name: method.unavailable(cell) for name, method in known.items()}
     runs = {}
-    for name in [name for name in settings.methods if status[name] is None]:
+    for name in [name for name in known if status[name] is None]:
         try:
-            runs[name] = METHODS[name].prepare(problem)
+            runs[name] = known[name].prepare(problem)
         except Exception as error:  # whatever another package raises, it is told in the table
             status[name] = f"failed: {type(error).__name__}: {error}"
     tell("floor, to plan with")
-    runs[FLOOR](problem.images[:1])
-    floor_seconds = timed(runs[FLOOR], problem.images)["wall_s"]
-    predicted = _predicted(cell, list(runs), floor_seconds / METHODS[FLOOR].passes(cell))
+    # a GPU loads its code for a batch of this size
+    runs[FLOOR](problem.images if problem.images.device.type == "cuda" else problem.images[:1])
+    pass_seconds = timed(runs[FLOOR], problem.images)["wall_s"] / known[FLOOR].passes(cell)
+    predicted = {name: known[name].passes(cell) * pass_seconds for name in runs}
     kept = fitting(predicted, [name for name in (FLOOR, OURS) if name in runs], settings.budget)
     for name in set(runs) - set(kept):
         status[name] = f"left out: about {predicted[name]:.0f} s a run, does not fit into the budget"
@@ -171,32 +214,22 @@ def measure_cell(cell: Cell, settings: Settings, progress: tqdm | None = None) -
     )
     status |= {name: f"failed: {message}" for name, message in failed.items()}
     methods: dict[str, dict[str, Any]] = {}
-    for name in settings.methods:
+    for name, method in known.items():
         memory, note = None, ""
         if status[name] is None and settings.memory:
             tell(f"{name}, memory")
-            memory, note = peak_memory(cell.name, name, settings.device, settings.threads)
+            memory, note = peak(name, runs[name])
         methods[name] = {
-            "yields": METHODS[name].yields,
+            "yields": method.yields,
             "status": status[name] or "measured",
             "rounds": sum(name in samples for samples in rounds),
             "memory_bytes": memory,
             "memory_note": note,
         }
-    record = {
-        "cell": cell.name,
-        "micro_batch": cell.micro_batch,
-        "image_elements": cell.image_elements,
-        "settings": settings.must_agree() | {"repeats": settings.repeats, "budget": settings.budget},
-        "environment": describe_environment(settings.device, settings.threads),
-        "synchronisation": _synchronisation(problem),
-        "methods": methods,
-        "rounds": rounds,
-    }
-    return record | {"summary": summary(record)}
+    return {"methods": methods, "rounds": rounds}
 
 
-def _synchronisation(problem: Problem) -> str:
+def synchronisation(problem: Problem) -> str:
     """Whether the host waits for the GPU inside our loop over cotangents."""
     if problem.images.device.type != "cuda":
         return "not on a GPU"

@@ -186,32 +186,33 @@ def dice(network: nn.Module, image: Tensor, label: Tensor) -> float:
     return sum(shares) / len(shares)
 
 
-def build_task(size: DenseSize, folder: Path | None) -> DenseTask:
+def build_task(size: DenseSize, folder: Path | None, device: torch.device | str = "cpu") -> DenseTask:
     """The network of a size, and the image, which is the same each time.
 
     Args:
         size: the size.
         folder: where the weights are kept, and trained first where they are not there; None for random weights.
+        device: where the network is trained, and is.
     """
     torch.manual_seed(0)
-    network = _NETWORKS[size.network].build(size.dims)
+    network = _NETWORKS[size.network].build(size.dims).to(device)
     training: dict[str, Any] = {}
     if folder is not None:
         file = folder / size.weights
         if not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-            training = _train(network, size)
+            training = _train(network, size, device)
             torch.save({"weights": network.state_dict(), "training": training}, file)
-        kept = torch.load(file, weights_only=True)
+        kept = torch.load(file, map_location=device, weights_only=True)
         network.load_state_dict(kept["weights"])
         training = kept["training"]
     network.eval()
     image, label = drawn(size.pixels, size.dims, 1, torch.Generator().manual_seed(1))
-    return DenseTask(size, network, image, label, training)
+    return DenseTask(size, network, image.to(device), label.to(device), training)
 
 
-def _train(network: nn.Module, size: DenseSize) -> dict[str, Any]:
+def _train(network: nn.Module, size: DenseSize, device: torch.device | str) -> dict[str, Any]:
     """A moment of training, on small images."""
     options, started = _NETWORKS[size.network], time.process_time()
     pixels, steps = options.pixels[size.dims], options.steps if size.steps is None else size.steps
@@ -223,7 +224,7 @@ def _train(network: nn.Module, size: DenseSize) -> dict[str, Any]:
     network.train()
     for _ in range(steps):
         images, labels = drawn(pixels, size.dims, options.batch[size.dims], generator)
-        loss = loss_of(network(images), labels)
+        loss = loss_of(network(images.to(device)), labels.to(device))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

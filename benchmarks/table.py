@@ -21,6 +21,7 @@ __all__ = [
     "speed_tables",
     "spread",
     "summary",
+    "with_spread",
 ]
 
 # What this package must reach, as ratios to the floor.
@@ -173,7 +174,7 @@ def _required_table(measured: Sequence[Mapping[str, Any]]) -> str:
         row.append(_seconds(floor[clock]["median"]))
         if ours["status"] == "measured":
             reached, required = ours[f"{clock}_to_floor"]["median"], required_ratio(cell)
-            row += [_with_spread(ours[f"{clock}_to_floor"]), f"{ours['wall_s_to_floor']['median']:.2f}"]
+            row += [with_spread(ours[f"{clock}_to_floor"]), f"{ours['wall_s_to_floor']['median']:.2f}"]
             row += [f"{required:.2f}", _yes(reached <= required)]
         else:
             row += [ours["status"], "", "", ""]
@@ -193,7 +194,13 @@ def _yes(reached: bool) -> str:
     return "yes" if reached else "**no**"
 
 
-def _with_spread(values: Mapping[str, float]) -> str:
+def with_spread(values: Mapping[str, float]) -> str:
+    """Median (least to greatest) of what :func:`spread` gives.
+
+    Example:
+        >>> with_spread(spread([1.0, 2.0, 6.0]))
+        '2.00 (1.00 to 6.00)'
+    """
     digits = 2 if values["median"] < 10 else 0
     median, least, greatest = (f"{values[key]:.{digits}f}" for key in ("median", "least", "greatest"))
     return f"{median} ({least} to {greatest})"
@@ -206,7 +213,7 @@ def _ratio_table(measured: Sequence[Mapping[str, Any]], names: Sequence[str]) ->
         for name in names:
             entry = numbers.get(name, {"status": "not asked for"})
             measured_here = entry["status"] == "measured"
-            row.append(_with_spread(entry[f"{clock_of(record)}_to_floor"]) if measured_here else entry["status"])
+            row.append(with_spread(entry[f"{clock_of(record)}_to_floor"]) if measured_here else entry["status"])
         rows.append(row)
     return markdown_table(["size", *(_label(name) for name in names)], rows)
 
