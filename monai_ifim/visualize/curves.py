@@ -5,17 +5,19 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from monai_ifim.perturbation import ENDPOINTS, Endpoint
-from monai_ifim.visualize.style import NEUTRAL, DirectionStyle, direction_styles, empty_axes
+from monai_ifim.visualize.style import NEUTRAL, DirectionStyle, direction_styles, empty_axes, few_ticks
 
 _PANELS_A_ROW = 3
 # A curve this many decades below the greatest value is of no use to the eye, and would squeeze the others.
@@ -119,9 +121,14 @@ def _plot(table: pd.DataFrame, columns: tuple[str, str], x_label: str, title: st
     styles = direction_styles(table.direction)
     # the legend stands in the cells that no panel needs, or in a low row of its own
     rows, free = -(-len(endpoints) // _PANELS_A_ROW), -len(endpoints) % _PANELS_A_ROW
-    heights = [2.7] * rows + [0.35] * (free == 0)
-    figure = Figure(figsize=(9, sum(heights) + 0.7), layout="constrained")
-    grid = figure.add_gridspec(len(heights), _PANELS_A_ROW, height_ratios=heights)
+    heights = [2.35] * rows + [0.35] * (free == 0)
+    above, below, between = 0.65 if title else 0.35, 0.58, 0.5
+    height = sum(heights) + between * (len(heights) - 1) + above + below
+    figure = Figure(figsize=(9, height))
+    # fixed places: a layout engine takes longer than all the drawing
+    room = {"left": 0.08, "right": 0.985, "bottom": below / height, "top": 1 - above / height}
+    spaces = {"wspace": 0.29, "hspace": between * len(heights) / sum(heights)}
+    grid = figure.add_gridspec(len(heights), _PANELS_A_ROW, height_ratios=heights, **room, **spaces)
     for index, endpoint in enumerate(endpoints):
         axis = figure.add_subplot(grid[divmod(index, _PANELS_A_ROW)])
         shown = table[table.endpoint == endpoint.name]
@@ -158,9 +165,8 @@ def _plot(table: pd.DataFrame, columns: tuple[str, str], x_label: str, title: st
 
 def _draw_direction(axis: Axes, rows: pd.DataFrame, name: str, style: DirectionStyle, order: int, alpha: float) -> None:
     """One direction; the later ones are thinner, so that an equal curve under them still shows."""
-    axis.fill_between(rows.x, rows.low, rows.high, color=style.colour, alpha=alpha, linewidth=0)
-    for end in (rows.low, rows.high):
-        axis.plot(rows.x, end, color=style.colour, alpha=0.5, linewidth=0.6)
+    looks: dict[str, Any] = {"facecolor": to_rgba(style.colour, alpha), "edgecolor": to_rgba(style.colour, 0.5)}
+    axis.fill_between(rows.x, rows.low, rows.high, linewidth=0.6, **looks)
     if len(rows) == 1:  # where a band has no width
         axis.vlines(rows.x, rows.low, rows.high, color=style.colour, alpha=0.6, linewidth=2)
     (line,) = axis.plot(rows.x, rows.value, label=name, color=style.colour, marker=style.marker)
@@ -169,8 +175,9 @@ def _draw_direction(axis: Axes, rows: pd.DataFrame, name: str, style: DirectionS
 
 def _finish(axis: Axes, endpoint: Endpoint, shown: pd.DataFrame, from_zero: bool) -> None:
     """Names, scales and limits of a panel; ``from_zero`` where no change is a zero of the endpoint."""
-    axis.set_title(endpoint.title, fontsize=10.5)
+    axis.set_title(endpoint.title, fontsize=10.5, y=1)
     axis.set_ylabel(endpoint.axis, fontsize=9.5)
+    axis.yaxis.set_label_coords(-0.19, 0.5)
     axis.tick_params(labelsize=8.5)
     axis.grid(alpha=0.25)
     numbers = shown[["value", "low", "high"]].to_numpy(dtype=float)
@@ -193,6 +200,8 @@ def _finish(axis: Axes, endpoint: Endpoint, shown: pd.DataFrame, from_zero: bool
     else:
         limits = max(least / 2, 2 * greatest / 10**_DECADES), 2 * greatest
     axis.set_ylim(*limits)
+    if endpoint.name != "kl_ratio":
+        few_ticks(axis)
     if outside := direction_styles(shown.direction[shown.value.notna() & ~shown.value.between(*limits)]):
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
         text = textwrap.fill(f"partly off this axis: {', '.join(outside)}", 38)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
 
-from monai_ifim.visualize.slices import PLANES, Place, draw_colour_bar, draw_contour, places_of
+from monai_ifim.visualize.slices import PLANES, Panel, Place, draw_colour_bar, draw_contour, places_of
 
 _COLOURS = "magma"
 _OUTLINE = "#56B4E9"
@@ -90,14 +90,14 @@ def _volume(
     for panel, mean, place, (plane, (cut, _, _)) in zip(panels[1], means, places_of(values, spacing), PLANES.items()):
         _panel(panel, mean, place, most)
         for cells in outlined:
-            draw_contour(panel, cells.any(axis=cut).T, _OUTLINE)
+            draw_contour(Panel.whole(panel), cells.any(axis=cut).T, _OUTLINE)
         panel.set_title(f"{plane}, mean over all cells behind", fontsize=8)
 
 
 def _draw(panel: Axes, values: np.ndarray, place: Place, greatest: float, outlined: Sequence[np.ndarray]) -> None:
     _panel(panel, place.of(values), place, greatest)
     for cells in outlined:
-        draw_contour(panel, cells, _OUTLINE)
+        draw_contour(Panel.whole(panel), cells, _OUTLINE)
 
 
 def _panel(panel: Axes, shown: np.ndarray, place: Place, greatest: float) -> None:
@@ -111,7 +111,7 @@ def _panel(panel: Axes, shown: np.ndarray, place: Place, greatest: float) -> Non
     )
     panel.set_xticks([])
     panel.set_yticks([])
-    draw_colour_bar(panel, picture)
+    draw_colour_bar(Panel.whole(panel), picture)
 
 
 def _curves(scaled: Mapping[str, np.ndarray]) -> Figure:

@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -23,6 +26,7 @@ from monai_ifim.visualize.slices import (
     CHANGED,
     PLANES,
     SIGNED,
+    Panel,
     colour_limits,
     draw_changed,
     draw_colour_bar,
@@ -36,7 +40,8 @@ from monai_ifim.visualize.wording import as_number
 _COLUMNS = ("image", "high component", "low component", "leading eigenvector")
 _SEGMENTED = ("image", "leading eigenvector\non the image", "changed by {} along it", "changed by {} against it")
 _MASK_ON_IMAGE, _MASK_ON_EIGENVECTOR = "#F0E442", "#000000"
-_WIDTH = 9.0
+# Inches: of the figure, of the room for a panel, and around the panels. The numbers of a colour bar stand between them.
+_WIDTH, _SIDE, _LEFT, _BETWEEN, _BETWEEN_ROWS = 9.0, 1.53, 0.55, 0.57, 0.1
 # The room for a plane, height over width, is kept within these: a thin slab still gets some (its name needs it), a long
 # one not too much.
 _HEIGHTS = (0.6, 1.4)
@@ -82,8 +87,8 @@ def plot_components(
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).eval()
         >>> images = torch.randn(1, 1, 8, 8)
         >>> figure = plot_components(images, input_fisher(network, images), titles=["case 17"])
-        >>> [axis.get_title() for axis in figure.axes if axis.images]
-        ['image', 'high component', 'low component', 'leading eigenvector']
+        >>> figure.subfigs[0].get_suptitle()[:7], len(figure.axes[0].get_images())  # four, and three colour bars
+        ('case 17', 8)
     """
     batch, axes = len(images), images.ndim - 2
     if axes not in (2, 3):
@@ -106,8 +111,9 @@ def plot_components(
     planes = [(right, up) for _, right, up in PLANES.values()] if axes == 3 else [(1, 0)]
     extents = np.asarray(images.shape[2:]) * distances
     heights = [[float(np.clip(extent[up] / extent[right], *_HEIGHTS)) for right, up in planes] for extent in extents]
-    further = 0.5 if segmented is None else 1.0  # for the name, above, and shares, below
-    inches = [sum(rows) * (_WIDTH / 4 - 0.5) + 0.1 * len(rows) + further for rows in heights]
+    # for name and titles, above, and shares, below
+    above, below = (0.72, 0.1) if segmented is None else (0.82, 0.3)
+    inches = [sum(rows) * _SIDE + _BETWEEN_ROWS * (len(rows) - 1) + above + below for rows in heights]
     figure = Figure(figsize=(_WIDTH, max(sum(inches), 1.0)))
     if batch == 0:
         return figure
@@ -115,13 +121,13 @@ def plot_components(
     for row, subfigure in enumerate(subfigures):
         leading = fisher.eigenvectors[row, 0]
         mask = None if masks is None else masks[row].as_subclass(Tensor).cpu().ne(0).any(dim=0).numpy()
-        name = f"image {row}" if titles is None else titles[row].replace("\n", " · ").replace("$", r"\$")
+        name = f"image {row}" if titles is None else titles[row].replace("\n", " · ")
         name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-        spectrum = fisher.skipped.get(row) or rf"$\lambda_1$ = {as_number(float(fisher.eigenvalues[row, 0]), 2)}"
-        subfigure.suptitle(f"{name}   ({spectrum})", fontsize=10.5, x=0.01, ha="left")
-        panels = _Panels(
-            subfigure, _drawable(leading), fisher.channel_mask, mask, distances[row], heights[row], inches[row]
-        )
+        spectrum = fisher.skipped.get(row) or f"λ₁ = {as_number(float(fisher.eigenvalues[row, 0]), 2)}"
+        # a name is no formula
+        title: dict[str, Any] = {"fontsize": 10.5, "ha": "left", "va": "top", "parse_math": False}
+        subfigure.suptitle(f"{name}   ({spectrum})", x=0.01, y=1 - 0.08 / inches[row], **title)
+        panels = _Panels(subfigure, _drawable(leading), fisher.channel_mask, mask, distances[row], heights[row], below)
         if segmented is None:
             panels.draw_components([_drawable(part) for part in (images[row], high[row], low[row])])
         else:
@@ -136,7 +142,7 @@ def _drawable(values: Tensor) -> Tensor:
 
 
 class _Panels:
-    """The panels of one image: of volumes one row a plane."""
+    """The panels of one image, all in the same axes, in inches: of volumes one row a plane."""
 
     def __init__(
         self,
@@ -146,53 +152,68 @@ class _Panels:
         mask: np.ndarray | None,
         spacing: np.ndarray,
         heights: Sequence[float],
-        inches: float,
+        below: float,
     ) -> None:
         energy = leading.double().flatten(1).square().sum(dim=1).nan_to_num()
-        self.figure, self.leading, self.channel_mask, self.mask = figure, leading, channel_mask, mask
-        self.channel, self.channels, self.inches, self.heights = int(energy.argmax()), len(energy), inches, heights
+        self.leading, self.channel_mask, self.mask = leading, channel_mask, mask
+        self.channel, self.channels = int(energy.argmax()), len(energy)
         self.places = places_of(leading[self.channel].numpy(), spacing)
+        self.axes = figure.add_axes((0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(0, figure.bbox.height / figure.dpi))
+        self.axes.set_axis_off()
+        shapes = [place.of(leading[self.channel].numpy()).shape for place in self.places]
+        tops = below + np.cumsum([height * _SIDE + _BETWEEN_ROWS for height in reversed(heights)])[::-1] - _BETWEEN_ROWS
+        lefts = _LEFT + (_SIDE + _BETWEEN) * np.arange(4)
+        self.panels = np.empty((len(self.places), 4), dtype=object)
+        for (row, column), _ in np.ndenumerate(self.panels):
+            height = heights[row] * _SIDE
+            room = (lefts[column], tops[row] - height, _SIDE, height)
+            self.panels[row, column] = Panel.within(self.axes, room, shapes[row], self.places[row])
+        corners = [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]
+        frames = [(panel.frame - self.axes.transData).transform(corners) for panel in self.panels.flat]
+        self.axes.add_collection(LineCollection(frames, colors="black", linewidths=0.8, zorder=3), autolim=False)
+        for panel, place in zip(self.panels[:, 0], self.places):
+            self._write(panel, place.name, (0, 0.5), (-0.05, 0), 8, rotation=90, ha="right", va="center")
 
-    def grid(self, above: float, below: float) -> np.ndarray:
-        """Empty panels (planes, 4), with these inches above and below."""
-        # fixed places: a layout engine takes longer than all the drawing
-        room = {"left": 0.06, "right": 0.94, "bottom": below / self.inches, "top": 1 - above / self.inches}
-        options = {**room, "wspace": 0.39, "hspace": 0.06}
-        rows = len(self.places)
-        panels = self.figure.subplots(rows, 4, squeeze=False, height_ratios=self.heights, gridspec_kw=options)
-        for axis, place in zip(panels[:, 0], self.places):
-            axis.set_ylabel(place.name, fontsize=8)
-        return panels
+    def _write(
+        self, panel: Panel, text: str, at: tuple[float, float], away: tuple[float, float], size: float, **look: Any
+    ) -> None:
+        """Text beside a panel: some inches away from a place of its frame."""
+        shift = ScaledTranslation(*away, panel.axes.figure.dpi_scale_trans)
+        panel.axes.text(*at, text, fontsize=size, transform=panel.frame + shift, **look)
+
+    def _write_above(self, column: int, text: str, size: float) -> None:
+        self._write(self.panels[0, column], text, (0.5, 1), (0, 0.07), size, ha="center", va="bottom")
+
+    def _write_below(self, column: int, text: str, colour: str = "black") -> None:
+        self._write(self.panels[-1, column], text, (0.5, 0), (0, -0.06), 8, ha="center", va="top", color=colour)
 
     def draw_components(self, parts: Sequence[Tensor]) -> None:
         """The image, its components and its leading eigenvector."""
-        panels = self.grid(above=0.5, below=0.08)
         for column, (title, values) in enumerate(zip(_COLUMNS, (*parts, self.leading))):
             colours = self._in_colour(values) if column == 0 else None
-            pictures = self._draw(panels[:, column], values, signed=column > 0, colours=colours)
+            picture = self._draw(column, values, signed=column > 0, colours=colours)
             if self.mask is not None and column in (0, 3):
-                self._draw_mask(panels[:, column], _MASK_ON_EIGENVECTOR if column else _MASK_ON_IMAGE)
+                self._draw_mask(column, _MASK_ON_EIGENVECTOR if column else _MASK_ON_IMAGE)
             label = "" if colours is not None or self.channels == 1 else f"\n{self._which_channel}"
-            panels[0, column].set_title(title + label, fontsize=9.5)
+            self._write_above(column, title + label, 9.5)
             if colours is None:
-                draw_colour_bar(panels[len(panels) // 2, column], pictures[-1])
+                self._draw_colour_bar(column, picture)
 
     def draw_segmented(self, image: Tensor, found: Segmented) -> None:
         """The image, its leading eigenvector, and what the change does to the outlines."""
-        panels = self.grid(above=0.7, below=0.32)
         sides = [sign * found.step * self.leading for sign in (1, -1)]
         changed = [self._perturbed(image, change, found) for change in sides]
         colours = self._in_colour(image)
         for column, values in enumerate((image, image, *changed)):
             shown = self._in_colour(values) if column != 1 else None
-            pictures = self._draw(panels[:, column], values, signed=False, colours=shown)
+            picture = self._draw(column, values, signed=False, colours=shown)
             if column == 0 and colours is None:
-                draw_colour_bar(panels[len(panels) // 2, 0], pictures[-1])
+                self._draw_colour_bar(column, picture)
         slices = self._slices(self.leading)
         limits = colour_limits(slices, signed=True)
-        for axis, shown, place in zip(panels[:, 1], slices, self.places):
-            over = draw_slice(axis, shown, limits, SIGNED, place)
-        draw_colour_bar(panels[len(panels) // 2, 1], over, "0.3")
+        for panel, shown, place in zip(self.panels[:, 1], slices, self.places):
+            over = draw_slice(panel, shown, limits, SIGNED, place)
+        self._draw_colour_bar(1, over, "0.3")
         maps = [plain_tensor(part).numpy() for part in (found.before, *found.after)]
         label = None if found.label is None else plain_tensor(found.label).numpy()
         classes = max(int(part.max()) for part in (*maps, *([] if label is None else [label])))
@@ -200,20 +221,20 @@ class _Panels:
             # the full outline over the dashed one, which shows where the two differ
             for column, full in ((0, label), (2, maps[1]), (3, maps[2])):
                 if column:
-                    draw_changed(panels[row, column], maps[0], maps[column - 1], place)
-                draw_regions(panels[row, column], maps[0], place, classes, BEFORE)
+                    draw_changed(self.panels[row, column], maps[0], maps[column - 1], place)
+                draw_regions(self.panels[row, column], maps[0], place, classes, BEFORE)
                 if full is not None:
-                    draw_regions(panels[row, column], full, place, classes)
+                    draw_regions(self.panels[row, column], full, place, classes)
         if self.mask is not None:
-            self._draw_mask(panels[:, 1], _MASK_ON_IMAGE)
+            self._draw_mask(1, _MASK_ON_IMAGE)
         size = f"{100 * found.strength:.3g} %"
         outlines = ["- - predicted" if label is None else "— label   - - predicted", "", *["- - before   — after"] * 2]
         for column, (title, words) in enumerate(zip(_SEGMENTED, outlines)):
-            panels[0, column].set_title(f"{title.format(size)}\n{words}".rstrip(), fontsize=9)
+            self._write_above(column, f"{title.format(size)}\n{words}".rstrip(), 9)
         for column, share in ((2, found.changed[0]), (3, found.changed[1])):
-            panels[-1, column].set_xlabel(f"another class: {100 * share:.2g} % of voxels", fontsize=8, color=CHANGED)
+            self._write_below(column, f"another class: {100 * share:.2g} % of voxels", CHANGED)
         if self.channels > 1:
-            panels[-1, 1].set_xlabel(self._which_channel, fontsize=8)
+            self._write_below(1, self._which_channel)
 
     @property
     def _which_channel(self) -> str:
@@ -232,20 +253,19 @@ class _Panels:
     def _slices(self, values: Tensor) -> list[np.ndarray]:
         return [place.of(values[self.channel].numpy()) for place in self.places]
 
-    def _draw(
-        self, axes: np.ndarray, values: Tensor, signed: bool, colours: np.ndarray | None = None
-    ) -> list[AxesImage]:
-        """The slices of a column, on one scale."""
+    def _draw(self, column: int, values: Tensor, signed: bool, colours: np.ndarray | None = None) -> AxesImage:
+        """The slices of a column, on one scale; the last one."""
         slices = self._slices(values)
         limits = colour_limits(slices, signed)
-        pictures = []
-        for axis, shown, place in zip(axes, slices, self.places):
+        for panel, shown, place in zip(self.panels[:, column], slices, self.places):
             shown = shown if colours is None else colours
-            pictures.append(draw_slice(axis, shown, limits, "RdBu_r" if signed else "gray", place))
-            axis.set(xticks=[], yticks=[])
-        return pictures
+            picture = draw_slice(panel, shown, limits, "RdBu_r" if signed else "gray", place)
+        return picture
 
-    def _draw_mask(self, axes: np.ndarray, colour: str) -> None:
+    def _draw_colour_bar(self, column: int, picture: AxesImage, behind: str = "white") -> None:
+        draw_colour_bar(self.panels[len(self.panels) // 2, column], picture, behind)
+
+    def _draw_mask(self, column: int, colour: str) -> None:
         assert self.mask is not None
-        for axis, place in zip(axes, self.places):
-            draw_contour(axis, place.of(self.mask), colour)
+        for panel, place in zip(self.panels[:, column], self.places):
+            draw_contour(panel, place.of(self.mask), colour)

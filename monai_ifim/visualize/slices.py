@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, ListedColormap
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgb
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.transforms import Affine2D, Transform
 
 # Of volumes: the axis that is cut, the one that is drawn to the right, and the one that is drawn upwards.
 PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
@@ -85,35 +87,112 @@ def colour_limits(slices: Sequence[np.ndarray], signed: bool) -> tuple[float, fl
     return float(values.min()), float(values.max())
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Where a slice is drawn. Several may share axes, which take longer to make and to draw than all that is in them.
+
+    Attributes:
+        axes: that hold what is drawn.
+        voxels: from (right, up) of the slice, in voxels, to the figure.
+        frame: from the unit square to the figure; the slice fills it.
+    """
+
+    axes: Axes
+    voxels: Transform
+    frame: Transform
+
+    @classmethod
+    def within(cls, axes: Axes, room: tuple[float, float, float, float], shape: Sequence[int], place: Place) -> Panel:
+        """A slice of a shape (up, right) in its true proportions, in the middle of a room.
+
+        Args:
+            axes: in whose data coordinates, of equal scales, the room is.
+            room: left, bottom, width and height.
+            shape: (up, right) of the slice.
+            place: of the slice.
+
+        Example:
+            >>> from matplotlib.figure import Figure
+            >>> place = places_of(np.ones((4, 8)), np.array([1.0, 1.0]))[0]
+            >>> panel = Panel.within(Figure().add_axes((0, 0, 1, 1), xlim=(0, 9)), (1, 0, 6, 5), (4, 8), place)
+            >>> (panel.voxels - panel.axes.transData).transform([(-0.5, -0.5), (7.5, 3.5)]).tolist()
+            [[1.0, 4.0], [7.0, 1.0]]
+        """
+        left, bottom, width, height = room
+        rows, columns = shape[:2]
+        side = min(width / columns, height / (rows * place.aspect))  # of a voxel, to the right
+        size = np.array([columns * side, rows * place.aspect * side])
+        corner = np.array([left, bottom]) + (np.array([width, height]) - size) / 2
+        frame = Affine2D().scale(*size).translate(*corner) + axes.transData
+        voxels = Affine2D().translate(0.5, 0.5).scale(1 / columns, 1 / rows)
+        if place.origin == "upper":
+            voxels.scale(1, -1).translate(0, 1)
+        return cls(axes, voxels + frame, frame)
+
+    @classmethod
+    def whole(cls, axes: Axes) -> Panel:
+        """Axes that were made for one slice."""
+        return cls(axes, axes.transData, axes.transAxes)
+
+
 def draw_slice(
-    axis: Axes,
+    panel: Panel,
     shown: np.ndarray,
     limits: tuple[float, float],
     colours: str | Colormap,
     place: Place,
 ) -> AxesImage:
     """A slice (up, right), or one in colour (up, right, 3), voxel by voxel and in its true proportions."""
-    low, high = limits
-    picture = axis.imshow(shown, cmap=colours, vmin=low, vmax=high, origin=place.origin, aspect=place.aspect)
-    picture.set_interpolation("nearest")
+    rows, columns = shown.shape[:2]
+    ends = (rows - 0.5, -0.5) if place.origin == "upper" else (-0.5, rows - 0.5)
+    picture = AxesImage(
+        panel.axes,
+        cmap=colours,
+        norm=Normalize(*limits),
+        origin=place.origin,
+        extent=(-0.5, columns - 0.5, *ends),
+        interpolation="nearest",
+    )
+    picture.set_data(shown)
+    picture.set_transform(panel.voxels)
+    panel.axes.add_image(picture)
     return picture
 
 
-def draw_colour_bar(axis: Axes, picture: AxesImage, behind: str = "white") -> None:
+def draw_colour_bar(panel: Panel, picture: AxesImage, behind: str = "white") -> None:
     """The colours of a picture, to the right of its panel, over a colour of their own."""
-    beside = axis.inset_axes((1.04, 0.05, 0.05, 0.9))
-    beside.set_facecolor(behind)
-    figure = axis.get_figure(root=False)
-    assert figure is not None
+    left, right, bottom, top = 1.04, 1.09, 0.05, 0.95
+    colours = picture.cmap(np.linspace(0, 1, 128))
+    opaque = colours[:, 3:] * colours[:, :3] + (1 - colours[:, 3:]) * to_rgb(behind)
+    bar = AxesImage(panel.axes, origin="lower", extent=(left, right, bottom, top))
+    bar.set_data(opaque[:, None])
+    bar.set(transform=panel.frame, clip_on=False)
+    panel.axes.add_image(bar)
+    ticks, labels, factor = _numbered(*picture.get_clim())
+    heights = bottom + (top - bottom) * np.asarray(picture.norm(np.asarray(ticks)))
+    outline = [(left, bottom), (right, bottom), (right, top), (left, top), (left, bottom)]
+    lines = [outline, *([(right, height), (right + 0.025, height)] for height in heights)]
+    panel.axes.add_collection(
+        LineCollection(lines, colors="black", linewidths=0.7, transform=panel.frame, clip_on=False), autolim=False
+    )
+    for height, label in zip(heights, labels):
+        panel.axes.text(right + 0.035, height, label, va="center", fontsize=7, transform=panel.frame)
+    if factor:
+        panel.axes.text(left, top + 0.03, factor, fontsize=6.5, transform=panel.frame)
+
+
+def _numbered(low: float, high: float) -> tuple[list[float], list[str], str]:
+    """Round numbers between two others, their short labels, and the factor or summand that all labels share."""
     numbers = ScalarFormatter()
     numbers.set_powerlimits((-3, 4))  # else they would run into the next panel
-    figure.colorbar(picture, cax=beside, format=numbers, ticks=MaxNLocator(6))
-    beside.tick_params(labelsize=7, pad=1.5)
-    beside.yaxis.set_offset_position("left")  # the factor begins above the bar, and does not lie in the panel
-    beside.yaxis.offsetText.set_fontsize(6.5)
+    numbers.create_dummy_axis()
+    assert numbers.axis is not None
+    numbers.axis.set_view_interval(low, high)
+    ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+    return ticks, numbers.format_ticks(ticks), numbers.get_offset()
 
 
-def draw_contour(axis: Axes, mask: np.ndarray, colour: str, line: Any = "-", width: float = 1.4) -> None:
+def draw_contour(panel: Panel, mask: np.ndarray, colour: str, line: Any = "-", width: float = 1.4) -> None:
     """The outline of a mask (up, right); nothing where it is empty."""
     if not mask.any():  # not in this slice
         return
@@ -121,20 +200,21 @@ def draw_contour(axis: Axes, mask: np.ndarray, colour: str, line: Any = "-", wid
     padded = np.pad(mask.astype(float), 1)  # closed also where the mask reaches the edge
     padded = padded.repeat(parts, axis=0).repeat(parts, axis=1)  # along the edges of voxels, not from middle to middle
     up, right = ((np.arange(parts * (side + 2)) + 0.5) / parts - 1.5 for side in mask.shape)
-    axis.autoscale(False)  # the frame stays that of the image
-    axis.contour(right, up, padded, levels=[0.5], colors=colour, linewidths=width, linestyles=[line])
+    panel.axes.autoscale(False)  # the frame stays that of the image
+    options: dict[str, Any] = {"linewidths": width, "linestyles": [line], "transform": panel.voxels}
+    panel.axes.contour(right, up, padded, levels=[0.5], colors=colour, **options)
 
 
-def draw_changed(axis: Axes, before: np.ndarray, after: np.ndarray, place: Place) -> None:
+def draw_changed(panel: Panel, before: np.ndarray, after: np.ndarray, place: Place) -> None:
     """The voxels of which two maps (1 or C, *spatial) say something else, as a veil."""
     changed = place.of((before != after).any(axis=0))
-    veil = draw_slice(axis, np.zeros(changed.shape), (0, 1), ListedColormap([CHANGED]), place)
+    veil = draw_slice(panel, np.zeros(changed.shape), (0, 1), ListedColormap([CHANGED]), place)
     veil.set_alpha(0.55 * changed)
 
 
-def draw_regions(axis: Axes, maps: np.ndarray, place: Place, classes: int, line: Any = "-") -> None:
+def draw_regions(panel: Panel, maps: np.ndarray, place: Place, classes: int, line: Any = "-") -> None:
     """The outlines of one map of ``classes`` (1, *spatial), or of one of 0 and 1 for each label (C, *spatial)."""
     slices = [place.of(part) for part in maps]
     regions = [slices[0] == number for number in range(1, classes + 1)] if len(maps) == 1 else [s != 0 for s in slices]
     for number, region in enumerate(regions):
-        draw_contour(axis, region, _CLASSES[number % len(_CLASSES)], line, width=1.2)
+        draw_contour(panel, region, _CLASSES[number % len(_CLASSES)], line, width=1.2)

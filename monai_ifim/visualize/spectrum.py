@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from monai_ifim.visualize.style import NEUTRAL, empty_axes
+from monai_ifim.visualize.style import NEUTRAL, empty_axes, few_ticks
 
 # More do not fit beside each other.
 _MOST_INDICES = 10
@@ -62,6 +62,7 @@ def plot_spectrum(eigenvalues: np.ndarray) -> Figure:
         axis.bar(index + 1, third - first, width=0.5, bottom=first, fill=False, edgecolor=NEUTRAL)
         axis.hlines(middle, index + 0.75, index + 1.25, color="#D55E00", linewidth=2.5)
     axis.set_yscale("log")
+    few_ticks(axis)
     axis.set_xlim(0.4, shown + 0.6)
     axis.set_xticks(range(1, shown + 1))
     more = f", the first {shown} of {eigenvalues.shape[1]}" if shown < eigenvalues.shape[1] else ""
@@ -114,7 +115,7 @@ def plot_lambda_histogram(images: pd.DataFrame) -> Figure:
     for (name, chosen), look in zip(groups.items(), looks):
         if name != "without label" or chosen.any():
             axis.hist(logarithms[chosen], bins=bins, label=f"{name} ({int(chosen.sum())})", **look)
-    axis.set_xlabel(r"$\log_{10}$ of the greatest eigenvalue (per squared unit of the input)")
+    axis.set_xlabel("log₁₀ of the greatest eigenvalue (per squared unit of the input)")
     axis.set_ylabel("images")
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(fontsize=10)
@@ -126,9 +127,11 @@ def _started(what: str, images: int, not_shown: Mapping[str, int], height: float
     """A figure whose title counts what it shows and what it does not, and which says where there is nothing to show."""
     listed = [_counted(count, words) for words, count in not_shown.items() if count]
     title = f"{what}, {_counted(images, 'image|images')}" + (f"\nnot shown: {', '.join(listed)}" if listed else "")
-    figure = Figure(figsize=(7, height), layout="constrained")
-    axis = figure.subplots()
-    axis.set_title(title, fontsize=11)
+    figure = Figure(figsize=(7, height))
+    # a fixed place: a layout engine takes longer than all the drawing
+    above = 0.5 if listed else 0.32
+    axis = figure.add_axes((0.125, 0.5 / height, 0.86, 1 - (0.5 + above) / height))
+    axis.set_title(title, fontsize=11, y=1)
     if images == 0:
         empty_axes(axis, "no image has an eigenvalue above zero")
     return figure, axis

@@ -9,6 +9,9 @@ from itertools import cycle
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from monai_ifim.visualize.wording import as_power_of_ten
 
 # Where no direction is meant: reference lines, and what all directions have in common.
 NEUTRAL = "0.35"
@@ -65,3 +68,17 @@ def empty_axes(axis: Axes, text: str) -> None:
     """Say why there is nothing to see."""
     axis.set_axis_off()
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=11, color=NEUTRAL)
+
+
+def few_ticks(axis: Axes) -> None:
+    """Ticks of a vertical logarithmic axis, whose limits are set: at powers of ten alone wherever these are enough.
+
+    The ticks between them, and formulas for the numbers, take longer to draw than the curves.
+    """
+    low, high = axis.get_ylim()
+    if high > 100 * low:
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: as_power_of_ten(value)))
+    else:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(6))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.yaxis.set_minor_locator(NullLocator())

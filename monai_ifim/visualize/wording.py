@@ -56,6 +56,16 @@ def as_number(value: Any, digits: int = 3) -> str:
     return text.replace("-", _MINUS)
 
 
+def as_power_of_ten(value: float) -> str:
+    """The nearest power of ten; in words of one line, since formulas take long to draw.
+
+    Example:
+        >>> as_power_of_ten(1e-5)
+        '10⁻⁵'
+    """
+    return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
+
+
 def as_percent(value: Any) -> str:
     r"""A share in per cent.
 

@@ -13,11 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor, nn
 
 from monai_ifim import InputFisher, input_fisher
 from monai_ifim.results import Segmented
 from monai_ifim.visualize import plot_components
+from monai_ifim.visualize.slices import Panel as Area
 from monai_ifim.visualize.slices import draw_colour_bar
 
 TITLES = ["image", "high component", "low component", "leading eigenvector"]
@@ -31,24 +33,78 @@ def spectrum(*shape: int, seed: int = 0, channel_mask: list[bool] | None = None)
     return images, input_fisher(network, images, channel_mask=channel_mask)
 
 
+class Panel:
+    """What stands at one place of a figure: pictures over each other, outlines, and words around them."""
+
+    def __init__(self, axes: Axes, first: AxesImage) -> None:
+        self.box = first.get_window_extent()
+        same = [image for image in axes.images if np.allclose(image.get_window_extent(), self.box)]
+        self.images, self._axes, self._to_pixels = same, axes, first.get_transform()
+        self.contours = [
+            artist
+            for artist in axes.collections
+            if isinstance(artist, ContourSet) and np.allclose(artist.get_transform().get_matrix(), self._matrix)
+        ]
+
+    @property
+    def _matrix(self) -> np.ndarray:
+        return self._to_pixels.get_matrix()
+
+    @property
+    def aspect(self) -> float:
+        """The height of a voxel over its width, as drawn."""
+        return abs(self._matrix[1, 1] / self._matrix[0, 0])
+
+    @property
+    def upwards(self) -> bool:
+        """Whether the first row is drawn lowest."""
+        return self._matrix[1, 1] > 0
+
+    @property
+    def title(self) -> str:
+        return self._text((self.box.x0 + self.box.x1) / 2, self.box.y1)
+
+    @property
+    def below(self) -> str:
+        return self._text((self.box.x0 + self.box.x1) / 2, self.box.y0)
+
+    @property
+    def beside(self) -> str:
+        return self._text(self.box.x0, (self.box.y0 + self.box.y1) / 2)
+
+    def _text(self, *place: float) -> str:
+        """The words that begin within 0.1 inches of a place."""
+        near = self._axes.figure.dpi / 10
+        places = [(text, text.get_transform().transform(text.get_position())) for text in self._axes.texts]
+        return "".join(text.get_text() for text, at in places if np.hypot(*(at - place)) < near)
+
+
 def grid(figure: Figure, rows: int) -> np.ndarray:
     """The panels as (rows, 4), from the top and from the left."""
-    panels = [axis for axis in figure.axes if axis.images]
+    FigureCanvasAgg(figure)
+    panels: dict[tuple, Panel] = {}
+    for number, axes in enumerate(figure.axes):
+        for image in axes.images:
+            if image.get_extent()[0] == -0.5:  # in voxels: no colour bar
+                panel = Panel(axes, image)
+                panels.setdefault((number, -round(panel.box.y1), round(panel.box.x0)), panel)
     assert len(panels) == 4 * rows
-    return np.array(panels, dtype=object).reshape(rows, 4)
+    found = np.empty((rows, 4), dtype=object)
+    found.flat = [panels[place] for place in sorted(panels)]
+    return found
 
 
-def shown(axis: Axes) -> np.ndarray:
-    return np.asarray(axis.images[0].get_array())
+def shown(panel: Panel) -> np.ndarray:
+    return np.asarray(panel.images[0].get_array())
 
 
-def symmetric(axis: Axes) -> bool:
-    low, high = axis.images[0].get_clim()
+def symmetric(panel: Panel) -> bool:
+    low, high = panel.images[0].get_clim()
     return low == -high < 0
 
 
-def contours(axis: Axes) -> list[ContourSet]:
-    return [artist for artist in axis.collections if isinstance(artist, ContourSet)]
+def contours(panel: Panel) -> list[ContourSet]:
+    return panel.contours
 
 
 def peak(fisher: InputFisher) -> tuple[int, ...]:
@@ -63,7 +119,7 @@ def planes_of(volume: np.ndarray, place: tuple[int, ...]) -> list[np.ndarray]:
     return [volume[:, :, up].T, volume[:, front, :].T, volume[right, :, :].T]
 
 
-def corners(axis: Axes) -> tuple[list[float], list[float]]:
+def corners(axis: Panel) -> tuple[list[float], list[float]]:
     """The ends of the one contour of a panel, (right, up)."""
     (contour,) = contours(axis)
     vertices = np.concatenate([path.vertices for path in contour.get_paths()])
@@ -79,8 +135,8 @@ def test_images_of_two_axes_are_shown_as_they_are_with_their_components_on_symme
         for column, values in enumerate((images, high, low, fisher.eigenvectors[:, 0])):
             axis = panels[row, column]
             np.testing.assert_array_equal(shown(axis), values[row, 0].numpy())
-            assert axis.get_title() == TITLES[column]
-            assert axis.get_ylim() == (7.5, -0.5)  # the first row on top
+            assert axis.title == TITLES[column]
+            assert not axis.upwards  # the first row on top
             if column:
                 assert symmetric(axis)
                 assert axis.images[0].get_clim()[1] == pytest.approx(float(values[row, 0].abs().max()))
@@ -88,9 +144,10 @@ def test_images_of_two_axes_are_shown_as_they_are_with_their_components_on_symme
                 assert axis.images[0].get_cmap().name == "gray"
     numbers = [f"{float(value):.2g}" for value in fisher.eigenvalues[:, 0]]
     assert [part.get_suptitle() for part in figure.subfigs] == [
-        rf"worst · scan \$7\$.png   ($\lambda_1$ = {numbers[0]})",  # a dollar starts no formula
-        rf"b   ($\lambda_1$ = {numbers[1]})",
+        f"worst · scan $7$.png   (λ₁ = {numbers[0]})",
+        f"b   (λ₁ = {numbers[1]})",
     ]
+    assert not figure.subfigs[0]._suptitle.get_parse_math()  # a dollar starts no formula
 
 
 @pytest.mark.parametrize("channel_mask", [None, [True, True, True, False], [True, False, True, True]])
@@ -113,7 +170,7 @@ def test_of_several_channels_the_one_with_most_of_the_eigenvectors_energy_is_sho
     for column, values in enumerate((images, high, low, fisher.eigenvectors[:, 0])):
         in_colour = column == 0 and shape[1] == 3
         label = "" if in_colour else f"\nchannel {channel + 1} of {shape[1]}"
-        assert panels[0, column].get_title() == TITLES[column] + label
+        assert panels[0, column].title == TITLES[column] + label
         if not in_colour:
             plane = values[0, channel].numpy()
             if rows == 3:  # axial, through the peak of this channel
@@ -133,23 +190,23 @@ def test_volumes_are_shown_as_three_planes_through_the_peak_in_their_true_propor
         greatest = max(float(np.abs(plane).max()) for plane in planes)
         for axis, plane in zip(panels[:, column], planes):
             np.testing.assert_array_equal(shown(axis), plane)
-            assert axis.get_ylim()[0] < axis.get_ylim()[1]  # the later axis upwards
+            assert axis.upwards  # the later axis upwards
             if column:
                 assert symmetric(axis)
                 assert axis.images[0].get_clim()[1] == pytest.approx(greatest)  # one scale for the three planes
     assert greatest == float(fisher.eigenvectors.abs()[0, 0].max())  # so that nothing greater lies elsewhere
-    names = [axis.get_ylabel() for axis in panels[:, 0]]
+    names = [axis.beside for axis in panels[:, 0]]
     cuts = (("axial", place[2], 5), ("coronal", place[1], 7), ("sagittal", place[0], 6))
     assert names == [f"{plane}\nslice {at + 1} of {side},\nthrough the peak" for plane, at, side in cuts]
     # a voxel's height over its width: y/x, z/x, z/y
     for row, aspect in enumerate((1.2 / 0.8, 2.5 / 0.8, 2.5 / 1.2)):
-        assert {round(axis.get_aspect(), 6) for axis in panels[row]} == {round(aspect, 6)}
+        assert {round(axis.aspect, 6) for axis in panels[row]} == {round(aspect, 6)}
 
 
 def test_images_of_two_axes_have_their_true_proportions():
     images, fisher = spectrum(2, 1, 8, 9)
     panels = grid(plot_components(images, fisher, spacing=[[1.0, 1.0], [3.0, 2.0]]), 2)
-    assert [axis.get_aspect() for axis in panels[:, 0]] == [1.0, 1.5]
+    assert [axis.aspect for axis in panels[:, 0]] == pytest.approx([1.0, 1.5])
 
 
 def test_the_mask_is_a_contour_on_image_and_eigenvector_wherever_any_of_its_channels_is():
@@ -161,7 +218,6 @@ def test_the_mask_is_a_contour_on_image_and_eigenvector_wherever_any_of_its_chan
     for axis in (panels[0], panels[3]):
         # half-way between the pixels inside and outside
         assert corners(axis) == ([2.5, 1.5], [6.5, 4.5])
-        assert axis.get_xlim() == (-0.5, 8.5)
 
 
 def test_volumes_without_an_eigenvector_are_shown_as_their_middle_slices():
@@ -170,7 +226,7 @@ def test_volumes_without_an_eigenvector_are_shown_as_their_middle_slices():
     panels = grid(plot_components(images, without), 3)
     for axis, plane in zip(panels[:, 0], planes_of(images[0, 0].numpy(), (3, 3, 2))):
         np.testing.assert_array_equal(shown(axis), plane)
-    names = [axis.get_ylabel() for axis in panels[:, 0]]
+    names = [axis.beside for axis in panels[:, 0]]
     assert names == ["axial\nslice 3 of 5", "coronal\nslice 4 of 7", "sagittal\nslice 4 of 6"]
 
 
@@ -210,7 +266,7 @@ def test_segmentations_are_shown_with_what_the_change_along_the_eigenvector_does
     figure = plot_components(images, fisher, segmented=[found], spacing=spacing)
     panels = grid(figure, 3 if volumes else 1)
     named = "— label   - - predicted" if labelled else "- - predicted"
-    assert [axis.get_title() for axis in panels[0]] == [
+    assert [axis.title for axis in panels[0]] == [
         f"image\n{named}",
         "leading eigenvector\non the image",
         "changed by 3 % along it\n- - before   — after",
@@ -232,12 +288,12 @@ def test_segmentations_are_shown_with_what_the_change_along_the_eigenvector_does
         assert least == -greatest
         np.testing.assert_allclose(over.cmap([0.0, 0.5, 1.0])[:, 3], [1, 0, 1], atol=0.01)  # clear where it is zero
     # none is stretched by what lies over it
-    assert {axis.get_aspect() for axis in panels[0]} == {2.0 if volumes else 0.5}
+    assert {round(axis.aspect, 6) for axis in panels[0]} == {2.0 if volumes else 0.5}
     for axis, plane in zip(panels[:, 2], slices(torch.ne(*[part[0] for part in (before, found.after[0])]))):
         np.testing.assert_array_equal(axis.images[1].get_alpha() > 0, plane)
     assert not any((axis.images[1].get_alpha() > 0).any() for axis in panels[:, 3])
     share = 100 * float((before != found.after[0]).double().mean())
-    assert [axis.get_xlabel() for axis in panels[-1, 2:]] == [
+    assert [axis.below for axis in panels[-1, 2:]] == [
         f"another class: {part:.2g} % of voxels" for part in (share, 0.0)
     ]
     if not volumes:
@@ -256,7 +312,7 @@ def test_maps_of_several_labels_have_an_outline_each_and_images_in_colour_stay_s
     panels = grid(plot_components(images, fisher, segmented=[Segmented(before, (before, before), 1.0, 0.03)]), 1)[0]
     assert [len(contours(axis)) for axis in panels] == [2, 0, 4, 4]
     assert [shown(axis).shape for axis in panels] == [(8, 9, 3), (8, 9), (8, 9, 3), (8, 9, 3)]
-    assert re.fullmatch(r"channel [123] of 3", panels[1].get_xlabel())
+    assert re.fullmatch(r"channel [123] of 3", panels[1].below)
 
 
 def test_an_image_that_was_left_out_is_shown_with_the_cause(tmp_path: Path):
@@ -291,13 +347,19 @@ def test_options_that_do_not_fit_the_images_are_refused(options: dict, message: 
 def test_the_numbers_of_a_colour_bar_differ_and_are_short_at_any_magnitude(scale: float, offset: float):
     figure = Figure(dpi=100)
     axis = figure.subplots()
-    draw_colour_bar(axis, axis.imshow(offset + scale * np.linspace(-1, 1, 16).reshape(4, 4)))
+    draw_colour_bar(Area.whole(axis), axis.imshow(offset + scale * np.linspace(-1, 1, 16).reshape(4, 4)))
     FigureCanvasAgg(figure).draw()
-    [beside] = axis.child_axes
-    labels = [label.get_text() for label in beside.yaxis.get_ticklabels() if label.get_text()]
+    written = [text.get_text().replace("\N{MINUS SIGN}", "-") for text in axis.texts]
+    labels, factor = (written, "") if scale == 1 else (written[:-1], written[-1])
     assert len(set(labels)) == len(labels) > 2
     assert max(map(len, labels)) <= 6
-    factor = beside.yaxis.get_offset_text()
-    assert bool(factor.get_text()) == (scale != 1)
     # beside the panel, not in it
-    assert factor.get_text() == "" or factor.get_window_extent().x0 >= axis.get_window_extent().x1
+    assert all(text.get_window_extent().x0 >= axis.get_window_extent().x1 for text in axis.texts)
+    # each at its colour
+    [bar] = [image for image in axis.images if image.get_extent()[0] > 1]
+    low, high = axis.images[0].get_clim()
+    bottom, top = bar.get_extent()[2:]
+    times, _, plus = factor.partition("+")
+    for text, label in zip(axis.texts, labels):
+        share = (float(times or 1) * float(label) + float(plus or 0) - low) / (high - low)
+        assert text.get_position()[1] == pytest.approx(bottom + (top - bottom) * share, abs=1e-6)

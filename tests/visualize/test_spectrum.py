@@ -82,7 +82,7 @@ def test_the_histogram_is_of_the_decimal_logarithm_split_by_right_and_wrong_and_
     assert counts(axis) == pytest.approx([3 * width, 2 * width])
     corners = np.concatenate([patch.get_xy()[:, 0] for patch in axis.patches])
     assert (corners.min(), corners.max()) == (pytest.approx(-3), pytest.approx(1))
-    assert axis.get_xlabel() == r"$\log_{10}$ of the greatest eigenvalue (per squared unit of the input)"
+    assert axis.get_xlabel() == "log₁₀ of the greatest eigenvalue (per squared unit of the input)"
     assert axis.get_ylabel() == "images"
 
 
