@@ -102,7 +102,7 @@ def no_waiting() -> Iterator[None]:
     with Waits() as waits:
         yield
     if waits.calls:
-        raise RuntimeError(f"a synchronizing operation: {', '.join(waits.calls)}")
+        raise RuntimeError(f"called a synchronizing operation: {', '.join(waits.calls)}")
 
 
 @contextmanager
@@ -116,6 +116,6 @@ def counted_waits() -> Iterator[Callable[[], int]]:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            yield lambda: sum("synchroniz" in str(warning.message) for warning in caught)
+            yield lambda: sum("called a synchronizing" in str(warning.message) for warning in caught)
     finally:
         torch.cuda.set_sync_debug_mode("default")
