@@ -212,7 +212,8 @@ class IFIMResult:
         seed: of the random directions, the choice of images and the bootstrap.
         solver: how the spectra were computed.
         exact: whether they have all eigenvalues, up to rounding.
-        directions: the leading eigenvectors of all images, in little; None where they were not kept.
+        directions: the leading eigenvectors of all images, in little; None where they were not kept, as of more than
+            1024 images where no ``IFIMSaver`` writes them, and of several processes on all but the first.
         profile: seconds by part; empty unless asked for.
         versions: of Python and of the packages that took part.
     """

@@ -16,7 +16,6 @@ from torch import Tensor
 from monai_ifim.fisher import InputFisher
 from monai_ifim.handlers.inputs import FurtherInputs
 from monai_ifim.likelihoods import LIKELIHOODS, Likelihood
-from monai_ifim.model import default_batch_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +50,9 @@ class Batch:
         }
         return replace(self, inputs=self.inputs.of_rows(index), **chosen)
 
-    def on_cpu(self) -> Batch:
-        """The same with images, labels and masks on the CPU; further inputs stay where they are."""
-        moved: dict[str, Any] = {name: held.cpu() for name, held in vars(self).items() if isinstance(held, Tensor)}
+    def on(self, device: str) -> Batch:
+        """The same with images, labels and masks on a device; further inputs stay where they are."""
+        moved: dict[str, Any] = {name: held.to(device) for name, held in vars(self).items() if isinstance(held, Tensor)}
         return replace(self, **moved)
 
 
@@ -94,29 +93,10 @@ class Part:
         return Part(table, self.batch.select(rows), self.fisher.select(rows), self.device)
 
 
-def joined_by_shape(parts: Sequence[Part], batch_size: int | None) -> list[Part]:
-    """Parts with images of one shape joined up to a batch, so that small parts do not run one by one.
-
-    Parts with further inputs of the network stay apart. Both signs of a change are tried, so that a batch of images
-    fills two; more images at a time would only hold more memory.
-    """
-    groups: list[list[Part]] = []
-    open_group: dict[Any, list[Part]] = {}
-    for number, part in enumerate(parts):
-        images, labels = part.batch.images, part.batch.labels
-        alone = number if part.batch.inputs else None
-        key = (images.shape[1:], images.dtype, None if labels is None else labels.shape[1:], part.device, alone)
-        most = batch_size or default_batch_size(images[0].numel())
-        group = open_group.get(key)
-        if group is None or sum(len(member.positions) for member in group) + len(part.positions) > most:
-            group = open_group[key] = []
-            groups.append(group)
-        group.append(part)
-    return [_joined(group) if len(group) > 1 else group[0] for group in groups]
-
-
-def _joined(parts: Sequence[Part]) -> Part:
-    """One part of several without further inputs; file names and masks are not needed any more."""
+def joined(parts: Sequence[Part]) -> Part:
+    """One part of several without further inputs; file names and masks are not needed any more. One stays as it is."""
+    if len(parts) == 1:
+        return parts[0]
     labels = [part.batch.labels for part in parts if part.batch.labels is not None]
     return Part(
         table=pd.concat([part.table for part in parts], ignore_index=True),

@@ -205,7 +205,7 @@ class ContrastHandler:
                 batch = self.keys.batch(engine, images, FurtherInputs()).select(rows)
                 if self.options.window is not None:
                     batch = in_window(batch, self.options.window, positions, self._windows)
-                self._waiting.append((positions, batch.on_cpu()))
+                self._waiting.append((positions, batch.on("cpu")))
 
     @deferred
     def finish(self, engine: Evaluator) -> None:

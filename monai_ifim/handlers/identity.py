@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
+import pandas as pd
 import torch
 
-from monai_ifim.handlers.batch import Part
+from monai_ifim.handlers.waiting import Waiting
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,16 @@ class Chosen:
     whole: bool
 
     @classmethod
-    def of(cls, parts: Sequence[Part], data_set_size: int | None, ordered: bool, whole: bool) -> Chosen:
-        """Those that wait: identified by file name where the names tell them apart, else by their intensities."""
-        names = [name for part in parts for name in part.batch.names or [""] * len(part.positions)]
-        by_name = all(names) and len(set(names)) == len(names)
-        found = iter(names if by_name else [_digest(image) for part in parts for image in part.batch.images])
-        return cls(
-            {position: next(found) for part in parts for position in part.positions}, data_set_size, ordered, whole
-        )
+    def of(cls, waiting: Waiting, data_set_size: int | None, ordered: bool, whole: bool, alone: bool = False) -> Chosen:
+        """Those that wait: identified by file name where the names tell them apart, else by their intensities.
+
+        A process that is ``alone`` has no need to know, and its images have no identity.
+        """
+        positions = [position for table in waiting.tables for position in table.image.tolist()]
+        given = [name for names, table in zip(waiting.names, waiting.tables) for name in names or [""] * len(table)]
+        if not alone and not (all(given) and len(set(given)) == len(given)):
+            given = [_digest(image) for part in waiting for image in part.batch.images]
+        return cls(dict(zip(positions, given)), data_set_size, ordered, whole)
 
 
 @dataclass(frozen=True)
@@ -92,19 +95,13 @@ def shares(everyone: Sequence[Chosen], max_images: int, seed: int) -> list[Share
     return [Share(own, size) for own in found]
 
 
-def take(parts: Sequence[Part], share: Share) -> list[Part]:
-    """The waiting images that this process counts, at their positions among those of all processes."""
-    taken = []
-    for part in parts:
-        rows = [row for row, position in enumerate(part.positions) if position in share.positions]
-        if rows:
-            own = part if len(rows) == len(part.positions) else part.select(rows)
-            places = [share.positions[position] for position in own.positions]
-            table = own.table.assign(image=places)
-            if own.batch.names is None:
-                table["name"] = default_names(places)
-            taken.append(replace(own, table=table))
-    return taken
+def take(table: pd.DataFrame, named: bool, share: Share) -> tuple[list[int], pd.DataFrame]:
+    """Rows of the images of a table that this process counts, and their table, with positions among all processes'."""
+    rows = [row for row, position in enumerate(table.image.tolist()) if position in share.positions]
+    own = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
+    places = [share.positions[position] for position in own.image.tolist()]
+    own = own.assign(image=places)
+    return rows, own if named else own.assign(name=default_names(places))
 
 
 def default_names(positions: Sequence[int]) -> list[str]:

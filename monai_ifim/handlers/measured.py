@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from monai_ifim.fisher import InputFisher
-from monai_ifim.handlers.batch import Part, joined_by_shape
+from monai_ifim.handlers.batch import Part, joined
 from monai_ifim.handlers.inputs import FurtherInputs
 from monai_ifim.handlers.options import Options
+from monai_ifim.handlers.waiting import Waiting
 from monai_ifim.likelihoods import Dense, Likelihood
 from monai_ifim.model import Batches, Model, plain_tensor, restricted, varied
 from monai_ifim.perturbation import realistic_changes, removal_curves, sensitivity_curves
@@ -61,6 +62,8 @@ class Measured:
     @staticmethod
     def joined(parts: Sequence[Measured]) -> Measured:
         """Those of several processes, one after the other, as one."""
+        if len(parts) == 1:  # whose tables need not be in memory twice
+            return replace(parts[0], images=parts[0].images.sort_values("image", ignore_index=True))
         starts = np.cumsum([0, *[part.seen for part in parts]])
         images = _stacked([part.images.assign(seen=part.images.seen + start) for part, start in zip(parts, starts)])
         return Measured(
@@ -122,18 +125,19 @@ def mask_table(fisher: InputFisher, masks: Tensor) -> pd.DataFrame:
 
 
 def measure(
-    parts: Sequence[Part],
+    parts: Waiting,
     options: Options,
     directions: Sequence[Any],
-    donors: Mapping[int, Tensor],
+    donors: Mapping[int, int],
+    vectors: Mapping[int, Tensor],
     model_of: Callable[[FurtherInputs], AbstractContextManager[Model]],
     likelihood: Likelihood,
     seen: int,
 ) -> Measured:
     """Change the waiting images of one process.
 
-    ``donors`` are the leading eigenvectors of other images, by position; ``model_of`` makes the model with further
-    inputs, and preserves the network's state; ``seen`` is how many images the network saw.
+    ``donors`` says whose leading eigenvector an image borrows, by position, and ``vectors`` has these; ``model_of``
+    makes the model with further inputs, and preserves the network's state; ``seen`` is how many images the network saw.
     """
     images: list[pd.DataFrame] = []
     curves: list[pd.DataFrame] = []
@@ -144,7 +148,9 @@ def measure(
 
     def measure_part(part: Part) -> bool:
         inputs, fisher = part.batch.images.to(part.device), part.fisher.to(part.device)
-        theirs = [_donor(donors, position, image) for position, image in zip(part.positions, part.batch.images)]
+        theirs = [
+            _donor(donors, vectors, position, image) for position, image in zip(part.positions, part.batch.images)
+        ]
         shared: dict[str, Any] = {"labels": part.batch.labels, "sigma": options.sigma, "clip": options.clip}
         with model_of(part.batch.inputs) as model:
             measured = sensitivity_curves(
@@ -187,8 +193,12 @@ def measure(
             kept_norm[name] += measured.kept_norm[name][:, used].flatten().tolist()
         return True
 
-    for part in joined_by_shape(parts, options.batch_size):
+    solvers, exact = [], True
+    for numbers in parts.grouped(options.batch_size):
+        part = joined([parts[number] for number in numbers])
         _in_pieces(part, measure_part)
+        solvers.append(part.fisher.solver)
+        exact &= part.fisher.exact
     # pandas makes Python forget which warnings it has shown, so not before the network was called
     empty = _empty_tables(likelihood)
     return Measured(
@@ -199,8 +209,8 @@ def measure(
         left_out=left_out,
         kept_norm=kept_norm,
         seen=seen,
-        solver=parts[0].fisher.solver if parts else "lanczos" if likelihood.many_columns else "gram",
-        exact=all(part.fisher.exact for part in parts),
+        solver=solvers[0] if solvers else "lanczos" if likelihood.many_columns else "gram",
+        exact=exact,
     )
 
 
@@ -240,9 +250,9 @@ def _in_pieces(part: Part, work: Callable[[Part], bool]) -> None:
     batches.warn("iFIM")
 
 
-def _donor(donors: Mapping[int, Tensor], position: int, image: Tensor) -> Tensor:
+def _donor(donors: Mapping[int, int], vectors: Mapping[int, Tensor], position: int, image: Tensor) -> Tensor:
     """The donor's eigenvector, or zero where there is none of this shape; ``transfer`` then leaves the image out."""
-    donor = donors.get(position)
+    donor = vectors[donors[position]] if position in donors else None
     return donor if donor is not None and donor.shape == image.shape else torch.zeros_like(image)
 
 

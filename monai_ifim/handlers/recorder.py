@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from monai_ifim.handlers.identity import Chosen, default_names, shares, take
 from monai_ifim.handlers.inferred import Inferred, naming_the_inferer
 from monai_ifim.handlers.inputs import FurtherInputs, naming_shared_inputs
 from monai_ifim.handlers.joined import Joined, Layout
+from monai_ifim.handlers.lending import donors_among, exchange, lenders
 from monai_ifim.handlers.measured import (
     Measured,
     changes_of,
@@ -33,7 +35,8 @@ from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.processes import process_rank
 from monai_ifim.handlers.progress_log import ProgressLog
 from monai_ifim.handlers.selection import ImageSelection
-from monai_ifim.handlers.shown import cases_of, donors_among, lenders, outlines, reasons_to_show
+from monai_ifim.handlers.shown import cases_of, outlines, reasons_to_show
+from monai_ifim.handlers.waiting import Vectors, Waiting
 from monai_ifim.handlers.windows import forward_passes, in_window, predicted_foreground
 from monai_ifim.likelihoods import Dense, Likelihood, resolve_likelihood
 from monai_ifim.model import Batches, Model, Windowed, forget_verdicts, preserve_state, unwrap
@@ -42,12 +45,16 @@ from monai_ifim.progress import progress_to
 from monai_ifim.results import IFIMResult, Segmented
 from monai_ifim.statistics import leading_directions, realistic_summary, summarise
 
+# Of so many images directions.npz can still be read.
+MOST_DIRECTIONS = 20_000
+
 
 class Recorder:
     """Measures the chosen images of an evaluation epoch, batch by batch; whoever drives it has the loop.
 
     :meth:`start`, then :meth:`observe` for each batch, then :meth:`finish`. The state of the network and all random
-    states are preserved. Between batches the chosen images wait on the CPU with their leading eigenvectors.
+    states are preserved. Between batches the chosen images wait on the CPU with their leading eigenvectors, beyond 64
+    MiB in a temporary file.
 
     Args:
         options: those of :class:`~monai_ifim.handlers.IFIMMetric`; default all defaults.
@@ -55,6 +62,8 @@ class Recorder:
 
     Attributes:
         details: values of each image of the last epoch, (images seen, 1), NaN for images that were not chosen.
+        most_directions: of more images than this the result has no ``directions``, whose memory is the square of their
+            number; of several processes that communicate, only the first has any.
 
     Example:
         >>> import torch
@@ -80,7 +89,8 @@ class Recorder:
         self.selection = ImageSelection(self.options.most_images, self.options.seed)
         self.network: Callable = _no_network
         self.details: dict[str, np.ndarray] = {}
-        self.parts: list[Part] = []
+        self.most_directions = MOST_DIRECTIONS
+        self.parts = Waiting()
         self.progress = ProgressLog()  # whoever drives it may put another one here
         self._compared = False
         self._joined: dict[Layout, Joined] = {}
@@ -115,7 +125,7 @@ class Recorder:
 
     @property
     def _waiting(self) -> int:
-        return sum(len(part.table) for part in self.parts)
+        return sum(map(len, self.parts.tables))
 
     @property
     def _changes_per_image(self) -> int:
@@ -127,7 +137,7 @@ class Recorder:
 
     def forget(self) -> None:
         """Drop the images of the last epoch, and its details."""
-        self.parts = []
+        self.parts = Waiting()
         self.details = {}
         self.agreement.failure = None
 
@@ -193,26 +203,32 @@ class Recorder:
             WatchError: On all processes that communicate, when one of them failed.
         """
         ordered, whole, size = self.selection.ordered, self.selection.whole, self.selection.data_set_size
-        everyone_chose = self.agreement.gathered(lambda: Chosen.of(self.parts, size, ordered, whole))
-        share = shares(everyone_chose, self.options.most_images, self.options.seed)[
-            process_rank() if len(everyone_chose) > 1 else 0
-        ]
-        self.parts = take(self.parts, share)
+        alone = not self.agreement.together
+        everyone_chose = self.agreement.gathered(lambda: Chosen.of(self.parts, size, ordered, whole, alone))
+        rank = 0 if alone else process_rank()
+        share = shares(everyone_chose, self.options.most_images, self.options.seed)[rank]
+        self.parts = self.parts.taken(partial(take, share=share))
         lending = self.agreement.gathered(lambda: lenders(self.parts))
-        directions = leading_directions({at: vector for lent in lending for at, (_, vector) in lent.items()})
-        donors, seen, options = donors_among(lending), self.selection.seen, self.options
+        known = {position: lender for theirs in lending for position, lender in theirs.items()}
+        described = len(known) <= self.most_directions
+        vectors, donors = Vectors(self.parts), donors_among(known)
+        exchange(self.agreement, lending, donors, vectors, rank, all_to=0 if described else None)
+        seen, options = self.selection.seen, self.options
         self.progress.expect("changes of the chosen images predicted", self._changes_per_image * self._waiting)
         with progress_to(self.progress):
             measured = Measured.joined(
                 self.agreement.gathered(
-                    lambda: measure(self.parts, options, self.directions, donors, self._model, self.likelihood, seen)
+                    lambda: measure(
+                        self.parts, options, self.directions, donors, vectors, self._model, self.likelihood, seen
+                    )
                 )
             )
         why = reasons_to_show(measured.images, options.shown)
         everyone = self.agreement.gathered(lambda: cases_of(self.parts, why, self._segmented))
         # behind this, no process waits for another
         cases = {case.position: case for theirs in everyone for case in theirs}
-        self.parts = []
+        directions = leading_directions(vectors, known) if described and rank == 0 else None
+        self.parts = Waiting()
         images, strength = measured.images, options.strength
         self.details = details(measured, self.direction_names, strength)
         return IFIMResult(
@@ -272,7 +288,7 @@ class Recorder:
             table = table.join(mask_table(fisher, part.masks))
         if part.names is not None:
             self.selection.check_names(positions, part.names)
-        self.parts.append(Part(table, part.on_cpu(), fisher.to("cpu"), part.images.device))
+        self.parts.append(Part(table, part.on("cpu"), fisher.to("cpu"), part.images.device))
 
     def _segmented(self, part: Part, row: int) -> Segmented | None:
         if not isinstance(self.likelihood, Dense):

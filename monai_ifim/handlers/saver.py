@@ -19,6 +19,7 @@ from monai_ifim.handlers.mlflow_runs import log_files
 from monai_ifim.handlers.optional import InRun, LeftOut, kept_apart
 from monai_ifim.handlers.options import SAVER_OPTIONS, documented
 from monai_ifim.handlers.origin import origin_of
+from monai_ifim.handlers.recorder import MOST_DIRECTIONS
 from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.whole import LONGEST_NAME, replaced_as_a_whole
 from monai_ifim.results import SUMMARY, Case, IFIMResult, holds_results, write_tables
@@ -77,6 +78,8 @@ class IFIMSaver:
                 f"{FORMATS[0]}."
             )
         self.ifim = ifim
+        if isinstance(ifim, (IFIMHandler, IFIMMetric)):  # or attach says what is wrong
+            ifim.recorder.most_directions = MOST_DIRECTIONS
         self.folder = (Path(output_dir) / folder).resolve()  # the same place wherever the run goes, and behind a link
         _check_ours(self.folder)
 

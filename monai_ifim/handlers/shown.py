@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which images are shown, and which image lends its leading eigenvector to which."""
+"""Which images are shown."""
 
 from __future__ import annotations
 
@@ -11,41 +11,11 @@ import torch
 from torch import Tensor
 
 from monai_ifim.handlers.batch import Part
+from monai_ifim.handlers.waiting import Waiting
 from monai_ifim.likelihoods import Dense
 from monai_ifim.model import Model
 from monai_ifim.perturbation import image_contrast, perturb
 from monai_ifim.results import Case, Segmented
-
-Lender = tuple[str | int, Tensor | None]  # patient, and leading eigenvector where there is one
-
-
-def lenders(parts: Sequence[Part]) -> dict[int, Lender]:
-    """By position of each waiting image, its patient (the position where unknown) and leading eigenvector."""
-    return {
-        position: (
-            ("group" in part.table and part.table.group[row]) or position,
-            # of a view, the whole batch would be sent
-            part.fisher.eigenvectors[row, 0].clone() if part.fisher.rank[row] > 0 else None,
-        )
-        for part in parts
-        for row, position in enumerate(part.positions)
-    }
-
-
-def donors_among(everyone: Sequence[Mapping[int, Lender]]) -> dict[int, Tensor]:
-    """For each position the leading eigenvector of the next one, cyclically, over all processes.
-
-    Where patients are known, of the next image of another patient: two images of one are not independent.
-    """
-    known = {position: lender for theirs in everyone for position, lender in theirs.items()}
-    ring = sorted(known)
-    donors = {}
-    for place, position in enumerate(ring):
-        others = (known[other] for other in ring[place + 1 :] + ring[:place])
-        vector = next((vector for patient, vector in others if patient != known[position][0]), None)
-        if vector is not None:
-            donors[position] = vector
-    return donors
 
 
 def reasons_to_show(images: pd.DataFrame, shown: int) -> dict[int, str]:
@@ -108,9 +78,10 @@ def _small(maps: Tensor) -> Tensor:
 
 
 def cases_of(
-    parts: Sequence[Part], why: Mapping[int, str], segmented: Callable[[Part, int], Segmented | None] | None = None
+    waiting: Waiting, why: Mapping[int, str], segmented: Callable[[Part, int], Segmented | None] | None = None
 ) -> list[Case]:
     """The images to show that are among the waiting ones, with what is ``segmented`` in a row of a part."""
+    parts = (waiting[number] for number, table in enumerate(waiting.tables) if any(at in why for at in table.image))
     return [
         Case(
             position=position,

@@ -25,6 +25,7 @@ from monai_ifim.handlers.profile import Profile
 from monai_ifim.handlers.progress_log import ProgressLog
 from monai_ifim.handlers.recorder import Recorder
 from monai_ifim.handlers.short_lines import shorten
+from monai_ifim.handlers.waiting import Waiting
 from monai_ifim.interrupts import deferred, safe_point
 from monai_ifim.likelihoods import Dense
 from monai_ifim.model import MemoryWarning, preserve_state
@@ -35,6 +36,7 @@ from monai_ifim.visualize import draw_pictures
 
 Functions = list[tuple[Any, Callable[[Evaluator], None]]]
 _NAMED = 10  # of images that were left out for one cause
+_FEW = 1024  # images whose directions are kept, though nobody may write them
 
 
 class Watcher(Options):
@@ -53,6 +55,7 @@ class Watcher(Options):
         super().__post_init__()
         self.agreement = Agreement(self.on_error)
         self.recorder = Recorder(self, self.agreement)
+        self.recorder.most_directions = _FEW
         dense = isinstance(self.recorder.likelihood, Dense)
         self.keys = BatchKeys(self.image_key, self.label_key, self.mask_key, self.group_key, maps=dense)
         self.result: IFIMResult | None = None
@@ -166,7 +169,7 @@ class Watcher(Options):
                     computed = Computed.by(engine, len(images), low) if same or self.window is not None else None
                     self.recorder.observe(batch, chosen, computed, same)
             except BaseException:
-                self.recorder.parts = []  # nothing stays in memory
+                self.recorder.parts = Waiting()  # nothing stays in memory
                 raise
             finally:
                 self._prepared = Prepared(None)

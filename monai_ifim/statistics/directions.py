@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +37,11 @@ class LeadingDirections:
     cosines: np.ndarray
 
 
-def leading_directions(vectors: Mapping[int, Tensor | None]) -> LeadingDirections:
+def leading_directions(vectors: Mapping[int, Tensor | None], images: Iterable[int] | None = None) -> LeadingDirections:
     """The directions of some images on common cells, from unit eigenvectors (C, *spatial) by position of the image.
+
+    ``images`` are their positions, default all that have a vector or None; one that has neither counts as None. Vectors
+    are asked for one by one, and again where they are needed again, so that a mapping may read them from a file.
 
     Images of different sizes have the same cells, which are never smaller than the pixels of the smallest image, and at
     most 32 x 32 or 16 x 16 x 16: what lies at the same place of the image falls into the same cell. Images with another
@@ -50,22 +53,21 @@ def leading_directions(vectors: Mapping[int, Tensor | None]) -> LeadingDirection
         >>> found.maps[0].tolist(), (found.cosines**2).round(3).tolist()
         ([[0.5, 0.0], [0.0, 0.5]], [[1.0, 0.5, nan], [0.5, 1.0, nan], [nan, nan, nan]])
     """
-    positions = sorted(vectors)
-    present = [(row, vector) for row, at in enumerate(positions) if (vector := vectors[at]) is not None]
-    axes = Counter(vector.ndim - 1 for _, vector in present).most_common(1)[0][0] if present else 2
-    mapped = [(row, vector) for row, vector in present if vector.ndim - 1 == axes]
-    cells = common_cells([vector.shape[1:] for _, vector in mapped] or [(1,) * axes])
+    positions = sorted(vectors if images is None else images)
+    sizes = {at: tuple(vector.shape) for at in positions if (vector := vectors.get(at)) is not None}
+    axes = Counter(len(shape) - 1 for shape in sizes.values()).most_common(1)[0][0] if sizes else 2
+    mapped = [(row, at) for row, at in enumerate(positions) if len(sizes.get(at, ())) == axes + 1]
+    cells = common_cells([sizes[at][1:] for _, at in mapped] or [(1,) * axes])
     shapes = np.zeros((len(positions), axes + 1), dtype=np.int64)
     maps = np.full((len(positions), *cells), np.nan, dtype=np.float32)
     cosines = np.full((len(positions), len(positions)), np.nan, dtype=np.float32)
-    by_shape: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-    for row, vector in mapped:
-        shapes[row] = vector.shape
-        maps[row] = energy_map(vector, cells).numpy()
-        by_shape.setdefault(tuple(vector.shape), []).append((row, vector))
-    for alike in by_shape.values():
-        rows = [row for row, _ in alike]
-        cosines[np.ix_(rows, rows)] = _cosines_of([vector for _, vector in alike])
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for row, at in mapped:
+        shapes[row] = sizes[at]
+        maps[row] = energy_map(_vector(vectors, at), cells).numpy()
+        by_shape.setdefault(sizes[at], []).append(row)
+    for rows in by_shape.values():
+        _fill_cosines(cosines, rows, [positions[row] for row in rows], vectors)
     return LeadingDirections(np.array(positions, dtype=np.int64), shapes, maps, cosines)
 
 
@@ -105,25 +107,34 @@ def _overlap(size: int, count: int) -> Tensor:
     return inside.clamp(min=0)
 
 
-def _cosines_of(vectors: Sequence[Tensor]) -> np.ndarray:
-    """Of vectors of one shape, (n, n)."""
-    size = max(1, _MOST_ELEMENTS // vectors[0].numel())
-    starts = range(0, len(vectors), size)
-    found = np.ones((len(vectors), len(vectors)), dtype=np.float32)
+def _fill_cosines(
+    cosines: np.ndarray, rows: Sequence[int], positions: Sequence[int], vectors: Mapping[int, Tensor | None]
+) -> None:
+    """Write those of vectors of one shape into rows and columns of the whole, a block at a time."""
+    size = max(1, _MOST_ELEMENTS // _vector(vectors, positions[0]).numel())
+    starts = range(0, len(rows), size)
     for start in starts:
-        block = _unit_rows(vectors[start : start + size])
-        for other in starts:
-            if other > start:
-                break
-            theirs = block if other == start else _unit_rows(vectors[other : other + size])
-            products = (block @ theirs.T).clip(-1, 1)
-            found[start : start + len(block), other : other + len(theirs)] = products
-            found[other : other + len(theirs), start : start + len(block)] = products.T
-    np.fill_diagonal(found, 1)
-    return found
+        block, here = _unit_rows(positions[start : start + size], vectors), rows[start : start + size]
+        for other in starts[: start // size + 1]:
+            theirs = block if other == start else _unit_rows(positions[other : other + size], vectors)
+            there = rows[other : other + size]
+            products = block @ theirs.T
+            products.clip(-1, 1, out=products)
+            cosines[np.ix_(here, there)] = products
+            cosines[np.ix_(there, here)] = products.T
+    cosines[rows, rows] = 1
 
 
-def _unit_rows(vectors: Sequence[Tensor]) -> np.ndarray:
-    # as arrays, which no autocast of an evaluator makes coarser
-    rows = np.stack([vector.detach().cpu().float().flatten().numpy() for vector in vectors])
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+def _unit_rows(positions: Sequence[int], vectors: Mapping[int, Tensor | None]) -> np.ndarray:
+    rows = np.empty((len(positions), _vector(vectors, positions[0]).numel()), dtype=np.float32)
+    for row, at in zip(rows, positions):
+        # as arrays, which no autocast of an evaluator makes coarser
+        row[:] = _vector(vectors, at).detach().cpu().float().flatten().numpy()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
+
+
+def _vector(vectors: Mapping[int, Tensor | None], at: int) -> Tensor:
+    vector = vectors[at]
+    assert vector is not None
+    return vector

@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import partition_dataset
+from torch import nn
 
+from monai_ifim import input_fisher
+from monai_ifim.handlers.batch import Batch, Part
 from monai_ifim.handlers.identity import Chosen, shares
+from monai_ifim.handlers.waiting import Waiting
 
 
 def choice(names, max_images, seed=0):
@@ -85,18 +90,21 @@ def test_in_an_unknown_order_what_several_processes_have_counts_once(images):
 
 
 def test_images_without_names_are_known_by_their_intensities():
-    class Waiting:
-        def __init__(self, positions, images, names=None):
-            self.positions, self.batch = positions, self
-            self.images, self.names = images, names
-
     images = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def identities(positions, images, names=None, alone=False):
+        waiting = Waiting()
+        table = pd.DataFrame({"image": positions})
+        fisher = input_fisher(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), images)
+        waiting.append(Part(table, Batch(images, names=names), fisher, torch.device("cpu")))
+        return Chosen.of(waiting, 5, True, True, alone).images
+
     for names in (None, ["same", "same", "same"]):  # or names that do not tell them apart
-        found = Chosen.of([Waiting([0, 4], images[:2], names and names[:2])], 5, True, True).images
-        again = Chosen.of([Waiting([7], images[1:2].clone(), names and names[:1])], 5, True, True).images
+        found = identities([0, 4], images[:2], names and names[:2])
+        again = identities([7], images[1:2].clone(), names and names[:1])
         if names is None:
             assert found[4] == again[7] != found[0]
         else:
             assert len(set(found.values())) == 2
-    named = Chosen.of([Waiting([0, 4], images[:2], ["a", "b"])], 5, True, True).images
-    assert named == {0: "a", 4: "b"}
+    assert identities([0, 4], images[:2], ["a", "b"]) == {0: "a", 4: "b"}
+    assert list(identities([0, 4], images[:2], alone=True)) == [0, 4]  # without a look at the images

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from monai_ifim import Bernoulli, Gaussian, Model, input_fisher, sensitivity_curves
 from monai_ifim.data import IdealObserver, SignalDetectionDataset
-from monai_ifim.handlers.batch import Batch, joined_by_shape
+from monai_ifim.handlers.batch import Batch
 from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.recorder import Recorder
 from monai_ifim.perturbation import DIRECTIONS, DirectionInputs, LossGradient, removal_curves
@@ -409,11 +409,21 @@ def test_nothing_of_the_images_is_kept_after_the_epoch_but_the_cases():
     assert all(part.fisher.factor_elements == 0 for part in recorder.parts)
     cases = recorder.finish().cases
     gc.collect()
-    assert recorder.parts == []
+    assert len(recorder.parts) == 0
     assert not any(reference() is not None for reference in waiting)
     for case in cases:
         for tensor in (case.image, case.mask, case.fisher.eigenvectors, case.fisher.eigenvalues):
             assert tensor.untyped_storage().nbytes() == tensor.nbytes  # no view of the whole batch
+
+
+def test_of_more_images_than_asked_for_no_directions_are_kept_and_nothing_else_changes():
+    recorder, truth = recorded(CNN(), pictures(), **LIGHT), record(CNN(), pictures(), **LIGHT)
+    recorder.most_directions = 6
+    result = recorder.finish()
+    assert result.directions is None
+    assert truth.directions.images.tolist() == list(range(7))
+    same(result.metrics, truth.metrics)
+    pd.testing.assert_frame_equal(result.curves, truth.curves)
 
 
 def test_the_network_and_random_states_are_as_they_were_and_it_is_looked_at_in_evaluation_mode():
@@ -537,9 +547,8 @@ def test_images_of_two_shapes_are_looked_at_apart():
     shapes = [(1, 12, 12), (1, 10, 14), (1, 10, 14), (1, 12, 12), (1, 12, 12)]
     images = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
     recorder = recorded(network, images, per_batch=1)
-    joined = [part.positions for part in joined_by_shape(recorder.parts, None)]
-    assert joined == [[0, 3, 4], [1, 2]]
-    assert [part.positions for part in joined_by_shape(recorder.parts, 2)] == [[0, 3], [1, 2], [4]]
+    assert recorder.parts.grouped(None) == [[0, 3, 4], [1, 2]]
+    assert recorder.parts.grouped(2) == [[0, 3], [1, 2], [4]]
     result = recorder.finish()
     lambdas = [lambda_max(network, image[None])[0] for image in images]
     np.testing.assert_allclose(result.images.lambda_max, lambdas, rtol=1e-9)

@@ -20,6 +20,7 @@ from monai.data import MetaTensor
 from monai_ifim.__main__ import main
 from monai_ifim.handlers import IFIMHandler, IFIMSaver, whole
 from monai_ifim.handlers import saver as saver_module
+from monai_ifim.handlers.recorder import MOST_DIRECTIONS
 from monai_ifim.results import read_tables
 from monai_ifim.visualize import Pictures
 from tests.handlers import CNN, LABELS, LIGHT, ROUTES, attached, items, logged, measure, on_route, pictures, run, same
@@ -544,3 +545,11 @@ def test_place_and_permissions_are_those_of_any_new_folder_made_at_the_construct
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.rglob("*"))}
     plain = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain.txt", "plain")]
     assert all(mode == plain[path.is_dir()] for path, mode in modes.items())
+
+
+def test_directions_of_many_images_are_kept_where_a_saver_writes_them_and_can_be_read_again(tmp_path):
+    ifim = IFIMHandler()
+    alone = ifim.recorder.most_directions
+    IFIMSaver(ifim, tmp_path)
+    assert alone < ifim.recorder.most_directions == MOST_DIRECTIONS
+    assert MOST_DIRECTIONS * (4 * MOST_DIRECTIONS + 4 * 16**3 + 64) < 2**31  # what read_directions takes
