@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--data", type=Path, default=Path("../shared/data/hippocampus_mr"), help="folder with images and labels")
     add("--weights", type=Path, help="of the network (default: train it, as python -m study.segmentation does)")
     add("--output", type=Path, default=Path("study/results/segmentation"), help="folder for the tables")
-    add("--document", type=Path, help="Markdown with a place for the table, realistic (default: none)")
+    add("--document", type=Path, help="Markdown with a place, realistic or realistic_made_up (default: none)")
     add("--steps", type=int, default=1200, help="of the training (default: 1200)")
     add("--seed", type=int, default=0, help="of weights, training and changes (default: 0)")
     add("--cases", type=int, default=10, help="test cases at most (default: 10)")
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = markdown_of(table, high)
     print(text)
     if options.document is not None:
-        insert(options.document, "realistic", text)
+        insert(options.document, "realistic_made_up" if options.made_up else "realistic", text)
 
 
 def measure_realistic(
