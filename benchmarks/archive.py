@@ -27,10 +27,11 @@ from benchmarks.readme import publish
 from benchmarks.table import describe_machine, markdown_table
 from monai_ifim import Archive
 
-__all__ = ["Scans", "archive_table", "main", "measure_archive"]
+__all__ = ["Scans", "archive_table", "main", "measure_archive", "run_part"]
 
 _DEFAULT_SIZES = "64,1024,4096,100000"
 _PIXELS = 64
+FEW_DIRECTIONS, FEW_STRENGTHS = ("high", "low_matched", "transfer"), (0.03,)
 
 
 class Scans(torch.utils.data.Dataset):
@@ -56,70 +57,92 @@ def small_network() -> nn.Module:
     return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(16 * 16, 2)).eval()
 
 
-def measure_archive(images: int, folder: str) -> dict[str, Any]:
-    """Measure and join an archive in this process.
+def run_part(part: str, images: int, folder: Path, few: bool) -> dict[str, Any]:
+    """Measure an archive in this process, or join one that was measured.
+
+    Args:
+        part: ``"measure"`` or ``"join"``.
+        images: in the archive.
+        folder: of the archive.
+        few: three directions at one strength, in place of the default six at three.
 
     Returns:
-        ``images``; ``measure_s`` and ``join_s``, seconds; ``measure_bytes`` and ``peak_bytes``, the greatest resident
-        set of the process when all was measured, and at the end.
+        ``seconds`` of the processor, and ``peak_bytes``, the greatest resident set of the process.
     """
-    archive = Archive(small_network(), Scans(images), folder)
-    start = time.perf_counter()
-    archive.measure()
-    measured, measure_bytes = time.perf_counter(), _peak_bytes()
-    archive.finish()
-    seconds = {"measure_s": measured - start, "join_s": time.perf_counter() - measured}
-    return {"images": images, **seconds, "measure_bytes": measure_bytes, "peak_bytes": _peak_bytes()}
+    options: dict[str, Any] = {"directions": FEW_DIRECTIONS, "strengths": FEW_STRENGTHS} if few else {}
+    archive = Archive(small_network(), Scans(images), folder, **options)
+    start = time.process_time()
+    if part == "measure":
+        archive.measure()
+    else:
+        archive.finish()
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"seconds": seconds, "peak_bytes": peak}
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def measure_archive(images: int, folder: Path, few: bool, threads: int) -> dict[str, Any]:
+    """Both parts of an archive, each in a fresh process; a part that is on file there is not run again.
+
+    Returns:
+        ``images``, ``few``, ``environment`` and, of ``measure`` and ``join``, what :func:`run_part` gives.
+    """
+    record: dict[str, Any] = {"images": images, "few": few, "environment": describe_environment("cpu", threads)}
+    for part in ("measure", "join"):
+        file = folder.with_name(f"{folder.name}_{part}.json")
+        if not file.exists():
+            code = (
+                "import json, sys, torch; from pathlib import Path; from benchmarks.archive import run_part; "
+                f"torch.set_num_threads({threads}); "
+                f"found = run_part({part!r}, {images}, Path({str(folder)!r}), {few}); "
+                f"Path({str(file)!r}).write_text(json.dumps(found))"
+            )
+            subprocess.run([sys.executable, "-c", code], check=True)
+        record[part] = json.loads(file.read_text(encoding="utf-8"))
+    return record
 
 
 def archive_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Memory and seconds of each size in Markdown."""
-    header = ["images", "peak memory measuring, MB", "in all, MB", "over that of the first", "measured, s"]
-    header += ["an image, ms", "joined, s"]
-    rows = [
-        [
-            f"{record['images']:,}".replace(",", " "),
-            f"{record['measure_bytes'] / 1e6:.0f}",
-            f"{record['peak_bytes'] / 1e6:.0f}",
-            f"{record['peak_bytes'] / records[0]['peak_bytes']:.3f}",
-            f"{record['measure_s']:.1f}",
-            f"{1000 * record['measure_s'] / record['images']:.1f}",
-            f"{record['join_s']:.1f}",
-        ]
-        for record in records
-    ]
-    return f"{describe_machine(records[0]['environment'])}\n\n{markdown_table(header, rows)}"
+    header = ["images", "directions", "strengths", "measuring, MB", "over the first", "joining, MB", "over the first"]
+    header += ["measuring, ms an image", "joining, s"]
+    first = {part: records[0][part]["peak_bytes"] for part in ("measure", "join")}
+    rows = []
+    for record in records:
+        row = [f"{record['images']:,}".replace(",", " "), *(("3", "1") if record["few"] else ("6", "3"))]
+        for part in ("measure", "join"):
+            peak = record[part]["peak_bytes"]
+            row += [f"{peak / 1e6:.0f}", f"{peak / first[part]:.3f}"]
+        row.append(f"{1000 * record['measure']['seconds'] / record['images']:.1f}")
+        rows.append([*row, f"{record['join']['seconds']:.0f}"])
+    words = "Peak resident memory of a process that measures, and of one that joins; seconds are of the processor."
+    return f"{describe_machine(records[0]['environment'])} {words}\n\n{markdown_table(header, rows)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.archive", description=__doc__)
     parser.add_argument("--sizes", help=f"numbers of images, separated by commas (default: {_DEFAULT_SIZES})")
+    parser.add_argument(
+        "--few",
+        type=int,
+        default=10_000,
+        help="from this number of images on, 3 directions at 1 strength in place of 6 at 3 (default: 10000)",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--folder", type=Path, help="where the archives are written, and stay, so that a run goes on")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/archive"), help="folder")
     parser.add_argument("--readme", type=Path, help="file to put the table into, at the place named as the folder")
     parser.add_argument("--quick", action="store_true", help="a tiny size, to try the command")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # in the process of one size
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    if options.one is not None:
-        record = measure_archive(options.one, str(options.folder))
-        print(json.dumps(record | {"environment": describe_environment("cpu", options.threads)}))
-        return
     sizes = [int(size) for size in (options.sizes or ("4" if options.quick else _DEFAULT_SIZES)).split(",")]
-    records = []
     with tempfile.TemporaryDirectory() as temporary:
-        for size in tqdm(sizes, unit="size", desc="benchmark"):
-            place = (options.folder or Path(temporary)) / str(size)
-            command = [sys.executable, "-m", "benchmarks.archive", "--one", str(size), "--folder", str(place)]
-            command += ["--threads", str(options.threads)]
-            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            records.append(json.loads(printed.splitlines()[-1]))
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        records = [
+            measure_archive(size, folder / str(size), size >= options.few, options.threads)
+            for size in tqdm(sizes, unit="size", desc="benchmark")
+        ]
     publish("archive", records, archive_table(records), options.output, options.readme)
 
 
