@@ -238,6 +238,25 @@ def test_how_many_resamples_are_in_memory_at_a_time_changes_no_number(monkeypatc
     assert found() == whole
 
 
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+@pytest.mark.parametrize("count", [2, 3, 50, 51])
+def test_the_interval_of_many_values_is_that_of_few_but_for_rounding(monkeypatch, statistic, count):
+    values = np.random.default_rng(0).lognormal(size=count)
+    few = bootstrap_interval(values, statistic, seed=3)
+    monkeypatch.setattr("monai_ifim.statistics.intervals._MOST_LEFT_OUT", 0)
+    many = bootstrap_interval(values, statistic, seed=3)
+    assert (many.value, many.count, many.method) == (few.value, few.count, few.method)
+    assert (many.low, many.high) == pytest.approx((few.low, few.high), rel=1e-12)
+
+
+def test_many_values_with_ties_have_the_percentile_interval_of_few(monkeypatch):
+    values = [0.0] * 40 + [1.0] * 60
+    few = bootstrap_interval(values, "median")
+    monkeypatch.setattr("monai_ifim.statistics.intervals._MOST_LEFT_OUT", 0)
+    assert bootstrap_interval(values, "median") == few
+    assert few.method == "percentile"
+
+
 def test_memory_is_bounded_for_many_images():
     values = np.random.default_rng(18).normal(size=3000)
     tracemalloc.start()
