@@ -29,7 +29,7 @@ from monai_ifim import Archive
 
 __all__ = ["Scans", "archive_table", "main", "measure_archive", "run_part"]
 
-_DEFAULT_SIZES = "64,1024,4096,100000"
+_DEFAULT_SIZES, _FEW_SIZES = "64,1024,4096", "64,100000"
 _PIXELS = 64
 FEW_DIRECTIONS, FEW_STRENGTHS = ("high", "low_matched", "transfer"), (0.03,)
 
@@ -106,13 +106,13 @@ def archive_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Memory and seconds of each size in Markdown."""
     header = ["images", "directions", "strengths", "measuring, MB", "over the first", "joining, MB", "over the first"]
     header += ["measuring, ms an image", "joining, s"]
-    first = {part: records[0][part]["peak_bytes"] for part in ("measure", "join")}
     rows = []
     for record in records:
+        first = next(one for one in records if one["few"] == record["few"])
         row = [f"{record['images']:,}".replace(",", " "), *(("3", "1") if record["few"] else ("6", "3"))]
         for part in ("measure", "join"):
             peak = record[part]["peak_bytes"]
-            row += [f"{peak / 1e6:.0f}", f"{peak / first[part]:.3f}"]
+            row += [f"{peak / 1e6:.0f}", f"{peak / first[part]['peak_bytes']:.3f}"]
         row.append(f"{1000 * record['measure']['seconds'] / record['images']:.1f}")
         rows.append([*row, f"{record['join']['seconds']:.0f}"])
     words = "Peak resident memory of a process that measures, and of one that joins; seconds are of the processor."
@@ -123,25 +123,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.archive", description=__doc__)
     parser.add_argument("--sizes", help=f"numbers of images, separated by commas (default: {_DEFAULT_SIZES})")
-    parser.add_argument(
-        "--few",
-        type=int,
-        default=10_000,
-        help="from this number of images on, 3 directions at 1 strength in place of 6 at 3 (default: 10000)",
-    )
+    parser.add_argument("--few-sizes", help=f"the same of 3 directions at 1 strength (default: {_FEW_SIZES})")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--folder", type=Path, help="where the archives are written, and stay, so that a run goes on")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/archive"), help="folder")
     parser.add_argument("--readme", type=Path, help="file to put the table into, at the place named as the folder")
     parser.add_argument("--quick", action="store_true", help="a tiny size, to try the command")
     options = parser.parse_args(arguments)
-    sizes = [int(size) for size in (options.sizes or ("4" if options.quick else _DEFAULT_SIZES)).split(",")]
+    defaults = ("4", "4") if options.quick else (_DEFAULT_SIZES, _FEW_SIZES)
+    asked = [given or default for given, default in zip((options.sizes, options.few_sizes), defaults)]
+    sizes = [(int(size), few) for names, few in zip(asked, (False, True)) for size in names.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         records = [
-            measure_archive(size, folder / str(size), size >= options.few, options.threads)
-            for size in tqdm(sizes, unit="size", desc="benchmark")
+            measure_archive(size, folder / f"{size}{'_few' if few else ''}", few, options.threads)
+            for size, few in tqdm(sizes, unit="size", desc="benchmark")
         ]
     publish("archive", records, archive_table(records), options.output, options.readme)
 
