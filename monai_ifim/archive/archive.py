@@ -69,10 +69,10 @@ class Archive:
 
     Piece ``k`` has the images at ``k * piece_size`` and behind. Its numbers depend on these images, the network and the
     options alone, not on the other pieces or on the number of processes. :meth:`run` writes each piece that is missing
-    as a whole into ``OUTPUT_DIR/pieces/NNNNNN`` (``images.csv``, ``perturbations.csv``, the leading eigenvectors in
-    little, ``piece.json``), so that a run that was killed goes on with the first piece that is missing. When none is,
-    all are joined into ``OUTPUT_DIR/ifim``: the folder of :class:`~monai_ifim.handlers.IFIMSaver`, with the same
-    numbers over all images, which ``monai-ifim report`` reads.
+    as a whole into ``OUTPUT_DIR/pieces/NNNNNN`` (``images.csv``, ``perturbations.csv``, and ``piece.json``, its
+    numbers), so that a run that was killed goes on with the first piece that is missing. When none is, all are joined
+    into ``OUTPUT_DIR/ifim``: the folder of :class:`~monai_ifim.handlers.IFIMSaver`, with the same numbers over all
+    images, which ``monai-ifim report`` reads.
 
     Started by torchrun (or where torch.distributed is set up), process ``r`` of ``n`` does the pieces ``k`` with ``k``
     modulo ``n`` equal to ``r``, without a word to the others, so on several nodes, too, that share the folder; whoever
@@ -246,6 +246,7 @@ class Archive:
     def _measure(self, number: int, batches: Iterator[Any]) -> None:
         """Measure a piece, whose batches come next."""
         piece, recorder = self.pieces[number], Recorder(self.options)
+        recorder.most_directions = 0  # nobody looks at the eigenvectors of one piece
         network = self.network if self.inferer is None else Inferred(self.network, self.inferer)
         # it chooses among the images of such a loader: all
         recorder.start(network, DataLoader(Subset(self.dataset, piece), batch_size=self.loading.batch_size))
