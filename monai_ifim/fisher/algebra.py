@@ -13,6 +13,10 @@ _TINY = torch.finfo(torch.float64).tiny
 
 # Elements that are turned into float64 at a time, so that a float32 factor is never copied whole.
 _CHUNK_ELEMENTS = 2**20
+# Columns of a symmetric product at a time; what stands above them is not computed twice.
+_SYMMETRIC_COLUMNS = 128
+# Ratio of eigenvalues of a Gram matrix in float64 down to which its float32 eigenvectors are orthonormal as they are.
+_WELL_CONDITIONED = 1e-6
 # Frobenius norm of the products minus the identity; the condition number is then below 1.3.
 _NEARLY_ORTHONORMAL = 0.1
 
@@ -32,8 +36,9 @@ def solve_gram(inner: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     finite = torch.isfinite(inner).flatten(1).all(dim=1)
     greatest = scale.amax(dim=1).clamp(min=_TINY)
     relative = _relative(scale.double())
-    gram = inner * relative.unsqueeze(1) * relative.unsqueeze(2)
-    gram = torch.where(finite.view(-1, 1, 1), gram, torch.zeros_like(gram))
+    gram = inner * relative.unsqueeze(1)
+    gram *= relative.unsqueeze(2)
+    gram[~finite] = 0
     # a matrix (1, 1) is its own eigenvalue
     eigenvalues, basis = (gram[:, 0], torch.ones_like(gram)) if gram.shape[1] == 1 else torch.linalg.eigh(gram)
     eigenvalues = eigenvalues.flip(-1).clamp(min=0) * greatest.square().unsqueeze(1)
@@ -62,10 +67,28 @@ def eigenvectors(factor: Tensor, scale: Tensor, basis: Tensor, ranks: Tensor) ->
     vectors = torch.zeros(len(factor), most, factor.shape[2], dtype=factor.dtype, device=factor.device)
     relative = _relative(scale)
     for index, rank in enumerate(ranks.tolist()):
-        if rank:
-            combination = (relative[index].unsqueeze(1) * basis[index, :, :rank]).T
+        if not rank:
+            continue
+        combination = (relative[index].unsqueeze(1) * basis[index, :, :rank]).T
+        if factor.dtype != torch.float32 or not _combine_into(vectors[index, :rank], combination, factor[index]):
             vectors[index, :rank] = orthonormal(combined(combination, factor[index])).to(factor.dtype)
     return vectors
+
+
+def _combine_into(vectors: Tensor, combination: Tensor, factor: Tensor) -> bool:
+    """Write ``combination @ factor`` with rows (k, D) of unit length, with no float64 copy of all of it.
+
+    Returns:
+        Whether their lengths are so like each other, and so far from underflow, that the rows are orthonormal.
+    """
+    squares = torch.zeros(len(vectors), dtype=torch.float64, device=factor.device)
+    for part, chunk in zip(_chunks(vectors, len(factor)), _chunks(factor)):
+        piece = combination @ chunk.double()
+        squares += piece.square().sum(dim=1)
+        part.copy_(piece)
+    vectors /= squares.sqrt().to(vectors.dtype).unsqueeze(1)  # of another dtype, torch would copy all vectors for it
+    _turn(vectors)
+    return bool(squares.min() > max(_WELL_CONDITIONED * float(squares.max()), torch.finfo(torch.float32).tiny))
 
 
 def orthonormal(vectors: Tensor) -> Tensor:
@@ -84,10 +107,15 @@ def orthonormal(vectors: Tensor) -> Tensor:
                 chunk.copy_(torch.linalg.solve_triangular(lower, chunk, upper=False))
             if torch.linalg.matrix_norm(inner - identity) < _NEARLY_ORTHONORMAL:
                 break
+    _turn(vectors)
+    return vectors
+
+
+def _turn(vectors: Tensor) -> None:
+    """Rows (k, D), in place, with the entry of largest magnitude positive."""
     for some in vectors.split(max(1, _CHUNK_ELEMENTS // vectors.shape[1])):
         largest = some.gather(1, some.abs().argmax(dim=1, keepdim=True))
         some *= torch.where(largest < 0, -1.0, 1.0)
-    return vectors
 
 
 def combined(weights: Tensor, rows: Tensor) -> Tensor:
@@ -108,9 +136,15 @@ def weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
 def products(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right^T`` summed in float64, (B, m, n), from (B, m, D) and (B, n, D) of any dtype."""
     total = torch.zeros(left.shape[0], left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
+    step = _SYMMETRIC_COLUMNS if left is right else right.shape[1]
     for left_chunk, right_chunk in zip(_chunks(left), _chunks(right, len(left) * left.shape[1])):
         doubled = left_chunk.double()
-        total += doubled @ (doubled if left is right else right_chunk.double()).transpose(1, 2)
+        others = doubled if left is right else right_chunk.double()
+        for start in range(0, right.shape[1], step):
+            above = start if left is right else 0
+            total[:, above:, start : start + step] += doubled[:, above:] @ others[:, start : start + step].mT
+    for start in range(step, right.shape[1], step):
+        total[:, :start, start : start + step] = total[:, start : start + step, :start].mT
     return total
 
 

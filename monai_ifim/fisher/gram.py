@@ -54,6 +54,7 @@ def solve_with_gram(
         else:
             inner, scale = columns.gram(most_elements)
         eigenvalues, basis = solve_gram(inner, scale)
+        del inner
         skipped = left_out(images, point.outputs, eigenvalues, likelihood)
         if skipped:
             eigenvalues[sorted(skipped)] = torch.nan
@@ -134,8 +135,10 @@ class GramColumns:
         About ``most_elements`` elements of G are in memory at a time. Each block but the last is multiplied with all
         columns behind it, which are computed anew: ``R (n + 1) / 2`` vector-Jacobian products for n blocks.
         """
-        images, chunk = self._images, self._point.chunk_size
-        size = max(1, most_elements // images.numel() - chunk)
+        images = self._images
+        fitting = max(2, most_elements // images.numel())
+        chunk = min(self._point.chunk_size, max(1, fitting // 8))  # what is beside a block makes it smaller
+        size = fitting - chunk
         inner = torch.zeros(len(images), self.count, self.count, dtype=torch.float64, device=images.device)
         scale = torch.zeros(len(images), self.count, dtype=torch.float64, device=images.device)
         for start in range(0, self.count, size):

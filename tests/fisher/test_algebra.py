@@ -45,6 +45,12 @@ def test_products_and_sums_are_those_of_float64_whatever_the_dtype_and_the_calle
             torch.testing.assert_close(weighted_sum(weights, left), total)
 
 
+def test_a_symmetric_product_of_many_columns_is_the_dense_one(monkeypatch):
+    monkeypatch.setattr(monai_ifim.fisher.algebra, "_SYMMETRIC_COLUMNS", 3)
+    rows = tall(2, 8, 20)
+    torch.testing.assert_close(products(rows, rows), rows @ rows.mT, rtol=1e-13, atol=1e-13)
+
+
 def test_a_float32_factor_is_summed_in_float64():
     left = torch.full((1, 1, 2**12), 1 / 3, dtype=F32)
     truth = 2**12 * torch.tensor(1 / 3, dtype=F32).double() ** 2
@@ -81,6 +87,18 @@ def test_cotangents_of_any_size_become_unit_ones_that_times_their_size_are_thems
     found, sizes = unit(cotangents)
     torch.testing.assert_close(found[0], torch.tensor([[0.5, -1.0], [0.0, 0.0], [0.0, 1.0]], dtype=F64))
     torch.testing.assert_close(found * sizes.unsqueeze(2), cotangents.nan_to_num(), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-30])
+def test_float32_eigenvectors_of_columns_unlike_each_other_are_the_dense_ones(size):
+    factor, scale = (size * tall(2, 4, 40)).to(F32), torch.tensor([[1.0, 3.0, 0.2, 2.0]], dtype=F64).expand(2, 4)
+    _, basis = solve_gram(products(factor, factor), scale)
+    vectors = eigenvectors(factor, scale, basis, torch.tensor([4, 3]))
+    for found, columns, rank in zip(vectors, (factor.double() / size).mT * scale.unsqueeze(1), (4, 3)):
+        dense = torch.linalg.eigh(columns @ columns.mT)[1].flip(-1)[:, :rank]
+        torch.testing.assert_close((found[:rank].double() @ dense).abs(), torch.eye(rank, dtype=F64), rtol=0, atol=1e-6)
+        assert (found[:rank].gather(1, found[:rank].abs().argmax(dim=1, keepdim=True)) > 0).all()
+    assert (vectors[1, 3:] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [F64, F32])
