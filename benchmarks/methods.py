@@ -124,7 +124,7 @@ def _own(name: str, options: Options, without: tuple[str, Callable[..., Any]] | 
     """
 
     def prepare(problem: Problem) -> Run:
-        given = {"batch_size": problem.cell.micro_batch, "chunk_size": 1, **options(problem.cell)}
+        given = {"batch_size": problem.cell.micro_batch, "chunk_size": None, **options(problem.cell)}
         model = Model(problem.network, batch_size=given.pop("batch_size"), chunk_size=given.pop("chunk_size"))
 
         def run(images: Tensor) -> Tensor:
@@ -139,6 +139,7 @@ def _own(name: str, options: Options, without: tuple[str, Callable[..., Any]] | 
 _own(OURS, lambda cell: {})
 _own("ours (rank=1)", lambda cell: {"rank": 1})
 _own("ours (keep_factor=False)", lambda cell: {"keep_factor": False})
+_own("ours (one cotangent at a time)", lambda cell: {"chunk_size": 1}, by_default=False)
 _own("ours (5 cotangents at a time)", lambda cell: {"chunk_size": 5})
 _own("ours (default micro-batch)", lambda cell: {"batch_size": None}, excluded=_same_micro_batch)
 _own("ours (64 cotangents at a time)", lambda cell: {"chunk_size": 64}, by_default=False)

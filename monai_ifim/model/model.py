@@ -67,8 +67,9 @@ class Model:
         keyword_arguments: further inputs by name, likewise.
         batch_size: images that pass the network at a time; default from the size of an image. Where memory is short
             they become fewer, with a warning.
-        chunk_size: vector-Jacobian products that are computed together (``is_grads_batched``); more than one can be
-            faster for one image and many outputs, and takes as many times the memory of a backward pass.
+        chunk_size: vector-Jacobian products that are computed together (``is_grads_batched``), which takes as many
+            times the memory of a backward pass. Default: on a CPU as many as keep the gradients of a layer small, which
+            is where it is faster (few small images, many outputs); one where the network cannot do with more.
         windows: the sliding window that the images pass, see :class:`~monai_ifim.model.Windowed`; default the network
             takes them whole.
 
@@ -93,7 +94,7 @@ class Model:
         arguments: Sequence[Any] = (),
         keyword_arguments: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
-        chunk_size: int = 1,
+        chunk_size: int | None = None,
         windows: Windowed | None = None,
     ) -> None:
         self.network = unwrap(network)
@@ -115,7 +116,7 @@ class Model:
                 "own part (PerImage) cannot be cut with them. Put it into further channels of the images."
             )
         self.batch_size = batch_size
-        self.chunk_size = int(chunk_size)
+        self.chunk_size = chunk_size
         self._look_at_modules()
 
     def _look_at_modules(self) -> None:
@@ -219,10 +220,10 @@ class Model:
                 held.enter_context(sdpa_kernel(SDPBackend.MATH))
             held.enter_context(self._tried(images))
             held.enter_context(self._normalised(images))  # around the backward passes, too
-            preferred = self._verdict(images).ways
-            options = (self._outputs, images, self.chunk_size, low_memory, preferred)
+            verdict = self._verdict(images)
+            options = (self._outputs, images, self.chunk_size, low_memory, verdict.ways)
             point = (
-                Linearisation(*options)
+                Linearisation(*options, sound=verdict.sound)
                 if self.windows is None
                 else WindowedLinearisation(*options, windows=self.windows, network=self._of_window)
             )

@@ -32,7 +32,8 @@ class Verdict:
     Attributes:
         changing: paths of the state that a pass changes.
         alone: whether an image was compared alone and in a batch (or cannot be), and gave the same outputs.
-        sound: for each replacement that was tried, whether it gives the outputs and gradients of the network itself.
+        sound: for each replacement that was tried, whether it gives the outputs and gradients of the network itself;
+            and whether vector-Jacobian products together are those that each has alone.
         ways: the faster way of Jacobian-vector products, once that is known.
     """
 

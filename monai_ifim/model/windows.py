@@ -74,7 +74,7 @@ class WindowedLinearisation(Linearisation):
     Args:
         forward: from images to outputs.
         images: (B, C_in, *spatial), plain.
-        chunk_size: vector-Jacobian products that are computed together.
+        chunk_size: vector-Jacobian products that are computed together; default one, the memory of one window.
         low_memory: whether less memory is more important than fewer passes.
         preferred: the ways of a window's product found before.
         windows: the inferer.
@@ -85,14 +85,14 @@ class WindowedLinearisation(Linearisation):
         self,
         forward: Callable[[Tensor], Tensor],
         images: Tensor,
-        chunk_size: int,
+        chunk_size: int | None,
         low_memory: bool,
         preferred: list[str],
         *,
         windows: Windowed,
         network: Callable[[Tensor], Tensor],
     ) -> None:
-        super().__init__(forward, images, chunk_size, low_memory, preferred)
+        super().__init__(forward, images, 1 if chunk_size is None else chunk_size, low_memory, preferred)
         self._windows, self._network, self._window_ways = windows, network, preferred
 
     def jvp(self, directions: Tensor) -> Tensor:  # noqa: D102

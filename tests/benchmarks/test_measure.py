@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.measure import fitting, loop_without_synchronisation, rounds_each, take_turns
-from monai_ifim import input_fisher
+from monai_ifim import Model, input_fisher
 
 IMAGES = torch.zeros(2, 1)
 
@@ -97,7 +97,7 @@ def test_the_loop_over_cotangents_is_watched_from_its_first_gradient_to_its_last
 
     monkeypatch.setattr(torch.autograd, "grad", seen)
     with loop_without_synchronisation(3):
-        input_fisher(torch.nn.Linear(5, 4), torch.randn(2, 5))
+        input_fisher(Model(torch.nn.Linear(5, 4), chunk_size=1), torch.randn(2, 5))
     assert modes == ["error", "gradient", "gradient", "gradient", "default", "default"]
     assert torch.autograd.grad is seen
 
@@ -106,7 +106,7 @@ def test_a_loop_of_another_length_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     with pytest.raises(RuntimeError, match="called 3 times, expected 2"):
         with loop_without_synchronisation(2):
-            input_fisher(torch.nn.Linear(5, 4), torch.randn(2, 5))
+            input_fisher(Model(torch.nn.Linear(5, 4), chunk_size=1), torch.randn(2, 5))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
