@@ -60,6 +60,7 @@ _SCHEMA = {
     "solver": schema.TEXT,
     "exact": schema.FLAG,
     "epoch": schema.WHOLE,
+    "figures_epoch?": schema.WHOLE,
     "seed": schema.WHOLE,
     "reference_strength": schema.POSITIVE,
     "images": {
@@ -328,31 +329,43 @@ class ResultTables:
         return "patients" if "group" in self.images else "images"
 
 
-def write_tables(result: IFIMResult, folder: str | Path, origin: Mapping[str, str] | None = None) -> None:
+def write_tables(
+    result: IFIMResult,
+    folder: str | Path,
+    origin: Mapping[str, str] | None = None,
+    *,
+    figures_epoch: int | None = None,
+) -> None:
     """Write the tables of a result into a folder that is there, in place of files of the same names.
 
     Args:
         result: to write.
         folder: where.
         origin: names of the ``bundle`` and the ``checkpoint`` that were evaluated, where they are known.
+        figures_epoch: of the figures that stand beside the tables; default that of the result.
 
     Raises:
         OSError: When a file cannot be written.
     """
-    write_numbers(result, folder, origin)
+    write_numbers(result, folder, origin, figures_epoch=figures_epoch)
     write_rows(result, folder)
 
 
-def write_numbers(result: IFIMResult, folder: str | Path, origin: Mapping[str, str] | None = None) -> None:
+def write_numbers(
+    result: IFIMResult,
+    folder: str | Path,
+    origin: Mapping[str, str] | None = None,
+    *,
+    figures_epoch: int | None = None,
+) -> None:
     """Write what is over the set of images only: the summary and the tables with intervals; else :func:`write_tables`.
 
     Raises:
         OSError: When a file cannot be written.
     """
     folder = Path(folder)
-    (folder / SUMMARY).write_text(
-        json.dumps(as_json(_summary(result) | {"origin": origin or {}}), indent=2, allow_nan=False) + "\n"
-    )
+    further = {"origin": origin or {}, "figures_epoch": result.epoch if figures_epoch is None else figures_epoch}
+    (folder / SUMMARY).write_text(json.dumps(as_json(_summary(result) | further), indent=2, allow_nan=False) + "\n")
     _write(result.curve_table, folder / "curves.csv")
     _write(result.comparisons, folder / "comparisons.csv")
     if len(result.removals):

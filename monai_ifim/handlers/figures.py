@@ -5,20 +5,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monai.engines import Evaluator
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_ifim.handlers.layout import metrics_beside, own_metrics, scalar_layout
 from monai_ifim.handlers.listening import listen
 from monai_ifim.handlers.optional import InRun, LeftOut, kept_apart
-from monai_ifim.handlers.options import FIGURE_OPTIONS, documented
+from monai_ifim.handlers.options import FIGURE_OPTIONS, check_figure_interval, documented
 from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.steps import step_of
 from monai_ifim.results import IFIMResult
-from monai_ifim.visualize import draw_pictures
+from monai_ifim.visualize import as_png, draw_pictures
 
 
 @documented(FIGURE_OPTIONS)
@@ -37,6 +40,7 @@ class IFIMFigureHandler:
 
     Raises:
         TypeError: When ``summary_writer`` cannot take images and scalars.
+        ValueError: When ``figure_interval`` is no whole number, 1 or more.
 
     Example::
 
@@ -55,6 +59,7 @@ class IFIMFigureHandler:
         summary_writer: Any = None,
         log_dir: str | Path = "./runs",
         global_epoch_transform: Callable[[int], int] | None = None,
+        figure_interval: int = 1,
     ) -> None:
         missing = [name for name in ("add_image", "add_scalar", "flush") if not hasattr(summary_writer, name)]
         if summary_writer is not None and missing:
@@ -65,7 +70,9 @@ class IFIMFigureHandler:
         self.ifim = ifim
         self.log_dir = log_dir
         self.global_epoch_transform = global_epoch_transform
+        self.figure_interval = check_figure_interval(figure_interval)
         self._writer = summary_writer
+        self._evaluations = 0  # that were handed over
         self._prefix = "ifim_"
         self._last: int | None = None
         self._warned = self._laid_out = False
@@ -113,6 +120,10 @@ class IFIMFigureHandler:
         table = table[(table.direction != "unperturbed") & table.value.notna()]
         for endpoint, name, strength, value in zip(table.endpoint, table.direction, table.strength, table.value):
             self._writer.add_scalar(f"{self._prefix}curve_{endpoint}/{name}_{strength:g}", value, step)
+        number, self._evaluations = self._evaluations, self._evaluations + (engine is not None)
+        if engine is not None and number % self.figure_interval:
+            self._writer.flush()
+            return {}
         pictures = draw_pictures(result)
         panels = {f"components_{number}": panel for number, panel in enumerate(pictures.panels, start=1)}
         if panels:
@@ -120,9 +131,20 @@ class IFIMFigureHandler:
         causes = dict(pictures.failed)
         for name, picture in {**pictures.figures, **panels}.items():
             with kept_apart(causes, name):
-                self._writer.add_image(f"{self._prefix.rstrip('_/')}/{name}", picture, step, dataformats="HWC")
+                encode = partial(pictures.figure_png, name) if name in pictures.figures else partial(as_png, picture)
+                self._add_picture(f"{self._prefix.rstrip('_/')}/{name}", picture, encode, step)
         self._writer.flush()
         return causes
+
+    def _add_picture(self, tag: str, picture: np.ndarray, encode: Callable[[], bytes], step: int) -> None:
+        """A picture (H, W, 3), as the PNG file that it may be already where the writer takes one."""
+        file_writer = getattr(self._writer, "file_writer", None)
+        if type(self._writer) is not SummaryWriter or file_writer is None:
+            self._writer.add_image(tag, picture, step, dataformats="HWC")
+            return
+        height, width, channels = picture.shape
+        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=encode())
+        file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def _write_headline(self, result: IFIMResult, step: int, engine: Evaluator | None) -> None:
         """The layout of the page of custom scalars, once, and its numbers where nobody else writes them."""

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from matplotlib.image import imsave
 from monai.engines import Evaluator
 from monai.utils import optional_import
 
@@ -17,13 +18,13 @@ from monai_ifim.handlers.components import DICOM, FORMATS, Format, write_compone
 from monai_ifim.handlers.listening import listen
 from monai_ifim.handlers.mlflow_runs import log_files
 from monai_ifim.handlers.optional import InRun, LeftOut, kept_apart
-from monai_ifim.handlers.options import SAVER_OPTIONS, documented
+from monai_ifim.handlers.options import SAVER_OPTIONS, check_figure_interval, documented
 from monai_ifim.handlers.origin import origin_of
 from monai_ifim.handlers.recorder import MOST_DIRECTIONS
 from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.whole import LONGEST_NAME, replaced_as_a_whole
 from monai_ifim.results import SUMMARY, Case, IFIMResult, holds_results, write_tables
-from monai_ifim.visualize import draw_pictures
+from monai_ifim.visualize import as_png, draw_pictures
 
 
 @documented(SAVER_OPTIONS)
@@ -47,7 +48,8 @@ class IFIMSaver:
     Raises:
         FileExistsError: When the folder is there and holds something else.
         ImportError: When ``components`` is ``"dicom"``, and pydicom or highdicom is not there.
-        ValueError: When ``folder`` is not a plain name, or too long, or ``components`` is no format.
+        ValueError: When ``folder`` is not a plain name, or too long, ``components`` is no format, or
+            ``figure_interval`` no whole number, 1 or more.
 
     Example::
 
@@ -64,6 +66,7 @@ class IFIMSaver:
         output_dir: str | Path,
         folder: str = "ifim",
         components: bool | Format = True,
+        figure_interval: int = 1,
     ) -> None:
         if Path(folder).name != folder or folder in ("", "..") or "\0" in folder:
             raise ValueError(f"folder must be a plain name, got {folder!r}.")
@@ -80,6 +83,8 @@ class IFIMSaver:
         self.ifim = ifim
         if isinstance(ifim, (IFIMHandler, IFIMMetric)):  # or attach says what is wrong
             ifim.recorder.most_directions = MOST_DIRECTIONS
+        self.figure_interval = check_figure_interval(figure_interval)
+        self._evaluations = self._drawn_at = 0  # how many were handed over, and the epoch that was drawn last
         self.folder = (Path(output_dir) / folder).resolve()  # the same place wherever the run goes, and behind a link
         _check_ours(self.folder)
 
@@ -113,16 +118,26 @@ class IFIMSaver:
     def _write(self, result: IFIMResult, engine: Evaluator | None = None) -> dict[str, Exception]:
         """What had to be left out, with the errors."""
         _check_ours(self.folder)
+        number, self._evaluations = self._evaluations, self._evaluations + (engine is not None)
+        figures = self.folder / "figures"
+        kept = engine is not None and number % self.figure_interval != 0 and figures.is_dir()
+        drawn_at = self._drawn_at if kept else result.epoch
         try:
             with replaced_as_a_whole(self.folder, last=SUMMARY) as new:
-                write_tables(result, new, {} if engine is None else origin_of(engine, self.folder))
-                causes = self._write_pictures(result, new / "figures")
+                origin = {} if engine is None else origin_of(engine, self.folder)
+                write_tables(result, new, origin, figures_epoch=drawn_at)
+                causes: dict[str, Exception] = {}
+                if kept:
+                    shutil.copytree(figures, new / "figures")
+                else:
+                    causes = self._write_pictures(result, new / "figures")
                 causes |= self._write_components(result, new / "components")
         except OSError as error:
             raise OSError(
                 f"The iFIM results could not be written to {self.folder} ({error}). What was there before is "
                 "unchanged; make room or choose another output_dir."
             ) from error
+        self._drawn_at = drawn_at
         if engine is not None:
             with kept_apart(causes, "MLflow"):
                 log_files(engine, self._artifacts())
@@ -140,13 +155,15 @@ class IFIMSaver:
             folder.mkdir()
             pictures, stems = draw_pictures(result), {case.position: case.stem for case in result.cases}
             causes.update({f"figures/{name}.png": error for name, error in pictures.failed.items()})
-            cases = {f"case_{stems[position]}": picture for position, picture in pictures.cases.items()}
-            for name, picture in (pictures.figures | cases).items():
+            files = {name: partial(pictures.figure_png, name) for name in pictures.figures}
+            for position, picture in pictures.cases.items():
+                files[f"case_{stems[position]}"] = partial(as_png, picture)
+            for name, encode in files.items():
                 with (
                     kept_apart(causes, f"figures/{name}.png"),
                     _removed_unless_complete(folder / f"{name}.png") as file,
                 ):
-                    imsave(file, picture)
+                    file.write_bytes(encode())
         return causes
 
     def _write_components(self, result: IFIMResult, folder: Path) -> dict[str, Exception]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from monai_ifim.fisher import InputFisher
 from monai_ifim.results import Case, IFIMResult
@@ -41,6 +43,13 @@ class Pictures:
     panels: list[np.ndarray]
     cases: dict[int, np.ndarray]
     failed: dict[str, Exception] = field(default_factory=dict)
+    _encoded: dict[str, bytes] = field(default_factory=dict)
+
+    def figure_png(self, name: str) -> bytes:
+        """A figure as a PNG file; encoded once for all who show it."""
+        if name not in self._encoded:
+            self._encoded[name] = as_png(self.figures[name])
+        return self._encoded[name]
 
 
 _DRAWN: MutableMapping[IFIMResult, Pictures] = WeakKeyDictionary()
@@ -116,6 +125,14 @@ def as_array(figure: Figure) -> np.ndarray:
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # file names may have letters that the font lacks
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def as_png(picture: np.ndarray) -> bytes:
+    """A picture (H, W, 3), uint8, as a PNG file."""
+    file = io.BytesIO()
+    # a twentieth larger than at the default level, in half the time
+    Image.fromarray(picture).save(file, "png", compress_level=3)
+    return file.getvalue()
 
 
 def components_figure(cases: Sequence[Case]) -> Figure:

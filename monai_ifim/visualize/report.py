@@ -80,6 +80,7 @@ def _content(tables: ResultTables) -> dict[str, Any]:
         by_flip = used.sort_values(["flip_strength", "lambda_max"], ascending=[True, False]).head(_RANKED_CASES)
     return {
         **{name: getattr(tables, name) for name in ("summary", "strength", "tested", "unit")},
+        "figures_epoch": summary.get("figures_epoch", summary["epoch"]),
         "finding": finding(tables),
         "tiles": _tiles(tables, directions.get("high"), unperturbed),
         "subject": wording.subject(summary),

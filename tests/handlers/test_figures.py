@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.handlers import StatsHandler, TensorBoardStatsHandler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import FileWriter
 
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMMetric, IFIMSaver
 from monai_ifim.visualize import pictures as drawing
@@ -120,6 +120,37 @@ def test_evaluations_that_interval_leaves_out_draw_nothing_and_steps_can_be_the_
         assert [step for tag, step in held.figures if tag == "ifim/spectrum"] == steps
         assert {step for _, step in held.scalars} == set(steps)
     assert len(drawn) == 2 * len(FIGURES)  # once for both handlers
+
+
+def test_figures_are_drawn_at_every_nth_evaluation_the_first_included_and_scalars_at_each(drawn):
+    ifim, writer = IFIMHandler(**LIGHT), Tags()
+    engine = attached(
+        ifim, CNN(), items(pictures(4)), IFIMFigureHandler(ifim, summary_writer=writer, figure_interval=2)
+    )
+    for epoch in (4, 5, 6):
+        engine.run(epoch)
+    assert [step for tag, step in writer.figures if tag == "ifim/spectrum"] == [4, 6]
+    assert {step for _, step in writer.scalars} == {4, 5, 6}
+    assert len(drawn) == 2 * len(FIGURES)
+    with pytest.raises(ValueError, match="figure_interval must be a whole number, 1 or more, got 0"):
+        IFIMFigureHandler(ifim, figure_interval=0)
+
+
+def test_what_folder_and_tensorboard_share_is_drawn_and_encoded_once(tmp_path, monkeypatch):
+    original, encoded = drawing.as_png, []
+    monkeypatch.setattr(drawing, "as_png", lambda picture: encoded.append(picture) or original(picture))
+    ifim = IFIMHandler(**LIGHT | {"shown": 0})
+    attached(
+        ifim, CNN(), items(pictures(4)), IFIMFigureHandler(ifim, log_dir=tmp_path), IFIMSaver(ifim, tmp_path)
+    ).run()
+    events = events_in(tmp_path)
+    tags = events.Tags()["images"]
+    assert len(encoded) == len(tags) == 3
+    for tag in tags:
+        [event] = events.Images(tag)
+        file = tmp_path / "ifim" / "figures" / f"{tag.removeprefix('ifim/')}.png"
+        assert event.encoded_image_string == file.read_bytes()
+        assert (event.height, event.width) == matplotlib.image.imread(file).shape[:2]
 
 
 def global_steps(engine, ifim, *neighbours, **options):
@@ -253,10 +284,14 @@ def test_what_is_no_ifim_and_no_writer_is_refused_naming_what_it_is(tmp_path):
 def test_a_writer_that_fails_is_reported_once_and_the_run_goes_on_with_its_metrics(
     route, tmp_path, monkeypatch, caplog
 ):
-    def fails(*arguments, **keyword_arguments):
-        raise OSError("No space left on device")
+    original = FileWriter.add_summary
 
-    monkeypatch.setattr(SummaryWriter, "add_image", fails)
+    def fails(writer, summary, *steps):
+        if summary.value[0].HasField("image"):
+            raise OSError("No space left on device")
+        original(writer, summary, *steps)
+
+    monkeypatch.setattr(FileWriter, "add_summary", fails)
     data = items(pictures(4), LABELS[:4])
     ifim, other = on_route(route, **LIGHT), IFIMHandler(prefix="other_", **LIGHT)
     handlers = IFIMFigureHandler(ifim, log_dir=tmp_path), IFIMFigureHandler(ifim, summary_writer=(behind := Tags()))

@@ -4,11 +4,13 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -112,6 +114,27 @@ AFFINES = {
 }
 
 
+def test_between_drawn_evaluations_the_folder_keeps_its_figures_and_says_of_which_epoch_they_are(tmp_path):
+    ifim = IFIMHandler(**LIGHT)
+    engine = attached(ifim, CNN(), items(pictures(4)), IFIMSaver(ifim, tmp_path, figure_interval=3))
+    folder, found = tmp_path / "ifim", []
+    for epoch in (2, 3, 4, 5):
+        if epoch == 4:
+            (folder / "figures" / "curves.png").write_bytes(b"of epoch 2")
+        engine.run(epoch)
+        summary = json.loads((folder / "summary.json").read_text())
+        found.append((summary["epoch"], summary["figures_epoch"]))
+        if epoch == 4:
+            assert (folder / "figures" / "curves.png").read_bytes() == b"of epoch 2"
+    assert found == [(2, 2), (3, 2), (4, 2), (5, 5)]
+    assert (folder / "figures" / "curves.png").read_bytes() != b"of epoch 2"
+    shutil.rmtree(folder / "figures")
+    engine.run(6)  # where there are none to keep they are drawn
+    assert json.loads((folder / "summary.json").read_text())["figures_epoch"] == 6
+    with pytest.raises(ValueError, match="figure_interval must be a whole number, 1 or more, got 0"):
+        IFIMSaver(ifim, tmp_path, figure_interval=0)
+
+
 @pytest.mark.parametrize("kind", AFFINES)
 def test_components_keep_the_affine_matrix_and_add_up_to_the_image(kind, tmp_path):
     shape, affine = AFFINES[kind]
@@ -178,14 +201,13 @@ def test_what_cannot_be_drawn_or_written_costs_neither_the_tables_nor_the_rest_a
     if broken == "all pictures":
         monkeypatch.setattr(saver_module, "draw_pictures", lambda result: 1 / 0)
     if broken == "disk":
-        monkeypatch.setattr(saver_module, "imsave", lambda file, image: file.write_bytes(b"half") and fails())
+        whole_file = Path.write_bytes
+        monkeypatch.setattr(Path, "write_bytes", lambda file, data: whole_file(file, b"half") and fails())
     if broken == "components":
         monkeypatch.setattr(nibabel, "save", lambda image, file: file.write_bytes(b"half") and fails())
-    original = saver_module.imsave
     if broken == "one picture":
-        monkeypatch.setattr(
-            saver_module, "imsave", lambda file, image: original(file, image[:0] if "curves" in file.name else image)
-        )
+        encode = Pictures.figure_png
+        monkeypatch.setattr(Pictures, "figure_png", lambda own, name: 1 / 0 if name == "curves" else encode(own, name))
     ifim = IFIMHandler(**LIGHT)
     network, data = flat_network((1, 6, 6, 6)), shaped((1, 6, 6, 6), 2, affine)
     engine = attached(ifim, network, data, IFIMSaver(ifim, tmp_path))
@@ -334,7 +356,7 @@ def killed_at(step, how):
     sys.addaudithook(hook)
 
 
-def few_files(result, folder, origin):
+def few_files(result, folder, origin, figures_epoch):
     """In place of the tables."""
     (folder / "images.csv").write_text("image")
     (folder / "summary.json").write_text(json.dumps({"reference_strength": 1, "metrics": dict(result.metrics)}))

@@ -241,6 +241,10 @@ SHOWN: list[tuple[Callable[[], dict], str]] = [
         "the leading eigenvalues, by a method that stops early (solver: lanczos)",
     ),
     (
+        lambda: {"figures_epoch": 5},
+        "The figures are of evaluation epoch 5, the numbers and tables of epoch 7. IFIMSaver was told",
+    ),
+    (
         lambda: {"counts": SEEN, "left_out": LOST},
         "24 used, of a data set of 321; 2 with an all-zero spectrum; 3 left out (3: the outputs are NaN) | "
         "3 images were left out: 3: the outputs are NaN. | 2 images have an all-zero spectrum | "
@@ -368,6 +372,7 @@ def test_the_pictures_are_inside_and_the_page_needs_nothing_else(tmp_path: Path)
     assert source.startswith("<!DOCTYPE html>")
     assert source.rstrip().endswith("</html>")
     assert text(source).count("There is no picture of this image in the folder.") == 1
+    assert "The figures are of" not in text(source)
 
 
 @pytest.mark.parametrize("harm", ["images.csv", "foreign picture"])
