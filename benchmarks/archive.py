@@ -67,18 +67,20 @@ def run_part(part: str, images: int, folder: Path, few: bool) -> dict[str, Any]:
         few: three directions at one strength, in place of the default six at three.
 
     Returns:
-        ``seconds`` of the processor, and ``peak_bytes``, the greatest resident set of the process.
+        ``seconds`` of the processor; ``peak_bytes``, the greatest resident set of the process; ``images``, how many it
+        measured or joined: fewer than all where an interrupted run goes on.
     """
     options: dict[str, Any] = {"directions": FEW_DIRECTIONS, "strengths": FEW_STRENGTHS} if few else {}
     archive = Archive(small_network(), Scans(images), folder, **options)
-    start = time.process_time()
+    done, start = images, time.process_time()
     if part == "measure":
+        done = sum(len(archive.pieces[number]) for number in archive.missing)
         archive.measure()
     else:
         archive.finish()
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"seconds": seconds, "peak_bytes": peak}
+    return {"seconds": seconds, "peak_bytes": peak, "images": done}
 
 
 def measure_archive(images: int, folder: Path, few: bool, threads: int) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def archive_table(records: Sequence[Mapping[str, Any]]) -> str:
         for part in ("measure", "join"):
             peak = record[part]["peak_bytes"]
             row += [f"{peak / 1e6:.0f}", f"{peak / first[part]['peak_bytes']:.3f}"]
-        row.append(f"{1000 * record['measure']['seconds'] / record['images']:.1f}")
+        row.append(f"{1000 * record['measure']['seconds'] / record['measure']['images']:.1f}")
         rows.append([*row, f"{record['join']['seconds']:.0f}"])
     words = "Peak resident memory of a process that measures, and of one that joins; seconds are of the processor."
     return f"{describe_machine(records[0]['environment'])} {words}\n\n{markdown_table(header, rows)}"

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 import monai_ifim
 from monai_ifim.archive.joined import join
 from monai_ifim.archive.loading import Loading
+from monai_ifim.archive.memory import give_back
 from monai_ifim.archive.pieces import RECORD, is_written, piece_folder, piece_ranges, write_piece
 from monai_ifim.archive.settings import FILE, fingerprint, identities, settle
 from monai_ifim.checks import is_whole
@@ -218,6 +219,7 @@ class Archive:
         with counted("archive", images, "image", self.show_progress and rank == 0) as tell:
             for number in own:
                 self._measure(number, batches)
+                give_back()
                 tell(len(self.pieces[number]))
 
     def finish(self) -> Path:
