@@ -124,10 +124,6 @@ class Recorder:
         return changes_of(self.options, 3, self.likelihood)
 
     @property
-    def _waiting(self) -> int:
-        return sum(map(len, self.parts.tables))
-
-    @property
     def _changes_per_image(self) -> int:
         """How many changed images pass the network for each chosen one, those that share a pass counted each."""
         options = self.options
@@ -214,7 +210,7 @@ class Recorder:
         vectors, donors = Vectors(self.parts), donors_among(known)
         exchange(self.agreement, lending, donors, vectors, rank, all_to=0 if described else None)
         seen, options = self.selection.seen, self.options
-        self.progress.expect("changes of the chosen images predicted", self._changes_per_image * self._waiting)
+        self.progress.expect("changes of the chosen images predicted", self._changes_per_image * self.parts.image_count)
         with progress_to(self.progress):
             measured = Measured.joined(
                 self.agreement.gathered(
@@ -258,7 +254,7 @@ class Recorder:
         self, part: Batch, positions: Sequence[int], seen: Sequence[int], computed: Computed | None = None
     ) -> None:
         """Compute the spectra of images, and keep them with what belongs to them."""
-        self.progress.expect("chosen images measured", self.selection.expected, self._waiting)
+        self.progress.expect("chosen images measured", self.selection.expected, self.parts.image_count)
         with naming_the_inferer(self.network), self._model(part.inputs) as model:
             fisher = input_fisher(
                 model,

@@ -39,6 +39,7 @@ class ImageSelection:
         self.data_set_size: int | None = None
         self._items: _Items | None = None  # None where the order is not known
         self._chosen: set[int] = set()
+        self._expected: int | None = None
         self._found = 0
         self._uneven = self._warned = False
         self._names: dict[int, str] = {}
@@ -59,8 +60,10 @@ class ImageSelection:
         if self._items is None:
             most = self.max_images if self.data_set_size is None else min(self.max_images, self.data_set_size)
             return len(range(process_rank(), most, process_count()))
-        items = (position // max(self._items.images_per_item, 1) for position in self._chosen)
-        return sum((item - self._items.offset) % self._items.stride == 0 for item in items)
+        if self._expected is None:  # asked for at each batch
+            items = (position // max(self._items.images_per_item, 1) for position in self._chosen)
+            self._expected = sum((item - self._items.offset) % self._items.stride == 0 for item in items)
+        return self._expected
 
     def check_names(self, positions: Sequence[int], names: Sequence[str]) -> None:
         """Warn, once, where another image than at an earlier epoch stands at a position: the data set changes."""
@@ -114,7 +117,7 @@ class ImageSelection:
 
     def _choose_among(self, images: int) -> None:
         order = torch.randperm(images, generator=torch.Generator().manual_seed(self.seed))
-        self._chosen = set(order[: self.max_images].tolist())
+        self._chosen, self._expected = set(order[: self.max_images].tolist()), None
 
     def _warn(self, cause: str, what: str = "") -> None:
         if not self._warned:

@@ -120,11 +120,13 @@ class Waiting(Sequence[Part]):
 
     Attributes:
         tables: of each part, always in memory.
+        image_count: how many images wait.
     """
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self._shelf: Shelf[tuple[Batch, InputFisher]] = Shelf(most_bytes)
         self._known: list[_Known] = []
+        self.image_count = 0
 
     @property
     def tables(self) -> list[pd.DataFrame]:  # noqa: D102
@@ -151,6 +153,7 @@ class Waiting(Sequence[Part]):
         batch = replace(part.batch, inputs=FurtherInputs())
         tensors = [held for held in (*vars(batch).values(), *vars(fisher).values()) if isinstance(held, Tensor)]
         self._shelf.add((batch, fisher), sum(tensor.nbytes for tensor in tensors))
+        self.image_count += len(part.table)
         outline = part.batch.on("meta")
         self._known.append(_Known(part.table, outline, part.device, len(self._shelf) - 1, None, likelihood))
 
@@ -168,6 +171,7 @@ class Waiting(Sequence[Part]):
             elif len(rows):
                 inside = rows if known.rows is None else [known.rows[row] for row in rows]
                 found._known.append(replace(known, table=table, outline=known.outline.select(rows), rows=inside))
+            found.image_count += len(rows)
         return found
 
     def grouped(self, batch_size: int | None) -> list[list[int]]:

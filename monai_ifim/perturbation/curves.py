@@ -217,11 +217,15 @@ def sensitivity_curves(
     frame = pd.concat([table for parts in tables.values() for table in parts], ignore_index=True)
     frame = frame.astype({"image": "int64", "sign": "int64"})
     number = frame.pop("pass").to_numpy()
-    for name, index, cause in zip(frame.direction, frame.image, trouble[number]):
-        if cause:
-            skipped[name].setdefault(index, cause)
+    causes_of_rows = trouble[number]
+    troubled = np.flatnonzero(causes_of_rows != "")
+    for name, index, cause in zip(frame.direction[troubled], frame.image[troubled], causes_of_rows[troubled]):
+        skipped[name].setdefault(index, cause)
     # an image that a direction left out at one draw or sign is left out of that direction whole
-    used = np.array([image not in skipped[name] for image, name in zip(frame.image, frame.direction)], dtype=bool)
+    used = np.ones(len(frame), dtype=bool)
+    for name, left in skipped.items():
+        if left:
+            used &= ~((frame.direction == name) & frame.image.isin(list(left))).to_numpy(dtype=bool)
     endpoints = endpoints.iloc[number].reset_index(drop=True)
     frame.insert(5, "kl", endpoints.pop("kl"))
     frame = pd.concat([frame, endpoints if clip is not None else endpoints.drop(columns="clipped")], axis=1)
