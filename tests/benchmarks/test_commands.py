@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import handler, scaling, speed
+from benchmarks import handler, images, scaling, speed
 from benchmarks.handler import handler_table
 from benchmarks.methods import METHODS
 from benchmarks.record import Settings, chosen_methods, measure_cell
@@ -140,3 +140,24 @@ def test_the_handler_command_has_the_profile_of_each_part(tmp_path):
     assert 0 < sum(found["profile"].values()) <= found["with_s"]
     # six directions, three strengths, two signs and the image itself
     assert record["forwards"] == record["images"] * (6 * 3 * 2 + 1)
+
+
+def test_the_images_command_has_memory_and_seconds_of_each_number_of_images(tmp_path):
+    (tmp_path / "images.json").write_text(json.dumps([record_of_images("before", 4, 2**21)]))
+    images.main(["--quick", "--output", str(tmp_path)])
+    before, *now = json.loads((tmp_path / "images.json").read_text())
+    assert (before["label"], before["bytes"]) == ("before", 2**21)
+    assert [(one["label"], one["images"], one["error"]) for one in now] == [("now", 2, ""), ("now", 4, "")]
+    assert all(one["seconds"]["perturbation"] > 0 for one in now)
+
+
+def record_of_images(label, count, needed):
+    environment = {"device": "cpu", "processor": "P", "cores": 2, "threads": 1, "date": "", "versions": {}}
+    record = {"label": label, "images": count, "classes": 2, "saver": False, "bytes": needed, "error": ""}
+    return record | {"seconds": {"all": 1.25}, "environment": environment}
+
+
+def test_the_table_of_images_has_a_row_a_label_and_what_another_image_takes():
+    records = [record_of_images("now", 2, 3 * 2**20), record_of_images("now", 4, 4 * 2**20)]
+    row = images.images_table(records).splitlines()[-1]
+    assert [value.strip() for value in row.split("|")[1:-1]] == ["now", "2", "no", "3", "4", "524288", "1.2", "1.2"]
