@@ -120,7 +120,8 @@ class GramColumns:
         images, shape = self._images, (len(self._images), stop - start)
         factor = torch.empty(*shape, images[0].numel(), dtype=images.dtype, device=images.device)
         scale = torch.empty(shape, dtype=torch.float64, device=images.device)
-        step = max(_COTANGENTS, self._point.chunk_size)
+        # a graph is not looked through for the few columns that fit anyway
+        step = max(_COTANGENTS, self._point.chunk_size) if stop - start > _COTANGENTS else _COTANGENTS
         for first in range(start, stop, step):
             end = min(first + step, stop)
             cotangents, sizes = unit(self._factor.columns(first, end, len(images), images.device))

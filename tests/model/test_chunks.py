@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from monai_ifim import input_fisher
 from monai_ifim.model import Model, linearisation
 from tests.truths import F64
 
@@ -162,3 +163,9 @@ def test_what_goes_together_was_asked_for_without_a_trial(passes):
     network, images = case(convolutions)
     products(Model(network, "gaussian", chunk_size=5), images)
     assert passes == [5, 5, 3]
+
+
+def test_the_graph_of_two_classes_is_not_looked_through(monkeypatch):
+    monkeypatch.setattr(linearisation, "_fitting_together", None)  # calling it would raise
+    network, images = case(lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 2)))
+    assert input_fisher(network, images).products == 1
