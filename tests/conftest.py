@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Set before anything imports MONAI's handlers, which import MLflow, which reports its use unless told not to."""
 
+import gc
 import locale
 import os
 
@@ -13,6 +14,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 
 from monai_ifim.model import Model
+
+
+def pytest_configure(config):
+    """Files go to the workers in their order: the many small ones of the examples come last, and none waits long."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays, and collections of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

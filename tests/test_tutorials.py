@@ -177,7 +177,7 @@ def test_model_card_is_filled_in_for_a_trained_bundle_and_can_be_again(tmp_path:
     )
     with pytest.raises(FileNotFoundError, match="Train it first"):
         fill(bundle)
-    small = {"bundle_root": str(bundle), "train_samples": 640, "num_epochs": 1, "val_samples": 64}
+    small = {"bundle_root": str(bundle), "train_samples": 64, "num_epochs": 1, "val_samples": 16}
     training = ConfigWorkflow(
         str(bundle / "configs" / "train.yaml"), logging_file=False, workflow_type="train", **small
     )

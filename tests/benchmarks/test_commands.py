@@ -22,18 +22,19 @@ CELL = "cnn-2d-16-c3-b4"
 FEW = "ours,.backward(),captum Occlusion"
 
 
-def run(command, *options):
+def test_the_module_runs_from_the_command_line():
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, "-m", f"benchmarks.{command}", *options]
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-def test_speed_writes_json_chart_and_the_table_that_it_prints(tmp_path):
-    done = run("speed", "--quick", "--threads", "1", "--methods", FEW, "--output", str(tmp_path))
+    command = [sys.executable, "-m", "benchmarks.speed", "--quick", "--list"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(CELL)
+
+
+def test_speed_writes_json_chart_and_the_table_that_it_prints(tmp_path, capsys):
+    speed.main(["--quick", "--threads", "1", "--methods", FEW, "--output", str(tmp_path)])
     records = json.loads((tmp_path / "speed.json").read_text())
     tables = speed_tables(records)
-    assert tables == (tmp_path / "speed.md").read_text().rstrip("\n") == done.stdout.rstrip("\n")
+    assert tables == (tmp_path / "speed.md").read_text().rstrip("\n") == capsys.readouterr().out.rstrip("\n")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     (record,) = records
     assert record["cell"] == CELL

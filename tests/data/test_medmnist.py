@@ -376,7 +376,7 @@ CHANGES = st.one_of(
 def test_any_damage_gives_the_same_data_or_a_value_error_and_takes_no_memory(tmp_path: Path, packed: bool):
     path, whole, truth = small(tmp_path, packed)
 
-    @settings(derandomize=True, deadline=None, max_examples=400, database=None)
+    @settings(derandomize=True, deadline=None, max_examples=100, database=None)
     @given(CHANGES)
     def check(change):
         content = bytearray(whole)
@@ -435,7 +435,7 @@ TOKENS += [
 
 
 def test_any_header_gives_a_value_error(tmp_path: Path):
-    @settings(derandomize=True, deadline=None, max_examples=300, database=None)
+    @settings(derandomize=True, deadline=None, max_examples=100, database=None)
     @given(
         st.one_of(
             st.lists(st.sampled_from(TOKENS), max_size=30).map("".join),
@@ -455,7 +455,7 @@ SHAPES = st.lists(st.one_of(st.integers(-2, 9), st.sampled_from([2**31, 2**63, 2
 
 
 def test_any_shape_and_dtype_that_are_stated_are_right_or_a_value_error(tmp_path: Path):
-    @settings(derandomize=True, deadline=None, max_examples=300, database=None)
+    @settings(derandomize=True, deadline=None, max_examples=100, database=None)
     @given(
         SHAPES,
         st.sampled_from(["|u1", "|b1", "<f8", "O", "|V0", "<U3", "<c16", "<M8[s]", ">f16", "|S0"]),

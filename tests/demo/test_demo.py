@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,8 +34,11 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pyt
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_run_that_fails_has_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["demo", str(tmp_path / "demo"), "--num_epochs", "none"]) == 2
+def test_a_run_that_fails_has_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))  # in place of Python, so that nothing is imported
+    assert main(["demo", str(tmp_path / "demo")]) == 2
     assert "ended with the exit status" in capsys.readouterr().err
 
 

@@ -171,17 +171,18 @@ def test_the_next_evaluation_tries_again_and_another_message_is_said_too(route, 
     assert [said.split("ArithmeticError: ")[1].split("\n")[0] for said in errors()] == ["first", "second"]
 
 
+def batches():
+    """Batches of images, as ours are, that are held still."""
+    gc.collect()
+    found = [held for held in gc.get_objects() if type(held) is torch.Tensor]
+    return [held for held in found if held.ndim == 4 and held.shape[1:] == (1, 12, 12)]
+
+
 @pytest.fixture
 def new_batches():
-    """Batches of images, as ours are, that were made in this test and are held still."""
-    gc.collect()
-    gc.freeze()  # what was there before, which would take long to look through
-    yield lambda: [
-        held
-        for held in (gc.collect(), gc.get_objects())[1]
-        if type(held) is torch.Tensor and held.ndim == 4 and held.shape[1:] == (1, 12, 12)
-    ]
-    gc.unfreeze()
+    """Those of them that were made in this test."""
+    before = batches()
+    return lambda: [held for held in batches() if not any(held is one for one in before)]
 
 
 @pytest.mark.usefixtures("tried_already")

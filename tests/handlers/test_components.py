@@ -59,6 +59,7 @@ def written(case, extension="nii.gz"):
     return files
 
 
+@pytest.mark.usefixtures("small_figures")
 @pytest.mark.parametrize(
     ("space", "plane", "extension"),
     [

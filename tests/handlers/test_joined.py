@@ -138,6 +138,7 @@ def test_the_order_of_the_entries_stays_also_where_one_alone_varies():
     assert list(seen[0]) == ["a", "b", "c"]
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_components_of_joined_images_are_written(tmp_path):
     evaluated(KINDS["dictionary"], lambda handler: IFIMSaver(handler, tmp_path, components=True), shown=1)
     assert list((tmp_path / "ifim" / "components").rglob("*.nii.gz"))

@@ -11,14 +11,10 @@ from monai.handlers import MLFlowHandler
 from monai_ifim.handlers import IFIMSaver
 from tests.handlers import CNN, LABELS, ROUTES, attached, items, on_route, pictures
 
+pytestmark = pytest.mark.usefixtures("small_figures")
 TABLES = {"summary.json", "images.csv", "perturbations.csv", "curves.csv", "comparisons.csv"}
 FIGURES = {"curves.png", "spectrum.png", "histogram.png"}
 LIGHT = {"directions": ["high", "low"], "strengths": [0.03], "shown": 1}
-
-
-@pytest.fixture(scope="module")
-def tracking_uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlruns.db"
 
 
 def evaluated(route, folder, *others, epochs=1):

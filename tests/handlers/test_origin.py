@@ -14,6 +14,8 @@ from monai.handlers import CheckpointLoader
 from monai_ifim.handlers import IFIMHandler, IFIMSaver
 from tests.handlers import CNN, LABELS, LIGHT, attached, items, pictures
 
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 
 def bundle(folder: Path) -> Path:
     (folder / "configs").mkdir(parents=True)

@@ -22,6 +22,7 @@ from tests.handlers import LIGHT, attached
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom")
+pytestmark = pytest.mark.usefixtures("small_figures")
 
 SHAPE = (4, 6, 8)  # slices, rows, columns
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

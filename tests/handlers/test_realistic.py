@@ -141,6 +141,7 @@ def test_both_routes_give_the_same_numbers_whatever_the_batch(kind: type, batch_
         np.testing.assert_allclose(found[column], truth[column], rtol=2e-3, atol=1e-7)
 
 
+@pytest.mark.usefixtures("small_figures")
 @pytest.mark.parametrize("window", [None, [8, 8]])
 def test_segmentations_and_their_windows_are_measured_without_moving_the_anatomy(tmp_path, window):
     network = segmenter()
@@ -223,6 +224,7 @@ def test_a_change_that_fails_stops_the_run_or_is_logged(caplog):
     assert "'broken' must keep the image's shape" in caplog.text
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_without_the_option_there_is_neither_table_nor_metric(tmp_path):
     ifim = IFIMHandler(**LIGHT)
     metrics = run(classifier(), [ifim, IFIMSaver(ifim, tmp_path)]).state.metrics

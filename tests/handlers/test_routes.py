@@ -108,17 +108,12 @@ def log_lines():
     logger.removeHandler(handler)
 
 
-@pytest.fixture(scope="module")
-def tracking_uri(tmp_path_factory):
-    """A local store of MLflow; MONAI refuses its file store, which MLflow gave up."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlruns.db"
-
-
 @pytest.mark.parametrize(
     ("place", "keyed"), [(0, True), (4, True), (7, True), (7, False), ("additional", True), ("key", True)], ids=str
 )
 def test_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tmp_path, log_lines, tracking_uri):
     network, images, scores = CNN(), pictures(), []
+    options = {"energy": 0.9, "log": "all", "strengths": [0.03], "shown": 0}  # little to compute
     truths = Truths(network, images)
     early = EarlyStopHandler(100, lambda engine: scores.append(engine.state.metrics["ifim_trace"]) or scores[-1])
     tracker = MLFlowHandler(tracking_uri, iteration_log=False, experiment_name=tmp_path.name)
@@ -138,11 +133,11 @@ def test_every_handler_gets_the_numbers_of_the_same_epoch(place, keyed, tmp_path
     ]
     known = {"key_val_metric": accuracy() if keyed else None, "val_handlers": [truths, *others]}
     if place == "key":
-        known |= {"key_val_metric": {"ifim_trace": IFIMMetric(energy=0.9, log="all")}, "additional_metrics": accuracy()}
+        known |= {"key_val_metric": {"ifim_trace": IFIMMetric(**options)}, "additional_metrics": accuracy()}
     elif place == "additional":
-        known["additional_metrics"] = {"ifim": IFIMMetric(energy=0.9, log="all")}
+        known["additional_metrics"] = {"ifim": IFIMMetric(**options)}
     else:
-        known["val_handlers"].insert(place, IFIMHandler(energy=0.9, log="all"))
+        known["val_handlers"].insert(place, IFIMHandler(**options))
     validator = evaluator(network, items(images, LABELS), postprocessing=one_hot(), **known)
     engine = trainer(network, validator)
     early.set_trainer(engine)

@@ -24,10 +24,10 @@ from monai_ifim.handlers import IFIMHandler, IFIMSaver, whole
 from monai_ifim.handlers import saver as saver_module
 from monai_ifim.handlers.recorder import MOST_DIRECTIONS
 from monai_ifim.results import read_tables
-from monai_ifim.visualize import Pictures
 from tests.handlers import CNN, LABELS, LIGHT, ROUTES, attached, items, logged, measure, on_route, pictures, run, same
 from tests.handlers.test_figures import flat_network, shaped
 
+pytestmark = pytest.mark.usefixtures("small_figures")
 SMALL = LIGHT | {"shown": 0}
 PARTS = ("image", "high", "low", "eigenvector")
 
@@ -43,20 +43,6 @@ def summary(folder):
 
 def read(file):
     return pd.read_csv(file, keep_default_na=False, na_values=[""])
-
-
-@pytest.fixture(autouse=True)
-def small_figures(monkeypatch):
-    """In place of the figures dots, which are quicker to draw and to write."""
-    dot = np.zeros((1, 1, 3), dtype=np.uint8)
-
-    def small(result):
-        figures = dict.fromkeys(("curves", "spectrum", "histogram", "removals"), dot)
-        if not len(result.removals):
-            del figures["removals"]
-        return Pictures(figures, [], {case.position: dot for case in result.cases})
-
-    monkeypatch.setattr(saver_module, "draw_pictures", small)
 
 
 # ---------------------------------------------------------------- what is written

@@ -1,16 +1,19 @@
 # SPDX-FileCopyrightText: monai_ifim contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Run command lines as a user does, several in a process that imports once, and read back what they leave."""
+"""Run command lines as a user does, in processes that share their imports, and read back what they leave."""
 
 from __future__ import annotations
 
+import atexit
 import csv
+import functools
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,8 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
 }
+SESSION = Path(__file__).with_name("session.py")
+PATIENCE = 400  # seconds
 # Fewer lines and pictures to draw, where the test looks at something else.
 LIGHT = {"ifim#directions": ["high", "low_matched", "transfer"], "ifim#strengths": [0.03], "ifim#shown": 1}
 FIGURES = {f"ifim/{name}" for name in ("curves", "spectrum", "histogram", "components")}
@@ -71,16 +76,7 @@ def run_all(
     commands: Sequence[dict[str, Any]], launcher: Sequence[str] = (), failing: Sequence[str] = ()
 ) -> dict[str, str]:
     """The output of each command, in their order; all have status 0 but the failing ones."""
-    words = [sys.executable, *launcher, str(Path(__file__).with_name("session.py")), json.dumps(commands)]
-    process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
-    )
-    try:
-        printed, _ = process.communicate(timeout=400)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun then ends its processes, which it would leave behind when killed
-        printed, _ = process.communicate(timeout=60)
-        raise AssertionError(f"hung:\n{printed[-6000:]}") from None
+    printed = _launched(commands, launcher) if launcher else _forked(commands)
     outputs: dict[str, str] = {}
     for part in re.split(r"^RUN ", printed, flags=re.MULTILINE)[1:]:
         name, _, output = part.partition("\n")
@@ -89,6 +85,43 @@ def run_all(
     for name, output in outputs.items():
         assert (set(re.findall(r"^STATUS (\d+)", output, re.MULTILINE)) == {"0"}) == (name not in failing), output
     return outputs
+
+
+def _launched(commands: Sequence[dict[str, Any]], launcher: Sequence[str]) -> str:
+    """What commands print in new processes."""
+    words = [sys.executable, *launcher, str(SESSION), json.dumps(commands)]
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
+    )
+    try:
+        return process.communicate(timeout=PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun then ends its processes, which it would leave behind when killed
+        printed, _ = process.communicate(timeout=60)
+        raise AssertionError(f"hung:\n{printed[-6000:]}") from None
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """A process that has imported what commands need, and forks for each list of them: see ``session.py``."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    process = subprocess.Popen([sys.executable, str(SESSION)], cwd=ROOT, env=ENVIRONMENT, **pipes)
+    atexit.register(process.communicate)  # the end of its input is its end
+    return process
+
+
+def _forked(commands: Sequence[dict[str, Any]]) -> str:
+    """What commands print in a process that imported nothing itself."""
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.NamedTemporaryFile("r") as output:
+        request = {"commands": commands, "output": output.name, "seconds": PATIENCE}
+        server.stdin.write(f"{json.dumps(request)}\n")
+        status = server.stdout.readline()
+        printed = output.read()
+    assert status == "0\n", f"ended with {status or 'nothing'}:\n{printed[-6000:]}"
+    return printed
 
 
 def logged_metrics(output: str) -> list[dict[str, float]]:

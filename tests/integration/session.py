@@ -5,12 +5,17 @@
 The argument is a JSON list of commands: ``name``, ``line``, ``folder``, and optionally ``draw`` (default true),
 ``environment``, and ``rank``, the only process that runs it. The output of each stands behind a line ``RUN name``, with
 its exit status in a line ``STATUS number``; one of several processes ends at the first error.
+
+Without an argument it waits for such lists, each a line of standard input with the file for what the commands print,
+and runs each in a copy of itself (a fork), which has imported everything and computed nothing. When the copy has ended,
+its own exit status is printed.
 """
 
 import json
 import os
 import runpy
 import shlex
+import signal
 import sys
 import traceback
 
@@ -55,5 +60,23 @@ def main(commands: list[dict]) -> None:
             print(f"STATUS {status}", flush=True)
 
 
+def serve() -> None:
+    """Run each list of commands that is asked for in a copy of this process."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(request["seconds"])  # ends a copy that hangs
+            files = os.open(os.devnull, os.O_RDONLY), os.open(request["output"], os.O_WRONLY)
+            for descriptor, file in ((0, files[0]), (1, files[1]), (2, files[1])):
+                os.dup2(file, descriptor)
+            main(request["commands"])
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    if sys.argv[1:]:
+        main(json.loads(sys.argv[1]))
+    else:
+        serve()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.integration.runs import bundle_run, command, run_all
 
-SHORT = {"train_samples": 640, "val_samples": 40, "num_epochs": 1, "ifim#directions": ["high", "transfer"]}
-SHORT |= {"ifim#strengths": [0.03], "ifim#shown": 1, "ifim#max_images": 24}
+SHORT = {"spatial_size": [16, 16], "train_samples": 128, "val_samples": 40, "num_epochs": 1}
+SHORT |= {"ifim#directions": ["high", "transfer"], "ifim#strengths": [0.03], "ifim#shown": 1, "ifim#max_images": 24}
 
 
 def test_a_page_of_the_cohort_is_made_of_what_a_bundle_wrote_with_strata_of_a_table(tmp_path: Path):

@@ -44,7 +44,7 @@ run:
 """
 ACCURACY = r".*val_accuracy: \S+ .*val_auc: "
 # Few lines and pictures.
-LIGHT = {"ifim#directions": ["high", "low_matched"], "ifim#strengths": [0.03], "ifim#shown": 1, "ifim#max_images": 8}
+LIGHT = {"ifim#directions": ["high", "low_matched"], "ifim#strengths": [0.03], "ifim#shown": 1, "ifim#max_images": 3}
 LIGHT |= {"ifim#log": "summary"}  # the default, which has a StatsHandler print another line
 
 

@@ -12,7 +12,7 @@ import torch
 from monai_ifim.__main__ import main
 from tests.integration.runs import BUNDLES, LIGHT, command, event_scalars, flags, logged_metrics, run_all
 
-SMALL = {"spatial_size": [8, 8], "train_samples": 512, "val_samples": 128, "num_epochs": 2, **LIGHT}
+SMALL = {"spatial_size": [8, 8], "train_samples": 512, "val_samples": 32, "num_epochs": 2, **LIGHT}
 
 
 def test_the_overlay_trains_a_less_sensitive_network_and_logs_its_penalty(tmp_path: Path):
@@ -24,7 +24,7 @@ def test_the_overlay_trains_a_less_sensitive_network_and_logs_its_penalty(tmp_pa
     for name, weight in (("with", 30000), ("zero", 0)):
         places = {"output_dir": tmp_path / name / "eval", "ckpt_dir": tmp_path / name / "models"}
         options = flags({**SMALL, **places, "ifim_penalty#weight": weight})
-        commands.append(command(name, f"python -m monai.bundle run --config_file {files}{options}", root))
+        commands.append(command(name, f"python -m monai.bundle run --config_file {files}{options}", root, draw=False))
     places = {"output_dir": tmp_path / "without/eval", "ckpt_dir": tmp_path / "without/models"}
     few = {key: value for key, value in SMALL.items() if not key.startswith("ifim#")}
     line = f"python -m monai.bundle run --config_file configs/train.yaml{flags({**few, **places})}"

@@ -16,7 +16,8 @@ from monai_ifim.transforms import DEFAULT_CHANGES
 from tests.integration.runs import bundle_run, logged_metrics, run_all
 
 CLASSES, VOLUMES = "signal_detection", "hippocampus_segmentation"
-LIGHT = {"ifim#strengths": [0.03], "ifim#shown": 0, "ifim#max_images": 3}
+IMAGES = 2
+LIGHT = {"ifim#strengths": [0.03], "ifim#shown": 0, "ifim#max_images": IMAGES}
 SHORT = {
     CLASSES: {"train_samples": 128, "val_samples": 12, "test_samples": 12, "num_epochs": 1},
     VOLUMES: {"num_epochs": 1, "val_interval": 1},
@@ -43,7 +44,7 @@ def test_an_evaluation_has_each_change_at_each_severity_and_the_directions_besid
     place = folder / bundle / "eval" / "ifim"
     table, [metrics] = pd.read_csv(place / "realistic.csv", keep_default_na=False), logged_metrics(outputs[bundle])
     assert set(table.change) == CHANGES[bundle]
-    assert len(table) == 3 * 5 * len(CHANGES[bundle])
+    assert len(table) == IMAGES * 5 * len(CHANGES[bundle])
     used = table[table.skipped == ""].astype({"kl": float, "size": float, "share": float})
     assert used.share.between(0, 1).all()
     for change in CHANGES[bundle]:

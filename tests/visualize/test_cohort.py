@@ -22,6 +22,7 @@ from monai_ifim.handlers.batch import Batch
 from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.recorder import Recorder
 from monai_ifim.results import IFIMResult, read_directions, write_tables
+from monai_ifim.visualize import cohort
 from monai_ifim.visualize.cohort import region_words, write_cohort
 from tests.visualize.folders import Segmenter, recorded, segmentations
 
@@ -65,6 +66,13 @@ def folder(tmp_path: Path) -> Path:
     return folder_of(lower_right(), tmp_path / "ifim")
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pictures, where the test looks at numbers and words."""
+    monkeypatch.setattr(cohort, "plot_maps", lambda *maps, **options: None)
+    monkeypatch.setattr(cohort, "_as_uri", lambda figure: "")
+
+
 def numbers_of(page: Path) -> dict[str, Any]:
     return json.loads(page.with_suffix(".json").read_text())
 
@@ -91,6 +99,7 @@ def test_the_first_sentence_says_where_all_maps_peak_and_how_many_directions_the
     assert text.count("data:image/png;base64,") == 1 + len(numbers["strata"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_common_place_it_says_so(tmp_path: Path):
     found = lower_right()
     assert found.directions is not None
@@ -103,6 +112,7 @@ def test_without_a_common_place_it_says_so(tmp_path: Path):
     assert "share about 24 directions" in page.finding
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_strata_have_their_numbers_and_a_difference_is_found(folder: Path):
     file = sites(folder, "ab")
     found = read_directions(folder)
@@ -123,12 +133,14 @@ def test_strata_have_their_numbers_and_a_difference_is_found(folder: Path):
     assert [sorted(member["images"])[0][-11:] for member in clusters["members"]] == ["scan_00.png", "scan_01.png"]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("levels", "are_strata"), [("aabbcc", True), ("abcdefghijkl", True), ("a", False)])
 def test_a_column_is_a_stratum_by_itself_with_two_images_a_level(folder: Path, levels: str, are_strata: bool):
     found = numbers_of(write_cohort(folder, sites(folder, levels)).path)["strata"]
     assert ("site" in [row["column"] for row in found]) == are_strata
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_column_with_a_level_an_image_is_no_stratum_unless_asked_for(tmp_path: Path):
     """As the counts of voxels that a segmentation has for label."""
     folder = folder_of(recorded(segmentations(12, 10), Segmenter(2)), tmp_path / "ifim")
@@ -140,6 +152,7 @@ def test_a_column_with_a_level_an_image_is_no_stratum_unless_asked_for(tmp_path:
     assert stratum["column"] == "site"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_place_stands_with_its_interval(folder: Path):
     found = read_directions(folder)
     maps = np.ones_like(found.maps)
@@ -152,10 +165,12 @@ def test_a_place_stands_with_its_interval(folder: Path):
     assert f"the upper left corner, with {100 * place['energy']['value']:.3g} % ({low} to {high} %)" in page.finding
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_strata_of_images_csv_need_no_table(folder: Path):
     assert [row["column"] for row in numbers_of(write_cohort(folder, by=["label"]).path)["strata"]] == ["label"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_patients_count_once(tmp_path: Path):
     page = write_cohort(folder_of(lower_right(groups=True), tmp_path / "ifim"))
     numbers = numbers_of(page.path)
