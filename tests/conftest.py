@@ -22,10 +22,16 @@ def pytest_configure(config):
         config.option.loadscopereorder = False
 
 
-def pytest_collection_finish():
-    """What was imported and collected stays, and collections of garbage need not look through it again and again."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported and collected stays: garbage is not looked for meanwhile, nor ever after among all that."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture

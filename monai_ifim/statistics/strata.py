@@ -14,6 +14,9 @@ from scipy.stats import rankdata
 from monai_ifim.statistics.cohort import unit_means
 from monai_ifim.statistics.intervals import Statistic, bootstrap_interval
 
+# Of the permutations that are computed at a time, so that a cohort of any size fits into memory.
+_MOST_ELEMENTS = 2**18
+
 
 def level_table(
     levels: pd.Series, groups: pd.Series, quantities: pd.DataFrame, statistics: Mapping[str, str], *, seed: int = 0
@@ -97,15 +100,16 @@ def levels_differ(
     generator = np.random.default_rng(seed)
     observed = _between(member, centred, sizes)
     place = np.argsort(group, kind="stable")
-    greater = 0
-    for _ in range(draws):
-        order = np.empty_like(place)
-        order[place] = np.lexsort([generator.random(len(group)), group])
-        greater += _between(member[order], centred, sizes) >= observed * (1 - 1e-9)
+    greater, together = 0, max(1, _MOST_ELEMENTS // (len(names) * (len(flat) + flat.shape[1])))
+    for start in range(0, draws, together):
+        drawn = generator.random((min(together, draws - start), len(group)))
+        order = np.empty(drawn.shape, dtype=int)
+        order[:, place] = np.lexsort([drawn, np.broadcast_to(group, drawn.shape)])
+        greater += np.count_nonzero(_between(member[order], centred, sizes) >= observed * (1 - 1e-9))
     return float((1 + greater) / (1 + draws))
 
 
-def _between(member: np.ndarray, centred: np.ndarray, sizes: np.ndarray) -> float:
-    """How far the means of the levels lie from that of all, squared."""
-    sums = member.T @ centred
-    return float((sums**2 / sizes[:, None]).sum())
+def _between(member: np.ndarray, centred: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """How far the means of the levels lie from that of all, squared; of each of the assignments (..., n, levels)."""
+    sums = member.swapaxes(-1, -2) @ centred
+    return (sums**2 / sizes[:, None]).sum(axis=(-1, -2))

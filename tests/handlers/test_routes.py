@@ -494,6 +494,7 @@ def test_a_copy_is_attached_to_nothing_and_has_the_options_the_last_result_and_t
     assert not logged(engine)
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_a_copy_with_its_saver_still_belongs_to_it(tmp_path):
     ifim = IFIMHandler(**LIGHT)
     saver = IFIMSaver(ifim, tmp_path)

@@ -505,7 +505,8 @@ NAMES = [
 
 @pytest.mark.parametrize("key", ["names", "patients"])
 def test_images_and_patients_of_any_name_are_written_and_reported_and_read_back(key, tmp_path, monkeypatch):
-    monkeypatch.undo()  # true pictures
+    if key == "names":
+        monkeypatch.undo()  # true pictures
     names = NAMES if key == "names" else ["case"] * len(NAMES)
     data = [
         {"image": MetaTensor(image, meta={"filename_or_obj": name}), "patient": patient}
