@@ -24,6 +24,7 @@ from monai_ifim.handlers import IFIMHandler, IFIMSaver, whole
 from monai_ifim.handlers import saver as saver_module
 from monai_ifim.handlers.recorder import MOST_DIRECTIONS
 from monai_ifim.results import read_tables
+from monai_ifim.visualize import Pictures
 from tests.handlers import CNN, LABELS, LIGHT, ROUTES, attached, items, logged, measure, on_route, pictures, run, same
 from tests.handlers.test_figures import flat_network, shaped
 
