@@ -89,8 +89,8 @@ def drawing_table(records: Sequence[Mapping[str, Any]]) -> str:
         before, after = record["before_s"], record["after_s"]
         ratios = [late / early for early, late in zip(before, after)]
         times = [f"{statistics.median(values):.2f}" for values in (before, after, ratios)]
-        rows.append([record["setting"], *times, ", ".join(record["unequal"]) or "all equal"])
-    header = ["evaluation", "before, s", "after, s", "after / before", "tables, bit by bit"]
+        rows.append([record["setting"], *times, ", ".join(record["unequal"]) or "none"])
+    header = ["evaluation", "before, s", "after, s", "after / before", "tables that differ"]
     machine = describe_machine(records[0]["environment"])
     words = f"Processor time, medians over {len(records[0]['before_s'])} rounds; before: commit {records[0]['before']}."
     return f"{machine} {words}\n\n{markdown_table(header, rows)}"

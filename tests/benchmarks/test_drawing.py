@@ -35,5 +35,5 @@ def test_the_table_has_medians_the_ratio_of_each_round_and_the_tables_that_diffe
     record |= {"before_s": [2.0, 4.0, 6.0], "after_s": [1.0, 3.0, 1.5]}
     table = drawing_table([record, record | {"setting": "other", "unequal": ["curves.csv"]}])
     assert "before: commit abc123" in table
-    assert "| small | 4.00 | 1.50 | 0.50 | all equal |" in table
+    assert "| small | 4.00 | 1.50 | 0.50 | none |" in table
     assert "| other | 4.00 | 1.50 | 0.50 | curves.csv |" in table
