@@ -45,8 +45,6 @@ _TAKEN = (
     *("likelihood", "temperature", "window", "image_key", "label_key", "output_key", "rank", "energy", "channel_mask"),
     *("directions", "strengths", "strength", "draws", "sigma", "clip", "mask_key", "group_key", "reference", "seed"),
 )
-# Options that change no number.
-_NO_MATTER = ("network", "max_images", "interval", "prefix", "shown", "on_error", "log", "profile", "use_inferer")
 
 ARCHIVE_OPTIONS: dict[str, str] = {
     "network": "the network, which is moved to ``device``; its state and all random states are preserved.",
@@ -270,7 +268,7 @@ class Archive:
 
     def _settings(self) -> dict[str, Any]:
         """What all pieces must have in common."""
-        options = {name: value for name, value in self.options.values().items() if name not in _NO_MATTER}
+        options = {name: getattr(self.options, name) for name in ("batch_size", *_TAKEN)}
         return {
             "images": self.images,
             "piece_size": self.piece_size,
