@@ -104,7 +104,7 @@ class Joined:
     def add(self, piece: Piece) -> None:
         """Count one more piece."""
         images = piece.images
-        self.records.append(piece.record)
+        self.records.append({name: held for name, held in piece.record.items() if name != "metrics"})  # of the piece
         self.seen.update(map(str, images))
         numbers = images.reindex(columns=[*_OF_IMAGES]).astype(float)
         numbers["skipped"] = [self.causes.setdefault(cause, len(self.causes)) for cause in images.skipped]
