@@ -148,6 +148,8 @@ def _tiles(tables: ResultTables, high: dict[str, Any] | None, unperturbed: dict[
 
 def _flips_by_one_sign(tables: ResultTables, high: dict[str, Any]) -> list[_Tile]:
     """What the flip rate, a mean over both signs, does not say: how many decisions at least one of them flips."""
+    if "flip_strength" not in tables.used:
+        return []
     flipped = (tables.used.set_index("image").flip_strength <= tables.strength * (1 + 1e-9)).astype(float)
     share = bootstrap_interval(per_group(flipped, tables.images), seed=int(tables.summary["seed"]))
     number = wording.as_interval(share.value, share.low, share.high, percent=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from monai_ifim import InputFisher, input_fisher
 from monai_ifim.fisher import FisherOperator
+from monai_ifim.model import Model
 from study.rivals.attacks import (
     change_of_size,
     margin_gradients,
@@ -54,7 +55,8 @@ class Predictor:
 
 
 def _spectrum(network: Callable, images: Tensor) -> InputFisher:
-    return input_fisher(network, images, rank=1, keep_factor=False)
+    # one product at a time: its passes are counted
+    return input_fisher(Model(network, chunk_size=1), images, rank=1, keep_factor=False)
 
 
 def _logits(network: Callable, images: Tensor) -> Tensor:
