@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.environment import describe_environment
-from benchmarks.readme import publish
+from benchmarks.readme import add_output_options, publish
 from benchmarks.table import describe_machine, markdown_table
 from monai_ifim import Archive
 
@@ -128,8 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--few-sizes", help=f"the same of 3 directions at 1 strength (default: {_FEW_SIZES})")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--folder", type=Path, help="where the archives are written, and stay, so that a run goes on")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/archive"), help="folder")
-    parser.add_argument("--readme", type=Path, help="file to put the table into, at the place named as the folder")
+    add_output_options(parser, "benchmarks/results/archive")
     parser.add_argument("--quick", action="store_true", help="a tiny size, to try the command")
     options = parser.parse_args(arguments)
     defaults = ("4", "4") if options.quick else (_DEFAULT_SIZES, _FEW_SIZES)

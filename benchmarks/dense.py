@@ -26,7 +26,7 @@ from benchmarks.many_classes import CLASS_SIZES, GRAM, QUICK_CLASS_SIZES, SOLVER
 from benchmarks.measure import in_rounds
 from benchmarks.memory import peak_memory_of
 from benchmarks.methods import FLOOR
-from benchmarks.readme import publish
+from benchmarks.readme import add_output_options, publish
 from benchmarks.segmentation import DENSE_SIZES, QUICK_SIZES, DenseSize, DenseTask, build_task, dice
 from benchmarks.table import describe_machine, markdown_table, ratios, spread
 
@@ -266,8 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="rounds of what is not long, behind a first run that is not counted; 0 counts it (default: 3)",
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/dense"), help="folder")
-    parser.add_argument("--readme", type=Path, help="file to put the tables into, at the place named as the folder")
+    add_output_options(parser, "benchmarks/results/dense")
     parser.add_argument("--force", action="store_true", help="measure again what is on file")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one run each: to try the command")
     parser.add_argument("--list", action="store_true", help="name the sizes, and measure nothing")

@@ -33,7 +33,7 @@ from benchmarks.measure import Sample
 from benchmarks.memory import peak_of
 from benchmarks.methods import FLOOR, METHODS, OURS, Method, Run
 from benchmarks.problems import Problem, build_problem
-from benchmarks.readme import publish
+from benchmarks.readme import add_output_options, publish
 from benchmarks.record import Settings, measure_methods, synchronisation
 from benchmarks.segmentation import CLASSES, DenseSize, build_task, drawn
 from benchmarks.table import clock_of, describe_machine, markdown_table, summary, with_spread
@@ -467,8 +467,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="for all cells together (default: 8)")
     parser.add_argument("--repeats", type=int, default=10, help="rounds at most (default: 10)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: all cores)")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu"), help="folder")
-    parser.add_argument("--readme", type=Path, help="file to put the tables into, at the place named as the folder")
+    add_output_options(parser, "benchmarks/results/gpu")
     parser.add_argument("--tests", type=Path, help="JUnit XML of a test run on the device, which is told in the tables")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, few rounds: to try the command")
     parser.add_argument("--force", action="store_true", help="measure again what is on file")

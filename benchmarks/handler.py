@@ -12,7 +12,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.cells import Cell
 from benchmarks.environment import describe_environment
 from benchmarks.problems import Problem, build_problem
-from benchmarks.readme import publish
+from benchmarks.readme import add_output_options, publish
 from benchmarks.table import describe_machine, markdown_table
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMSaver
 from monai_ifim.model import default_batch_size
@@ -142,8 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind (default: 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: all cores)")
     parser.add_argument("--device", default="cpu", help="of torch (default: cpu)")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/handler"), help="folder")
-    parser.add_argument("--readme", type=Path, help="file to put the table into, at the place named as the folder")
+    add_output_options(parser, "benchmarks/results/handler")
     parser.add_argument("--quick", action="store_true", help="a tiny size, to try the command")
     options = parser.parse_args(arguments)
     if options.quick:

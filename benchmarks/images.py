@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.environment import describe_environment
 from benchmarks.memory import peak_memory_of
-from benchmarks.readme import publish
+from benchmarks.readme import add_output_options, publish
 from benchmarks.table import describe_machine, markdown_table
 from monai_ifim.handlers import IFIMHandler, IFIMSaver
 
@@ -123,8 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--saver", action="store_true", help="IFIMSaver writes at the end (default: nothing does)")
     parser.add_argument("--label", default="now", help="of the rows; what else is on file stays")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/images"), help="folder")
-    parser.add_argument("--readme", type=Path, help="file to put the table into, at the place named as the folder")
+    add_output_options(parser, "benchmarks/results/images")
     parser.add_argument("--quick", action="store_true", help="few images, to try the command")
     options = parser.parse_args(arguments)
     if options.quick:

@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.environment import describe_environment
-from benchmarks.readme import publish
+from benchmarks.readme import add_output_options, publish
 from benchmarks.table import describe_machine, markdown_table
 from monai_ifim.handlers import FisherPenaltyHandler
 from monai_ifim.likelihoods import LikelihoodName
@@ -174,8 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=8, help="of a round, a multiple of 4 (default: 8)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: all cores)")
     parser.add_argument("--device", default="cpu", help="of torch (default: cpu)")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/penalty"), help="folder")
-    parser.add_argument("--readme", type=Path, help="file to put the table into, at the place named as the folder")
+    add_output_options(parser, "benchmarks/results/penalty")
     parser.add_argument("--quick", action="store_true", help="a tiny size, to try the command")
     options = parser.parse_args(arguments)
     if options.steps % 4:

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["insert", "publish"]
+__all__ = ["add_output_options", "insert", "publish"]
 
 
 def insert(readme: Path, name: str, text: str, chart: Path | None = None) -> None:
@@ -34,6 +35,12 @@ def insert(readme: Path, name: str, text: str, chart: Path | None = None) -> Non
     if not pattern.search(before):
         raise ValueError(f"{readme} has no place for the tables. Put the two lines '{begin}' and '{end}' there.")
     readme.write_text(pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", before), encoding="utf-8")
+
+
+def add_output_options(parser: argparse.ArgumentParser, folder: str) -> None:
+    """The options of a command that say where :func:`publish` writes."""
+    parser.add_argument("--output", type=Path, default=Path(folder), help=f"folder (default: {folder})")
+    parser.add_argument("--readme", type=Path, help="file to put the tables into, at the place named as the folder")
 
 
 def publish(

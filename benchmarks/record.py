@@ -22,6 +22,7 @@ from benchmarks.measure import fitting, loop_without_synchronisation, take_turns
 from benchmarks.memory import peak_memory
 from benchmarks.methods import FLOOR, METHODS, OURS, Method, Run
 from benchmarks.problems import Problem, build_problem
+from benchmarks.readme import add_output_options
 from benchmarks.table import summary
 
 __all__ = [
@@ -72,8 +73,7 @@ def add_options(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--device", default="cpu", help="of torch: cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--repeats", type=int, default=20, help="rounds at most (default: 20)")
     parser.add_argument("--budget", type=float, default=75, help="seconds of timing for a size (default: 75)")
-    parser.add_argument("--output", type=Path, default=Path(output), help=f"folder (default: {output})")
-    parser.add_argument("--readme", type=Path, help="file to put the tables into, at the place named as the folder")
+    add_output_options(parser, output)
     parser.add_argument("--force", action="store_true", help="measure again what is on file")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, few rounds: to try the command")
     parser.add_argument("--list", action="store_true", help="name the sizes with rough times, and measure nothing")

@@ -263,10 +263,7 @@ class IFIMResult:
         compare = partial(statistics.compare_directions, self.images, self.curves, controls=controls, seed=self.seed)
         tables = [
             compare(strength, endpoint=name)
-            for name, endpoint in ENDPOINTS.items()
-            if endpoint.compared and endpoint.column in self.curves
-            # without labels there is nothing to compare
-            if not endpoint.labelled or self.curves[endpoint.column].notna().any()
+            for name in compared_endpoints(self.curves)
             for strength in sorted(set(self.curves.strength)) or [self.strength]
         ]
         return pd.concat(tables, ignore_index=True)
@@ -327,6 +324,17 @@ class ResultTables:
     def unit(self) -> str:
         """What counts as one: ``"patients"`` where they are known, else ``"images"``."""
         return "patients" if "group" in self.images else "images"
+
+
+def compared_endpoints(curves: pd.DataFrame) -> list[str]:
+    """The names of the endpoints of a long table by which directions are compared."""
+    return [
+        name
+        for name, endpoint in ENDPOINTS.items()
+        if endpoint.compared and endpoint.column in curves
+        # without labels there is nothing to compare
+        if not endpoint.labelled or curves[endpoint.column].notna().any()
+    ]
 
 
 def write_tables(

@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 
 from monai_ifim import statistics
 from monai_ifim.archive.pieces import Piece
+from monai_ifim.handlers.measured import stacked
 from monai_ifim.handlers.options import Options
 from monai_ifim.handlers.whole import replaced_as_a_whole
 from monai_ifim.likelihoods import Likelihood
 from monai_ifim.perturbation import ENDPOINTS, measured_endpoints, resolve_directions
 from monai_ifim.progress import Counter
-from monai_ifim.results import IMAGES, PERTURBATIONS, SUMMARY, IFIMResult, table_text, write_numbers
+from monai_ifim.results import IMAGES, PERTURBATIONS, SUMMARY, IFIMResult, compared_endpoints, table_text, write_numbers
 from monai_ifim.visualize import plot_curves, plot_lambda_histogram, plot_spectrum
-from monai_ifim.visualize.pictures import as_array
+from monai_ifim.visualize.pictures import as_array, as_png
 
 # How well errors are ranked takes memory in the square of the images.
 MOST_RANKED = 2048
@@ -198,7 +198,7 @@ class Joined:
         for cell in self.cells:
             curves = self.curves(cell).drop(columns="either_sign", errors="ignore")
             tables.append(statistics.curve_table(without, curves, seed=seed))
-        return _stacked(tables)
+        return stacked(tables)
 
     def _comparisons(self, images: pd.DataFrame, seed: int) -> pd.DataFrame:
         rows: dict[tuple[str, float], list[pd.DataFrame]] = {}
@@ -209,7 +209,7 @@ class Joined:
             for control in controls:
                 pair = [cell for cell in (("high", strength), (control, strength)) if cell in self.cells]
                 curves = self.curves(*pair)
-                for name in _compared(curves):
+                for name in compared_endpoints(curves):
                     compared = statistics.compare_directions(
                         images, curves, strength, endpoint=name, controls=[control], seed=seed
                     )
@@ -229,7 +229,7 @@ class Joined:
             if "either_sign" in curves:
                 curves = curves.assign(flipped=curves.either_sign)
             tables.append(statistics.thresholds(images, curves))
-        table = _stacked(tables)
+        table = stacked(tables)
         decisions = any("either_sign" in columns for columns in self._stored.columns.values())
         return table if decisions else table.drop(columns="half_flip_strength")
 
@@ -274,7 +274,7 @@ def join(
         rows.write(new / IMAGES, result.images.lambda_max)
         (new / "figures").mkdir()
         for name, figure in _figures(result):
-            imsave(new / "figures" / f"{name}.png", as_array(figure))
+            (new / "figures" / f"{name}.png").write_bytes(as_png(as_array(figure)))
         shutil.rmtree(scratch)
 
 
@@ -331,15 +331,3 @@ def _figures(result: IFIMResult) -> Iterator[tuple[str, Figure]]:
         yield "curves", plot_curves(result.curve_table)
     yield "spectrum", plot_spectrum(result.images[["lambda_max"]].to_numpy(dtype=float))
     yield "histogram", plot_lambda_histogram(result.images)
-
-
-def _compared(curves: pd.DataFrame) -> Iterator[str]:
-    for name, endpoint in ENDPOINTS.items():
-        # without labels there is nothing to compare
-        if endpoint.compared and endpoint.column in curves and curves[endpoint.column].notna().any():
-            yield name
-
-
-def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table of several; empty ones only where all are, since they have no dtypes to agree with."""
-    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)

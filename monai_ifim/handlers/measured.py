@@ -65,12 +65,12 @@ class Measured:
         if len(parts) == 1:  # whose tables need not be in memory twice
             return replace(parts[0], images=parts[0].images.sort_values("image", ignore_index=True))
         starts = np.cumsum([0, *[part.seen for part in parts]])
-        images = _stacked([part.images.assign(seen=part.images.seen + start) for part, start in zip(parts, starts)])
+        images = stacked([part.images.assign(seen=part.images.seen + start) for part, start in zip(parts, starts)])
         return Measured(
             images=images.sort_values("image", ignore_index=True),
-            curves=_stacked([part.curves for part in parts]),
-            removals=_stacked([part.removals for part in parts]),
-            realistic=_stacked([part.realistic for part in parts]),
+            curves=stacked([part.curves for part in parts]),
+            removals=stacked([part.removals for part in parts]),
+            realistic=stacked([part.realistic for part in parts]),
             left_out=sum((part.left_out for part in parts), Counter()),
             kept_norm={name: [norm for part in parts for norm in part.kept_norm[name]] for name in parts[0].kept_norm},
             seen=int(starts[-1]),
@@ -202,10 +202,10 @@ def measure(
     # pandas makes Python forget which warnings it has shown, so not before the network was called
     empty = _empty_tables(likelihood)
     return Measured(
-        images=_stacked([empty[0], *images]),
-        curves=_stacked([empty[1], *curves]),
-        removals=_stacked([empty[2], *removals]),
-        realistic=_stacked([empty[3], *realistic]),
+        images=stacked([empty[0], *images]),
+        curves=stacked([empty[1], *curves]),
+        removals=stacked([empty[2], *removals]),
+        realistic=stacked([empty[3], *realistic]),
         left_out=left_out,
         kept_norm=kept_norm,
         seen=seen,
@@ -275,6 +275,6 @@ def _empty(*columns: str) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype=object if name in text else float) for name in columns})
 
 
-def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One table of several; empty ones only where all are, since they have no dtypes to agree with."""
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)

@@ -5,14 +5,12 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
 import numpy as np
 import pandas as pd
 
@@ -45,7 +43,7 @@ from monai_ifim.statistics.strata import level_table, levels_differ
 from monai_ifim.visualize import wording
 from monai_ifim.visualize.maps import plot_maps
 from monai_ifim.visualize.page import check_page, write_as_a_whole, write_page
-from monai_ifim.visualize.pictures import as_array
+from monai_ifim.visualize.pictures import as_array, as_png
 
 # Chance of a false alarm.
 LEVEL = 0.05
@@ -477,6 +475,4 @@ def _as_level(value: Any) -> str:
 
 
 def _as_uri(figure: Any) -> str:
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, as_array(figure), format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(as_png(as_array(figure))).decode()}"
