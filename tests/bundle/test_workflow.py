@@ -88,7 +88,7 @@ def ifim_of(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def checkpoint(root: Path) -> Path:
-    """Weights that no seed gives, where the inference looks for them."""
+    """Weights that no seed of a bundle gives, where the inference looks for them."""
     (root / "models").mkdir(parents=True, exist_ok=True)
     network = DenseNet(**{name: value for name, value in densenet().items() if name != "_target_"})
     with torch.no_grad():
