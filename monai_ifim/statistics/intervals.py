@@ -10,10 +10,11 @@ are resampled, so that with the same seed the order of the images changes nothin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from functools import lru_cache, partial
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -95,10 +96,13 @@ def bootstrap_interval(
     # exactly, by a power of two: BCa takes cubes, and those of the KL divergences of a sure network underflow
     exponent = int(np.frexp(np.abs(sample).max())[1])
     scaled = np.ldexp(sample, -exponent)
+    found = _resampled(scaled, statistic, resamples, seed)
     if len(sample) <= _MOST_LEFT_OUT:
-        low, high, method = _ends([scaled], _STATISTICS[statistic], len(sample), level, resamples, seed)
+        batch, known = max(1, _MOST_ELEMENTS // len(sample)), SimpleNamespace(bootstrap_distribution=found)
+        function = _STATISTICS[statistic]
+        low, high, method = _ends([scaled], function, batch, level, n_resamples=0, bootstrap_result=known)
     else:
-        low, high, method = _ends_of_many(scaled, statistic, level, resamples, seed)
+        low, high, method = _ends_of_many(scaled, statistic, level, found)
     low, high = float(np.ldexp(low, exponent)), float(np.ldexp(high, exponent))
     return Interval(value, low, high, len(sample), low == high, method)
 
@@ -191,7 +195,8 @@ def auc_interval(
             areas.append(wins / (ours.sum(axis=1) * below[:, len(negative)] * len(repeats)))
         return np.mean(areas, axis=0)
 
-    low, high, method = _ends(resampled, area, count, level, resamples, seed)
+    batch, drawn = max(1, _MOST_DRAWN // count), np.random.default_rng(seed)
+    low, high, method = _ends(resampled, area, batch, level, n_resamples=resamples, rng=drawn)
     return Interval(value, low, high, count, low == high, method)
 
 
@@ -226,30 +231,59 @@ def _beaten(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, list[
     return negative, [least] if (least == most).all() else [least, most]
 
 
+def _resampled(sample: np.ndarray, statistic: Statistic, resamples: int, seed: int) -> np.ndarray:
+    """The statistic of each resample of sorted values (n,), bit for bit as :func:`scipy.stats.bootstrap` finds it.
+
+    Samples of one size share their draws: an evaluation asks for some hundred intervals of as many images.
+    """
+    if statistic == "median":
+        lower, upper = _middles(len(sample), resamples, seed)
+        return (sample[lower] + sample[upper]) / 2
+    draws = _kept_draws if resamples * len(sample) <= _MOST_ELEMENTS else _draws
+    return np.concatenate([sample[drawn].mean(axis=-1) for drawn in draws(len(sample), resamples, seed)])
+
+
+def _draws(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Which values each resample draws (batch, n), as scipy does, a batch at a time."""
+    generator, batch = np.random.default_rng(seed), max(1, _MOST_ELEMENTS // count)
+    for start in range(0, resamples, batch):
+        yield generator.integers(0, count, (min(batch, resamples - start), count))
+
+
+@lru_cache(maxsize=4)
+def _kept_draws(count: int, resamples: int, seed: int) -> list[np.ndarray]:
+    return list(_draws(count, resamples, seed))
+
+
+@lru_cache(maxsize=8)
+def _middles(count: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the two middle values, of sorted ones, of each resample are (resamples,); of an odd number, twice one."""
+    middle = [(count - 1) // 2, count // 2]
+    found = [np.partition(drawn, middle, axis=-1)[:, middle] for drawn in _draws(count, resamples, seed)]
+    lower, upper = np.concatenate(found).T.copy()
+    return lower, upper
+
+
 def _ends(
-    samples: Sequence[np.ndarray], statistic: Callable, count: int, level: float, resamples: int, seed: int
+    samples: Sequence[np.ndarray], statistic: Callable, batch: int, level: float, **resampling: Any
 ) -> tuple[float, float, str]:
     """Both ends of the interval and its method."""
-    find = partial(bootstrap, samples, statistic, vectorized=True, confidence_level=level)
-    method, batch = "BCa", max(1, (_MOST_ELEMENTS if len(samples) == 1 else _MOST_DRAWN) // count)
+    find = partial(bootstrap, samples, statistic, vectorized=True, confidence_level=level, batch=batch)
+    method = "BCa"
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)
-        result = find(n_resamples=resamples, batch=batch, method=method, rng=np.random.default_rng(seed))
+        result = find(method=method, **resampling)
         if not np.isfinite(result.confidence_interval).all():
             method = "percentile"
-            result = find(n_resamples=0, batch=batch, method=method, bootstrap_result=result)
+            result = find(method=method, n_resamples=0, bootstrap_result=result)
     return float(result.confidence_interval.low), float(result.confidence_interval.high), method
 
 
 def _ends_of_many(
-    sample: np.ndarray, statistic: Statistic, level: float, resamples: int, seed: int
+    sample: np.ndarray, statistic: Statistic, level: float, found: np.ndarray
 ) -> tuple[float, float, str]:
     """The same of many sorted values: up to rounding what scipy gives, without each value left out in turn."""
-    function, drawn = _STATISTICS[statistic], np.random.default_rng(seed)
-    batch = max(1, _MOST_ELEMENTS // len(sample))
-    found = bootstrap(
-        [sample], function, vectorized=True, n_resamples=resamples, batch=batch, method="percentile", rng=drawn
-    ).bootstrap_distribution
+    function = _STATISTICS[statistic]
     value, without = function(sample), _without_each(sample, statistic)
     below = (np.count_nonzero(found < value) + np.count_nonzero(found <= value)) / (2 * len(found))
     away, normal = without.mean() - without, ndtri([(1 - level) / 2, (1 + level) / 2])
