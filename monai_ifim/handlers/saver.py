@@ -23,7 +23,7 @@ from monai_ifim.handlers.origin import origin_of
 from monai_ifim.handlers.recorder import MOST_DIRECTIONS
 from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.whole import LONGEST_NAME, replaced_as_a_whole
-from monai_ifim.results import SUMMARY, Case, IFIMResult, holds_results, write_tables
+from monai_ifim.results import DIRECTIONS, SUMMARY, Case, IFIMResult, holds_results, write_tables
 from monai_ifim.visualize import as_png, draw_pictures
 
 
@@ -139,6 +139,11 @@ class IFIMSaver:
             ) from error
         self._drawn_at = drawn_at
         if engine is not None:
+            if result.directions is None:
+                engine.logger.warning(
+                    f"IFIMSaver wrote no {DIRECTIONS} of {len(result.images)} images, as it grows with their square: "
+                    "python -m monai_ifim cohort cannot use this folder. Choose a smaller max_images where it should."
+                )
             with kept_apart(causes, "MLflow"):
                 log_files(engine, self._artifacts())
         return causes

@@ -563,3 +563,13 @@ def test_directions_of_many_images_are_kept_where_a_saver_writes_them_and_can_be
     IFIMSaver(ifim, tmp_path)
     assert alone < ifim.recorder.most_directions == MOST_DIRECTIONS
     assert MOST_DIRECTIONS * (4 * MOST_DIRECTIONS + 4 * 16**3 + 64) < 2**31  # what read_directions takes
+
+
+def test_where_there_are_too_many_images_for_their_directions_the_log_says_so(tmp_path, caplog):
+    ifim = IFIMHandler(**SMALL)
+    engine = attached(ifim, CNN(), items(pictures(4)), IFIMSaver(ifim, tmp_path))
+    for most, said in ((4, 0), (3, 1)):
+        ifim.recorder.most_directions = most
+        engine.run(1)
+        assert (tmp_path / "ifim" / "directions.npz").exists() == (said == 0)
+        assert [record.levelname for record in caplog.records if "directions.npz" in record.msg] == ["WARNING"] * said
