@@ -9,17 +9,15 @@ are resampled, so that with the same seed the order of the images changes nothin
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from types import SimpleNamespace
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
-from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
+from scipy.stats import rankdata
 
 DEFAULT_RESAMPLES = 2000
 Statistic = Literal["mean", "median"]
@@ -96,13 +94,8 @@ def bootstrap_interval(
     # exactly, by a power of two: BCa takes cubes, and those of the KL divergences of a sure network underflow
     exponent = int(np.frexp(np.abs(sample).max())[1])
     scaled = np.ldexp(sample, -exponent)
-    found = _resampled(scaled, statistic, resamples, seed)
-    if len(sample) <= _MOST_LEFT_OUT:
-        batch, known = max(1, _MOST_ELEMENTS // len(sample)), SimpleNamespace(bootstrap_distribution=found)
-        function = _STATISTICS[statistic]
-        low, high, method = _ends([scaled], function, batch, level, n_resamples=0, bootstrap_result=known)
-    else:
-        low, high, method = _ends_of_many(scaled, statistic, level, found)
+    found, without = _resampled(scaled, statistic, resamples, seed), _without_each(scaled, statistic)
+    low, high, method = _ends(found, float(_STATISTICS[statistic](scaled)), [without], level)
     low, high = float(np.ldexp(low, exponent)), float(np.ldexp(high, exponent))
     return Interval(value, low, high, len(sample), low == high, method)
 
@@ -159,31 +152,21 @@ def auc_interval(
     truth, scores = _checked(truth, scores)
     scores = scores[:, None] if scores.ndim == 2 else scores
     count = len(truth)
-    order = np.lexsort([*truth.T, *np.sort(scores, axis=1).reshape(count, scores.shape[1] * scores.shape[2]).T])
+    _, kind, sizes = np.unique(truth, axis=0, return_inverse=True, return_counts=True)
+    ordered = np.sort(scores, axis=1).reshape(count, scores.shape[1] * scores.shape[2])
+    order = np.lexsort([*ordered.T, kind.reshape(-1)])  # images of a class together
     truth, scores = truth[order], scores[order]
     value = float(np.mean([one_vs_rest_auc(truth, scores[:, repeat]) for repeat in range(scores.shape[1])]))
-    members = [np.flatnonzero((truth == row).all(axis=1)) for row in np.unique(truth, axis=0)]
-    resampled = [rows for rows in members if len(rows) > 1]
-    if np.isnan(value) or not resampled:
+    if np.isnan(value) or sizes.max() == 1:
         return Interval(value, np.nan, np.nan, count, False, "none")
-    fixed = np.isin(np.arange(count), [rows[0] for rows in members if len(rows) == 1]).astype(float)
     outputs = [
         (np.flatnonzero(column), [_beaten(column, repeat) for repeat in scores[..., index].T])
         for index, column in enumerate(truth.T == 1)
         if 0 < np.count_nonzero(column) < count
     ]
 
-    def area(*rows: np.ndarray, axis: int) -> np.ndarray:
-        samples = [part.reshape(-1, part.shape[-1]) for part in rows]
-        size = max(1, _MOST_ELEMENTS // count)
-        blocks = [[part[start : start + size] for part in samples] for start in range(0, len(samples[0]), size)]
-        return np.concatenate([block_of_areas(*block) for block in blocks]).reshape(rows[0].shape[:-1])
-
-    def block_of_areas(*rows: np.ndarray) -> np.ndarray:
-        # how often each image was drawn, (resamples, n)
-        drawn = np.concatenate(rows, axis=1).astype(np.int64)
-        flat = drawn + count * np.arange(len(drawn))[:, None]
-        times = fixed + np.bincount(flat.ravel(), minlength=len(drawn) * count).reshape(-1, count)
+    def areas_of(times: np.ndarray) -> np.ndarray:
+        """The area of samples in which each image is so often (samples, n)."""
         areas, below = [], np.zeros((len(times), count + 1))
         for positive, repeats in outputs:
             ours, wins = times.take(positive, axis=1), 0.0
@@ -195,8 +178,14 @@ def auc_interval(
             areas.append(wins / (ours.sum(axis=1) * below[:, len(negative)] * len(repeats)))
         return np.mean(areas, axis=0)
 
-    batch, drawn = max(1, _MOST_DRAWN // count), np.random.default_rng(seed)
-    low, high, method = _ends(resampled, area, batch, level, n_resamples=resamples, rng=drawn)
+    size = max(1, _MOST_ELEMENTS // count)
+    drawn = (_kept_times if resamples * count <= _MOST_ELEMENTS else _times)(tuple(sizes.tolist()), resamples, seed)
+    found = [areas_of(times[start : start + size]) for times in drawn for start in range(0, len(times), size)]
+    several = np.flatnonzero(sizes.repeat(sizes) > 1)
+    kept = (several[start : start + size, None] != np.arange(count) for start in range(0, len(several), size))
+    without = np.concatenate([areas_of(times.astype(float)) for times in kept])
+    of_classes = np.split(without, sizes[sizes > 1].cumsum()[:-1])
+    low, high, method = _ends(np.concatenate(found), float(areas_of(np.ones((1, count)))[0]), of_classes, level)
     return Interval(value, low, high, count, low == high, method)
 
 
@@ -264,47 +253,68 @@ def _middles(count: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndar
     return lower, upper
 
 
-def _ends(
-    samples: Sequence[np.ndarray], statistic: Callable, batch: int, level: float, **resampling: Any
-) -> tuple[float, float, str]:
-    """Both ends of the interval and its method."""
-    find = partial(bootstrap, samples, statistic, vectorized=True, confidence_level=level, batch=batch)
-    method = "BCa"
-    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.simplefilter("ignore", DegenerateDataWarning)
-        result = find(method=method, **resampling)
-        if not np.isfinite(result.confidence_interval).all():
-            method = "percentile"
-            result = find(method=method, n_resamples=0, bootstrap_result=result)
-    return float(result.confidence_interval.low), float(result.confidence_interval.high), method
+def _times(sizes: Sequence[int], resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each resample within classes of these sizes draws each image (batch, n), as scipy does."""
+    generator, batch = np.random.default_rng(seed), max(1, _MOST_DRAWN // sum(sizes))
+    for start in range(0, resamples, batch):
+        rows = min(batch, resamples - start)
+        drawn = [generator.integers(0, size, (rows, size)) if size > 1 else np.zeros((rows, 1), int) for size in sizes]
+        places = [part + size * np.arange(rows)[:, None] for part, size in zip(drawn, sizes)]
+        counts = [np.bincount(part.ravel(), minlength=part.size).reshape(part.shape) for part in places]
+        yield np.concatenate(counts, axis=1).astype(float)
 
 
-def _ends_of_many(
-    sample: np.ndarray, statistic: Statistic, level: float, found: np.ndarray
-) -> tuple[float, float, str]:
-    """The same of many sorted values: up to rounding what scipy gives, without each value left out in turn."""
-    function = _STATISTICS[statistic]
-    value, without = function(sample), _without_each(sample, statistic)
-    below = (np.count_nonzero(found < value) + np.count_nonzero(found <= value)) / (2 * len(found))
-    away, normal = without.mean() - without, ndtri([(1 - level) / 2, (1 + level) / 2])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        acceleration = (away**3).sum() / (6 * (away**2).sum() ** 1.5)
-        shifted = ndtri(below) + normal
-        shares = ndtr(ndtri(below) + shifted / (1 - acceleration * shifted))
-    method = "BCa" if np.isfinite(shares).all() else "percentile"
-    low, high = np.quantile(found, shares if method == "BCa" else ndtr(normal))
-    return float(low), float(high), method
+@lru_cache(maxsize=4)
+def _kept_times(sizes: Sequence[int], resamples: int, seed: int) -> list[np.ndarray]:
+    return list(_times(sizes, resamples, seed))
 
 
 def _without_each(sample: np.ndarray, statistic: Statistic) -> np.ndarray:
     """The statistic of sorted values (n,) without each of them in turn (n,)."""
     count, half = len(sample), len(sample) // 2
-    if statistic == "mean":
-        return (sample.sum() - sample) / (count - 1)
-    if count % 2 == 0:
+    if statistic == "median" and count % 2 == 0:
         return np.repeat(sample[[half, half - 1]], half)
-    middle = [sample[[half, half + 1]].mean(), sample[[half - 1, half + 1]].mean(), sample[[half - 1, half]].mean()]
-    return np.repeat(middle, [half, 1, half])
+    if statistic == "median":
+        middle = [(sample[half] + sample[half + 1]) / 2, (sample[half - 1] + sample[half + 1]) / 2]
+        return np.repeat([*middle, (sample[half - 1] + sample[half]) / 2], [half, 1, half])
+    if count > _MOST_LEFT_OUT:
+        return (sample.sum() - sample) / (count - 1)
+    others, size = np.arange(count - 1), max(1, _MOST_ELEMENTS // count)
+    left_out = [np.arange(start, min(start + size, count))[:, None] for start in range(0, count, size)]
+    return np.concatenate([sample[others + (others >= part)].mean(axis=-1) for part in left_out])
+
+
+def _ends(found: np.ndarray, value: float, without: Sequence[np.ndarray], level: float) -> tuple[float, float, str]:
+    """Both ends of the interval and its method, bit for bit as :func:`scipy.stats.bootstrap` finds them.
+
+    Args:
+        found: the statistic of each resample.
+        value: that of the sample.
+        without: those of the sample without each of its values in turn, by class.
+        level: of confidence.
+    """
+    ordered, tail = np.sort(found), (1 - level) / 2
+    below = (np.count_nonzero(found < value) + np.count_nonzero(found <= value)) / (2 * len(found))
+    away = [(len(part) - 1) * (part.mean() - part) for part in without]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cubes = sum((part**3).sum() / len(part) ** 3 for part in away)
+        squares = sum((part**2).sum() / len(part) ** 2 for part in away)
+        acceleration = 1 / 6 * cubes / squares**1.5
+        shifted = ndtri(below) + np.array([ndtri(tail), -ndtri(tail)])
+        shares = ndtr(ndtri(below) + shifted / (1 - acceleration * shifted))
+        low, high = _quantiles(ordered, shares) if np.isfinite(shares).all() else (np.nan, np.nan)
+        if np.isfinite([low, high]).all():
+            return float(low), float(high), "BCa"
+        low, high = _quantiles(ordered, np.array([tail, 1 - tail]))
+    return float(low), float(high), "percentile"
+
+
+def _quantiles(ordered: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Between sorted values, linearly: np.quantile, but for the last bit and its overhead."""
+    place = shares * len(ordered) + (1 - shares)
+    below = np.floor(place).astype(int) - 1
+    part = place % 1
+    return (1 - part) * ordered[below] + part * ordered[np.minimum(below + 1, len(ordered) - 1)]
 
 
 def _check_options(level: float, resamples: int) -> None:
