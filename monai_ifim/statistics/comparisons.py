@@ -12,7 +12,7 @@ from scipy.stats import wilcoxon
 
 from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, bootstrap_interval, holm
-from monai_ifim.statistics.tables import pairs, per_group
+from monai_ifim.statistics.tables import pairs, per_group, values_at
 
 _COMPARISON = ["direction", "control", "strength", "endpoint", "count"]
 _COMPARISON += ["median_difference", "difference_low", "difference_high"]
@@ -33,8 +33,7 @@ def coupling(
         >>> coupling(frame, pd.Series({0: 0.0}), 0.03, "transfer").round(6).to_list()
         [2.0]
     """
-    both = pairs(frame, strength, direction, control).join(noise_floor.rename("floor"), how="inner")
-    return np.log10((both.direction + both.floor) / (both.control + both.floor))
+    return _log_ratio(pairs(values_at(frame, strength), direction, control), noise_floor)
 
 
 def censored(frame: pd.DataFrame, noise_floor: pd.Series, strength: float, control: str = "low_matched") -> float:
@@ -46,7 +45,7 @@ def censored(frame: pd.DataFrame, noise_floor: pd.Series, strength: float, contr
         >>> censored(frame, pd.Series({0: 1e-13}), 0.03)
         1.0
     """
-    both = pairs(frame, strength, "high", control).join(noise_floor.rename("floor"), how="inner")
+    both = pairs(values_at(frame, strength), "high", control).join(noise_floor.rename("floor"), how="inner")
     return float((both[["direction", "control"]].min(axis=1) <= both.floor).mean()) if len(both) else float("nan")
 
 
@@ -92,11 +91,11 @@ def compare_directions(
     if len(tested) and not np.isclose(tested, strength, atol=0).any():
         raise ValueError(f"strength must be one of those tested, {', '.join(map(str, tested))}, got {strength}.")
     floor = images.set_index("image").noise_floor
-    rows = []
+    values, rows = values_at(curves, strength, ENDPOINTS[endpoint].column), []
     for control in [name for name in curves.direction.unique() if name != direction] if controls is None else controls:
-        both = pairs(curves, strength, direction, control, ENDPOINTS[endpoint].column)
+        both = pairs(values, direction, control)
         changes = per_group(both.direction - both.control, images)
-        ratios = coupling(curves, floor, strength, control, direction) if endpoint == "kl" else changes[:0]
+        ratios = _log_ratio(both, floor) if endpoint == "kl" else changes[:0]
         difference = bootstrap_interval(changes, "median", resamples=resamples, seed=seed)
         ratio = bootstrap_interval(per_group(ratios, images), "median", resamples=resamples, seed=seed)
         # scipy knows the exact distribution, also with zeros, once these are gone
@@ -107,3 +106,8 @@ def compare_directions(
         rows.append([*row, ratio.value, ratio.low, ratio.high, difference.degenerate, p_value])
     table = pd.DataFrame(rows, columns=_COMPARISON)
     return table.assign(holm_p=holm(table.wilcoxon_p))
+
+
+def _log_ratio(both: pd.DataFrame, noise_floor: pd.Series) -> pd.Series:
+    both = both.join(noise_floor.rename("floor"), how="inner")
+    return np.log10((both.direction + both.floor) / (both.control + both.floor))

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ import pandas as pd
 from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.statistics.comparisons import censored, coupling
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, auc_interval, bootstrap_interval
-from monai_ifim.statistics.tables import cells, image_values, per_group, per_image, truth_and_scores, used_images
+from monai_ifim.statistics.tables import cell_values, per_group, per_image, truth_and_scores, used_images
 
 _COUPLING_TRANSFER = ("coupling_transfer", "coupling_transfer_ci95_lower", "coupling_transfer_ci95_upper")
 # The numbers to read first, of those that :func:`summarise` gives for the likelihood and the directions.
@@ -122,15 +124,16 @@ def thresholds(images: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
           direction  half_flip_strength  quadratic_strength  greatest_strength
         0      high                0.15               0.133                0.2
     """
-    rows = []
-    for direction in curves.direction.unique():
+    rows, place = [], ["direction", "strength", "image"]
+    if "flipped" in curves:
+        either_sign = curves.groupby([name for name in (*place, "draw") if name in curves]).flipped.max()
+        either_sign = either_sign.groupby(place).mean()
+    for direction, of_direction in groupby(cell_values(curves, images), key=itemgetter(0)):
         strengths, flips, ratios = [0.0], [0.0], [1.0]
-        for _, strength, part in cells(curves[curves.direction == direction]):
-            values = image_values(part, images)
+        for _, strength, values in of_direction:
             strengths.append(strength)
-            if "flipped" in part:
-                either_sign = part.groupby([name for name in ("image", "draw") if name in part]).flipped.max()
-                flips.append(per_group(either_sign.groupby("image").mean(), images).mean())
+            if "flipped" in curves:
+                flips.append(per_group(either_sign.loc[direction, strength], images).mean())
             ratios.append(per_group(values.kl_ratio, images).dropna().median())
         known = np.flatnonzero(~np.isnan(ratios))
         tested, ratio = np.take(strengths, known), np.take(ratios, known)

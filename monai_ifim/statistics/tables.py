@@ -20,6 +20,7 @@ from monai_ifim.perturbation import ENDPOINTS, measured_endpoints
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, Statistic, auc_interval, bootstrap_interval
 
 _CURVE_TABLE = ["direction", "strength", "endpoint", "statistic", "value", "low", "high", "count", "degenerate"]
+_PLACE = ["direction", "strength", "image"]
 # Columns that the table of images has, too, and those that hold NaN without labels.
 _UNPERTURBED = [point.column for point in ENDPOINTS.values() if point.unperturbed]
 _LABELLED = [point.column for point in ENDPOINTS.values() if point.labelled and point.column]
@@ -96,10 +97,11 @@ def curve_table(
             statistic = {"endpoint": "auc", "statistic": ENDPOINTS["auc"].statistic}
             rows.append(place | statistic | vars(interval))
 
-    unperturbed = used.filter(["image", *_UNPERTURBED])
-    add("unperturbed", 0.0, image_values(unperturbed, used), _outputs(used, "probability"))
-    for direction, strength, part in cells(curves):
-        add(direction, strength, image_values(part, used), _repeated_scores(part))
+    unperturbed = used.filter(["image", *_UNPERTURBED]).assign(direction="unperturbed", strength=0.0)
+    for direction, strength, values in cell_values(unperturbed, used):
+        add(direction, strength, values, _outputs(used, "probability"))
+    for (direction, strength, values), scores in zip(cell_values(curves, used), _repeated_scores(curves)):
+        add(direction, strength, values, scores)
     return pd.DataFrame(rows, columns=_CURVE_TABLE)
 
 
@@ -138,33 +140,39 @@ def _groups(index: pd.Index, images: pd.DataFrame) -> pd.Series:
     return group.where(group.notna() & (group != ""), index.to_series())
 
 
-def pairs(frame: pd.DataFrame, strength: float, direction: str, control: str, endpoint: str = "kl") -> pd.DataFrame:
-    """Values of two directions, of the images that both have."""
-    both = {"direction": direction, "control": control}
-    return pd.DataFrame({role: per_image(frame, name, strength, endpoint) for role, name in both.items()}).dropna()
+def values_at(frame: pd.DataFrame, strength: float, endpoint: str = "kl") -> pd.DataFrame:
+    """:func:`per_image` of all directions: one row an image, one column a direction."""
+    rows = frame[np.isclose(frame.strength.astype(float), strength, atol=0)]
+    return rows.groupby(["direction", "image"])[endpoint].mean().astype(float).unstack("direction")
+
+
+def pairs(values: pd.DataFrame, direction: str, control: str) -> pd.DataFrame:
+    """Values of two directions, of :func:`values_at`, of the images that both have."""
+    return values.reindex(columns=[direction, control]).set_axis(["direction", "control"], axis=1).dropna()
 
 
 def cells(curves: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:
     """Direction, strength and their rows: directions in the order of the table, strengths from small to great."""
     for direction in curves.direction.unique():
-        rows = curves[curves.direction == direction]
-        for strength in np.sort(rows.strength.unique()):
-            yield direction, float(strength), rows[rows.strength == strength]
+        for strength, part in curves[curves.direction == direction].groupby("strength"):
+            yield direction, float(strength), part
 
 
-def image_values(part: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """One row an image: means of the endpoints there are over draws and signs, and ``kl_ratio``."""
-    columns = [column for _, column, _ in measured_endpoints(part.columns)]
-    values = part.groupby("image")[columns].mean().astype(float)
-    values = values.drop(columns=[name for name in _LABELLED if name in values and values[name].isna().all()])
+def cell_values(curves: pd.DataFrame, images: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:
+    """Of each of the :func:`cells` one row an image: means of endpoints over draws and signs, and ``kl_ratio``."""
+    columns = [column for _, column, _ in measured_endpoints(curves.columns)]
+    values = curves.groupby(_PLACE)[columns].mean().astype(float)
     if {"kl", "kl_quadratic"} <= set(columns):
         # below the noise floor the quadratic prediction is rounding too, and so is a ratio to it
         floor = images.set_index("image").get("noise_floor", pd.Series(dtype=float))
-        above = values.kl_quadratic > floor.reindex(values.index).fillna(0.0)
+        above = values.kl_quadratic > floor.reindex(values.index.get_level_values("image")).fillna(0.0).to_numpy()
         if "clipped" in values:  # the prediction is that of the whole change
             above &= values.clipped == 0
         values["kl_ratio"] = values.kl / values.kl_quadratic.where(above)
-    return values
+    for direction in curves.direction.unique():
+        for strength, found in values.loc[direction].groupby(level="strength"):
+            unknown = [name for name in _LABELLED if name in found and found[name].isna().all()]
+            yield direction, float(strength), found.droplevel("strength").drop(columns=unknown)
 
 
 def _outputs(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
@@ -173,18 +181,22 @@ def _outputs(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
     return table.set_index("image")[[f"{prefix}_{output}" for output in range(count)]]
 
 
-def _repeated_scores(part: pd.DataFrame) -> pd.DataFrame:
-    """By image, the probability of each output (in their order) in each draw, after the milder and the harsher sign.
+def _repeated_scores(curves: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Of each of the :func:`cells`, by image, the probability of each output in each draw, after either sign.
 
-    Which sign of a direction is +1 is arbitrary for each image, and must not decide with what it is compared.
+    Outputs are in their order, and of signs the milder is the first: which sign of a direction is +1 is arbitrary for
+    each image, and must not decide with what it is compared.
     """
-    if "probability_0" not in part:
-        return pd.DataFrame(index=part.image.unique())
-    if "confidence_drop" in part:
-        part = part.sort_values(["confidence_drop", "sign"])
-        part = part.assign(sign=part.groupby(["image", "draw"]).cumcount())
-    probabilities = _outputs(part, "probability").columns.to_list()
-    return part.pivot(index="image", columns=["draw", "sign"], values=probabilities)
+    probabilities = _outputs(curves, "probability").columns.to_list()
+    if "confidence_drop" in curves and probabilities:
+        curves = curves.reset_index(drop=True)
+        milder_first = curves.sort_values(["confidence_drop", "sign"])
+        curves = curves.assign(sign=milder_first.groupby([*_PLACE, "draw"]).cumcount())
+    for _, _, part in cells(curves.filter([*_PLACE, "draw", "sign", *probabilities])):
+        if probabilities:
+            yield part.pivot(index="image", columns=["draw", "sign"], values=probabilities)
+        else:
+            yield pd.DataFrame(index=part.image.unique())
 
 
 def truth_and_scores(truth: pd.DataFrame, scores: pd.DataFrame, images: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
