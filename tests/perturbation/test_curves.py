@@ -268,21 +268,20 @@ def test_the_quadratic_prediction_outside_a_rank_one_eigenspace_is_zero_and_not_
 
 
 @pytest.mark.usefixtures("tried_already")
-@pytest.mark.parametrize("direction", ["high", "transfer", "random", "low", "low_matched"])
 @pytest.mark.parametrize("name", ["softmax", "sigmoids at a temperature", "gaussians"])
-def test_the_quadratic_prediction_is_half_d_f_d_of_the_dense_matrix(name, direction):
+def test_the_quadratic_prediction_is_half_d_f_d_of_the_dense_matrix(name):
     likelihood, outputs, _, _ = CASES[name]
     network, images, fisher = setting(outputs, rank=1, likelihood=likelihood)
     dense = [truths.dense_fisher(network, image, likelihood) for image in images]
-    frame, change, rows, _ = recorded(network, images, fisher, direction)
-    truth = [0.5 * (d.flatten() @ dense[row] @ d.flatten()).item() for d, row in zip(change, rows.tolist())]
-    np.testing.assert_allclose(frame.kl_quadratic, truth, rtol=1e-9, atol=1e-14)
-    found = sensitivity_curves(network, images, fisher.without_factor(), (direction,), STRENGTHS).to_frame()
-    assert_same_frames(found, frame)  # by Jacobian-vector products
+    for direction in ("high", "transfer", "random", "low", "low_matched"):
+        frame, change, rows, _ = recorded(network, images, fisher, direction)
+        truth = [0.5 * (d.flatten() @ dense[row] @ d.flatten()).item() for d, row in zip(change, rows.tolist())]
+        np.testing.assert_allclose(frame.kl_quadratic, truth, rtol=1e-9, atol=1e-14, err_msg=direction)
+        found = sensitivity_curves(network, images, fisher.without_factor(), (direction,), STRENGTHS).to_frame()
+        assert_same_frames(found, frame)  # by Jacobian-vector products
 
 
-@pytest.mark.parametrize("channel_mask", [None, [1, 0]], ids=str)
-@pytest.mark.parametrize("batch_size", [None, 1, 3])
+@pytest.mark.parametrize(("batch_size", "channel_mask"), [(None, [1, 0]), (1, None), (3, [1, 0])], ids=str)
 def test_products_give_the_same_with_a_channel_mask_inputs_of_each_image_and_images_left_out(batch_size, channel_mask):
     network, images, weights = truths.cnn(outputs=4), truths.images(5), 1 + 0.3 * truths.images(5, seed=2)
     images[1], images[3, 0, 0, 0] = 0.5, torch.nan
@@ -292,7 +291,7 @@ def test_products_give_the_same_with_a_channel_mask_inputs_of_each_image_and_ima
     with pytest.warns(UserWarning, match="left out 1 of 5 images"):
         fisher = input_fisher(model, images, rank=1, channel_mask=channel_mask)
     assert not fisher.without_factor().can_quadratic
-    options = {"draws": 2, "labels": torch.tensor([0, 3, 1, 2, 2])}
+    options = {"labels": torch.tensor([0, 3, 1, 2, 2])}
     truth, found = (
         sensitivity_curves(model, images, kept, EVERY, STRENGTHS, **options)
         for kept in (fisher, fisher.without_factor())
@@ -354,9 +353,16 @@ SHARING = ("high_image", "low", "high", LossGradient(), "transfer", "random")
 
 
 @pytest.mark.usefixtures("tried_already")
-@pytest.mark.parametrize("clip", [None, (-1.0, 1.5)], ids=str)
-@pytest.mark.parametrize("order", [1, -1], ids=["high later", "high earlier"])
-@pytest.mark.parametrize("name", ["two classes", "sigmoid", "gaussian", "softmax"])
+@pytest.mark.parametrize(
+    ("name", "order", "clip"),
+    [
+        ("two classes", 1, None),
+        ("two classes", -1, (-1.0, 1.5)),
+        ("sigmoid", -1, None),
+        ("gaussian", 1, (-1.0, 1.5)),
+        ("softmax", -1, (-1.0, 1.5)),
+    ],
+)
 def test_each_direction_has_the_rows_of_a_run_with_it_alone_whatever_it_shares(name, order, clip):
     likelihood, outputs, labels, _ = CASES[name]
     network, images, fisher = setting(outputs, likelihood=likelihood)
@@ -434,15 +440,16 @@ LABELS = torch.tensor([0, 3, 1, 2])
 RUN = {
     "by a model": lambda run: run(network=Model(NETWORK)),
     **{
-        f"batches of {size}": lambda run, size=size: run(network=Model(NETWORK, batch_size=size))
-        for size in (1, 2, 3, 99)
+        f"batches of {size}": lambda run, size=size: run(network=Model(NETWORK, batch_size=size)) for size in (1, 3, 99)
     },
     "labels (B, 1)": lambda run: run(labels=LABELS.view(4, 1)),
     "one-hot labels": lambda run: run(labels=torch.eye(4)[LABELS]),
     "positions and strengths as arrays": lambda run: run(positions=np.arange(4), strengths=np.array(STRENGTHS)),
-    "positions as a tensor": lambda run: run(positions=torch.arange(4)),
-    "meta tensors": lambda run: run(
-        images=MetaTensor(IMAGES), labels=MetaTensor(LABELS), donors=MetaTensor(FISHER.eigenvectors[:, 0].roll(-1, 0))
+    "tensors": lambda run: run(
+        images=MetaTensor(IMAGES),
+        labels=MetaTensor(LABELS),
+        donors=MetaTensor(FISHER.eigenvectors[:, 0].roll(-1, 0)),
+        positions=torch.arange(4),
     ),
     "a spectrum in two parts": lambda run: run(
         fisher=InputFisher.concatenate([input_fisher(NETWORK, part, rank=2) for part in IMAGES.split(3)])
@@ -452,19 +459,25 @@ RUN = {
 }
 
 
-@pytest.mark.parametrize("variant", RUN.values(), ids=RUN)
-def test_however_it_is_run_the_numbers_are_the_same(variant):
-    def run(network=NETWORK, images=IMAGES, fisher=FISHER, strengths=STRENGTHS, labels=LABELS, **options):
-        options = {"draws": 2, "labels": labels, "clip": (-2.0, 2.0), **options}
-        return sensitivity_curves(network, images, fisher, EVERY, strengths, **options).to_frame(True)
+def run(network=NETWORK, images=IMAGES, fisher=FISHER, strengths=STRENGTHS, labels=LABELS, **options):
+    options = {"draws": 2, "labels": labels, "clip": (-2.0, 2.0), **options}
+    return sensitivity_curves(network, images, fisher, EVERY, strengths, **options).to_frame(True)
 
+
+@pytest.fixture(scope="module")
+def as_it_is():
     truth = run()
     assert 0 < truth.correct.mean() < 1
-    assert_same_frames(variant(run), truth)
+    return truth
 
 
-@pytest.mark.parametrize("energy", [0.6, 0.95])
-def test_images_one_by_one_at_their_positions_give_what_the_batch_gives(energy):
+@pytest.mark.parametrize("variant", RUN.values(), ids=RUN)
+def test_however_it_is_run_the_numbers_are_the_same(variant, as_it_is):
+    assert_same_frames(variant(run), as_it_is)
+
+
+def test_images_one_by_one_at_their_positions_give_what_the_batch_gives():
+    energy = 0.6
     network, images, fisher = setting(energy=energy, batch=5)
     donors, labels = fisher.eigenvectors[:, 0].roll(-1, 0), torch.tensor([0, 3, 1, 2, 2])
     truth = sensitivity_curves(network, images, fisher, EVERY, draws=2, labels=labels).to_frame()
@@ -475,18 +488,17 @@ def test_images_one_by_one_at_their_positions_give_what_the_batch_gives(energy):
         spectrum = input_fisher(network, images[one], energy=energy)
         frame = sensitivity_curves(network, images[one], spectrum, EVERY, draws=2, **options).to_frame()
         frames.append(frame.assign(image=index))
-    assert len(set(fisher.rank.tolist())) > 1 or energy != 0.6
+    assert len(set(fisher.rank.tolist())) > 1
     assert_same_frames(pd.concat(frames, ignore_index=True), truth)
 
 
-@pytest.mark.parametrize("outputs", [2, 4])
-@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize(("batch_size", "outputs"), [(1, 4), (5, 2)])
 def test_a_float32_network_gives_the_same_up_to_ten_roundings_of_its_greatest_logit(batch_size, outputs):
     """In the linear measures: sqrt(KL), Fisher-Rao distance and confidence. Measured: 6.2 roundings at most."""
     network, images, fisher = setting(outputs, 6, rank=1, dtype=torch.float32)
     labels = torch.arange(6) % outputs
     truth, found = (
-        sensitivity_curves(Model(network, batch_size=size), images, fisher, EVERY, draws=2, labels=labels)
+        sensitivity_curves(Model(network, batch_size=size), images, fisher, EVERY, STRENGTHS, labels=labels)
         for size in (64, batch_size)
     )
     rounding = truth.unperturbed.noise_floor.to_numpy() ** 0.5
@@ -580,7 +592,7 @@ def test_an_input_of_each_image_goes_along_with_the_perturbed_images_of_every_di
         assert_same_frames(found[found.image == index].assign(image=0), truth)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(st.integers(0, 10_000), st.floats(-20, 20), st.floats(0.1, 10))
 def test_the_curves_ignore_a_constant_added_to_the_logits_and_the_unit_of_the_image(seed, constant, scale):
     network, images = truths.mlp(seed=seed), truths.flat_images(3, 12, seed=seed)
@@ -665,8 +677,7 @@ def test_a_range_that_nothing_leaves_changes_no_number(clip):
 
 
 @pytest.mark.usefixtures("tried_already")
-@pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("clip", [None, (-1.0, 1.5)], ids=str)
+@pytest.mark.parametrize(("dimensions", "clip"), [(2, (-1.0, 1.5)), (3, None)], ids=str)
 def test_with_a_channel_mask_every_direction_leaves_the_other_channels_bit_for_bit(clip, dimensions):
     network, images = four_channels(dimensions)
     assert (bits(images[:, 3]) == bits(torch.tensor(-0.0, dtype=F64))).any()
@@ -691,8 +702,15 @@ def test_with_a_channel_mask_every_direction_leaves_the_other_channels_bit_for_b
         assert bits(seen[:, channel]).equal(bits(images[rows, channel]))
 
 
-@pytest.mark.parametrize("name", ["softmax at a temperature", "sigmoids at a temperature", "gaussians"])
-@pytest.mark.parametrize(("channel_mask", "dimensions"), [([1, 1, 1, 0], 2), ([1, 0, 1, 1], 3)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "channel_mask", "dimensions"),
+    [
+        ("softmax at a temperature", [1, 1, 1, 0], 2),
+        ("sigmoids at a temperature", [1, 0, 1, 1], 3),
+        ("gaussians", [1, 0, 1, 1], 2),
+    ],
+    ids=str,
+)
 def test_a_channel_mask_gives_what_the_network_of_these_channels_with_the_others_fixed_gives(
     dimensions, channel_mask, name
 ):
@@ -714,7 +732,7 @@ def test_a_channel_mask_gives_what_the_network_of_these_channels_with_the_others
 
     template = own_directions(images.shape[1:])[0].direction
     own = [DirectionFunction("brightness", lambda inputs: torch.ones_like(inputs.images)), LossGradient()]
-    shared = {"draws": 2, "labels": labels, "seed": 3, "positions": [5, 1, 2, 9], "clip": (-1.2, 1.4)}
+    shared = {"labels": labels, "seed": 3, "positions": [5, 1, 2, 9], "clip": (-1.2, 1.4)}
     directions = [*DIRECTIONS, *own, FixedDirection("template", template)]
     found = sensitivity_curves(masked, images, fisher, directions, STRENGTHS, **shared)
     directions[-1] = FixedDirection("template", template[mask])
@@ -771,16 +789,15 @@ def left_out(directions, images, network=None, **options):
 
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 0.3, 1 / 3, 0.7, -25.4])
-def test_a_constant_image_has_no_contrast_and_is_left_out_of_every_direction(value, batch, dtype):
-    for elements in (16, 37, 784):
-        network = nn.Sequential(nn.Flatten(), truths.linear(3, elements, dtype))
-        images = truths.flat_images(batch, elements, dtype).unsqueeze(1)
-        images[-1] = value
-        names = [name for name in NAMES if batch > 1 or name != "transfer"]
-        curves = left_out(names, images, network)
-        assert curves.skipped == {key: {batch - 1: "the image is constant, so it has no contrast"} for key in names}
+@pytest.mark.parametrize("elements", [16, 37, 784])
+def test_a_constant_image_has_no_contrast_and_is_left_out_of_every_direction(elements, dtype):
+    network = nn.Sequential(nn.Flatten(), truths.linear(3, elements, dtype))
+    images = truths.flat_images(8, elements, dtype).unsqueeze(1)
+    images[1:] = torch.tensor([0.0, 1.0, 0.1, 0.3, 1 / 3, 0.7, -25.4], dtype=dtype).view(-1, 1, 1)
+    cause = "the image is constant, so it has no contrast"
+    assert left_out(NAMES, images, network).skipped == {name: dict.fromkeys(range(1, 8), cause) for name in NAMES}
+    alone = [name for name in NAMES if name != "transfer"]
+    assert left_out(alone, images[-3:-2], network).skipped == {name: {0: cause} for name in alone}
 
 
 def test_an_image_without_eigenvector_is_left_out_where_one_is_needed_and_the_image_before_it_of_transfer():
@@ -873,7 +890,7 @@ def test_an_image_with_outputs_that_are_not_finite_at_one_sign_is_left_out_with_
 
 def measured(network, images, fisher):
     labels = torch.arange(len(images)) % 4
-    curves = sensitivity_curves(network, images, fisher, EVERY, STRENGTHS, labels=labels, draws=2)
+    curves = sensitivity_curves(network, images, fisher, EVERY, (0.3,), labels=labels)
     return curves, removal_curves(network, images, fisher, labels=labels)
 
 
@@ -881,7 +898,7 @@ PICTURES = truths.pictures()
 OF_PICTURES = input_fisher(truths.Short(), PICTURES)
 
 
-@pytest.mark.parametrize("kind", truths.SHORTAGES)
+@pytest.mark.parametrize("kind", ["GPU", "numpy"])
 def test_short_of_memory_the_numbers_stay_and_each_function_says_so_once(kind):
     truth, truth_removals = measured(truths.Short(), PICTURES, OF_PICTURES)
     with pytest.warns(MemoryWarning) as caught:
