@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,6 +14,7 @@ import pytest
 
 from monai_ifim import interrupts
 from monai_ifim.interrupts import deferred, safe_point
+from tests.integration.runs import ROOT, command, run_all
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that send signals")
 
@@ -159,85 +158,9 @@ def test_other_threads_leave_the_handlers_alone(raising):
     assert seen[0] is not interrupts._wait
 
 
-SCRIPT = """
-import json, os, random, signal, sys, time, warnings
-import numpy as np, torch
-from torch import nn
-from monai.data import DataLoader
-from monai.engines import SupervisedEvaluator
-from monai_ifim.handlers import IFIMHandler, IFIMSaver
-
-torch.set_num_threads(1)
-kinds = (KeyboardInterrupt, SystemExit, TimeoutError)
-trials, folder, kind = int(sys.argv[1]), sys.argv[2], kinds[0]
-
-def raising(number, frame):
-    raise kind("a signal")
-
-signal.signal(signal.SIGALRM, raising)
-torch.manual_seed(0)
-layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
-network = nn.Sequential(*layers).eval()
-loader = DataLoader([{"image": torch.randn(1, 8, 8), "label": i % 3} for i in range(8)], batch_size=4)
-
-def evaluator(saver):
-    handler = IFIMHandler(max_images=8, on_error="continue", shown=0)
-    handlers = [handler, IFIMSaver(handler, folder)] if saver else [handler]
-    engine = SupervisedEvaluator(torch.device("cpu"), loader, network=network, val_handlers=handlers)
-    engine.logger.setLevel("CRITICAL")
-    return engine
-
-def state():
-    modules = list(network.modules())
-    return {
-        "python": repr(random.getstate()), "numpy": np.random.get_state()[1].tolist(), "errors": np.geterr(),
-        "filters": repr(warnings.filters), "gradients": [p.requires_grad for p in network.parameters()],
-        "modes": [m.training for m in modules], "attributes": [sorted(vars(m)) for m in modules],
-        "values": [v.tolist() for v in network.state_dict().values()],
-        "handler": signal.getsignal(signal.SIGALRM) is raising,
-    }
-
-seconds = []
-for saves in (False, True):
-    evaluator(saves).run()
-    engine, start = evaluator(saves), time.perf_counter()
-    engine.run()
-    seconds.append(time.perf_counter() - start)
-draw, left, ended = random.Random(1), {}, {}
-for trial in range(trials):
-    saves, kind = trial % 10 == 9, kinds[trial % 3]
-    engine = evaluator(saves)
-    before = state()
-    try:
-        signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-4, seconds[saves]))
-        engine.run()
-        how = "done"
-    except kind:
-        how = kind.__name__
-    while True:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            break
-        except kind:
-            pass
-    after = state()
-    for name in before:
-        if before[name] != after[name]:
-            left[name] = left.get(name, 0) + 1
-    ended[how] = ended.get(how, 0) + 1
-print(json.dumps({"left": left, "ended": ended, "folders": sorted(os.listdir(folder))}))
-"""
-
-
 def test_signals_at_random_moments_of_evaluations_leave_no_trace(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "15", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=240,
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["left"] == {}
+    outputs = run_all([command("trials", f"python -m tests.interrupted {tmp_path}", ROOT)])
+    found = json.loads(next(line for line in outputs["trials"].splitlines() if line.startswith("{")))
+    assert found["left"] == []
     assert set(found["ended"]) >= {"KeyboardInterrupt", "SystemExit", "TimeoutError"}
     assert found["folders"] == ["ifim"]
