@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from monai.utils import set_determinism
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from tests.integration.runs import command, run_all
 from tutorials.execute import NOTEBOOKS, SHORT, executed, machine_paths, main
 from tutorials.model_card import HEADING, TUTORIAL, fill, with_section
 
@@ -48,28 +50,32 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def volumes_of(notebook: NotebookNode) -> list[str]:
+def run_short(path: Path, folder: Path, **environment: str) -> str:
+    """What the cells of a notebook print in the short setting, in a folder."""
+    line = f"python -m tests.short_tutorial {shlex.quote(str(path))}"
+    return run_all([command("cells", line, folder, environment=environment)])["cells"]
+
+
+def volumes_of(output: str) -> list[str]:
     """The shapes of the volumes that tutorial 3 says it reads."""
-    return re.findall(r"head\d\.nii\.gz  (\(.*?\))", code_cells(notebook)[1].outputs[0].text)
+    return re.findall(r"head\d\.nii\.gz  (\(.*?\))", output)
 
 
 @every_tutorial
-def test_tutorial_runs_in_its_short_setting(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tutorial_runs_in_its_short_setting(path: Path, tmp_path: Path):
     """The one that can read volumes, on real ones where the shared data are beside the checkout."""
-    notebook = read(path)
-    assert SHORT in code_cells(notebook)[0].source, f"the first code cell of {path.name} does not read {SHORT}"
-    if HEADS.is_dir():
-        monkeypatch.setenv(VOLUMES, str(HEADS))
-    done = executed(notebook, short=True)
+    assert SHORT in code_cells(read(path))[0].source, f"the first code cell of {path.name} does not read {SHORT}"
+    output = run_short(path, tmp_path, **({VOLUMES: str(HEADS)} if HEADS.is_dir() else {}))
     if path == FROM_FILES and HEADS.is_dir():
         # both heads, not those that are made; the breast is too small
-        assert volumes_of(done) == ["(256, 256, 25)", "(256, 256, 23)"]
+        assert volumes_of(output) == ["(256, 256, 25)", "(256, 256, 23)"]
 
 
 @pytest.mark.skipif(not HEADS.is_dir(), reason="the whole tutorial ran on the volumes that it makes")
-def test_tutorial_3_makes_its_volumes_where_there_are_none():
-    made = executed(notebook_of(*(cell.source for cell in code_cells(read(FROM_FILES))[:2])), short=True)
-    assert set(volumes_of(made)) == {"(144, 160, 30)"}
+def test_tutorial_3_makes_its_volumes_where_there_are_none(tmp_path: Path):
+    start = notebook_of(*(cell.source for cell in code_cells(read(FROM_FILES))[:2]))
+    nbformat.write(start, tmp_path / "start.ipynb")
+    assert set(volumes_of(run_short(tmp_path / "start.ipynb", tmp_path))) == {"(144, 160, 30)"}
 
 
 @every_tutorial
@@ -95,12 +101,10 @@ def test_readme_lists_every_tutorial(path: Path):
     assert f"]({path.name})" in README
 
 
-def test_a_run_has_a_folder_of_its_own_and_knows_its_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_has_a_folder_of_its_own_and_the_full_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    source = f"import os\nopen('left_behind', 'w').close()\nos.environ['{SHORT}']"
-    given = notebook_of(source)
-    results = [executed(given, short).cells[0].outputs[-1].data["text/plain"] for short in (True, False)]
-    assert results == ["'1'", "'0'"]
+    given = notebook_of(f"import os\nopen('left_behind', 'w').close()\nos.environ['{SHORT}']")
+    assert executed(given).cells[0].outputs[-1].data["text/plain"] == "'0'"
     assert list(tmp_path.iterdir()) == []
     assert given.cells[0].outputs == []
 

@@ -8,8 +8,6 @@ outputs hold a path of this machine, is not changed.
 
 from __future__ import annotations
 
-import atexit
-import functools
 import os
 import re
 import sys
@@ -18,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
-from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -37,25 +34,11 @@ _OF_A_MACHINE = re.compile(
 )
 
 
-# Makes a kernel that ran another notebook as good as new, but for what is imported.
-_FRESH = """
-import os
-os.environ.clear()
-os.environ.update({environment!r})
-os.chdir({folder!r})
-get_ipython().run_line_magic("reset", "-f")
-"""
-
-
-def executed(notebook: NotebookNode, short: bool) -> NotebookNode:
-    """The notebook after a run from top to bottom, in a temporary working folder.
-
-    In the full setting it has a kernel of its own; in the short one all share a kernel, since imports take longer there
-    than what the notebooks compute.
+def executed(notebook: NotebookNode) -> NotebookNode:
+    """The notebook after a run from top to bottom in the full setting, in a temporary working folder.
 
     Args:
         notebook: it is not changed.
-        short: whether to take the short setting.
 
     Returns:
         The notebook with the outputs of this run, without what else differs from run to run or machine to machine.
@@ -67,29 +50,21 @@ def executed(notebook: NotebookNode, short: bool) -> NotebookNode:
     # IPython's folder, too, is temporary: no start-up file or history of the user counts
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as settings:
         environment = os.environ | {
-            SHORT: "1" if short else "0",
+            SHORT: "0",
             "IPYTHONDIR": settings,
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's bars are text where there is no ipywidgets
         }
-        fresh = _FRESH.format(environment=environment, folder=folder)
-        notebook.cells = [nbformat.v4.new_code_cell(fresh)] * short + notebook.cells
         client = NotebookClient(
             notebook,
-            km=_shared_kernel() if short else None,
             timeout=CELL_LIMIT,
             kernel_name="python3",
             record_timing=False,
             coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )
-        try:
-            client.execute(env=environment)
-        finally:
-            if short and client.kc is not None:  # a kernel of its own is shut down with its channels
-                client.kc.stop_channels()
-    notebook.cells = notebook.cells[int(short) :]
+        client.execute(env=environment)
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -97,13 +72,6 @@ def executed(notebook: NotebookNode, short: bool) -> NotebookNode:
         }
     )
     return notebook
-
-
-@functools.cache
-def _shared_kernel() -> KernelManager:
-    manager = KernelManager(kernel_name="python3")
-    atexit.register(manager.shutdown_kernel, now=True)
-    return manager
 
 
 def machine_paths(notebook: NotebookNode) -> list[str]:
@@ -141,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = sys.argv[1:] if arguments is None else list(arguments)
     for path in [Path(name) for name in chosen] or NOTEBOOKS:
         print(path.name, flush=True)
-        notebook = executed(nbformat.read(path, as_version=4), short=False)
+        notebook = executed(nbformat.read(path, as_version=4))
         if found := machine_paths(notebook):
             raise ValueError(
                 f"{path.name} would hold what belongs to this machine: {sorted(set(found))}. Print names or relative "

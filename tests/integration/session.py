@@ -11,6 +11,7 @@ and runs each in a copy of itself (a fork), which has imported everything and co
 its own exit status is printed.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -20,6 +21,7 @@ import sys
 import traceback
 
 import monai.bundle  # noqa: F401
+import torch._dynamo  # noqa: F401  # as the first optimiser of a process does
 
 from monai_ifim.handlers import IFIMFigureHandler, IFIMSaver
 
@@ -76,6 +78,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: no copy of the process looks through it, nor a process at its end
     if sys.argv[1:]:
         main(json.loads(sys.argv[1]))
     else:
