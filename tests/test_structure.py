@@ -174,43 +174,53 @@ def functions_in(tree: ast.Module) -> list[ast.AST]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
 
 
-SOURCE = Source(ROOT)
-MODULES = [name for name in SOURCE.trees if name.split(".")[0] == "monai_ifim"]
+@pytest.fixture(scope="module")
+def source() -> Source:
+    """Read when a test asks for it, not by every process that collects."""
+    return Source(ROOT)
 
 
-def test_every_room_has_a_place():
-    for module in MODULES:
+@pytest.fixture(scope="module")
+def modules(source: Source) -> list[str]:
+    """The modules of monai_ifim."""
+    return [name for name in source.trees if name.split(".")[0] == "monai_ifim"]
+
+
+def test_every_room_has_a_place(modules: list[str]):
+    for module in modules:
         assert room_of(module) in ALONE or row_of(room_of(module)) >= 0
 
 
-def test_every_imported_module_exists():
-    imported = {(module, found.module) for module in SOURCE.trees for found in SOURCE.imports(module)}
+def test_every_imported_module_exists(source: Source):
+    imported = {(module, found.module) for module in source.trees for found in source.imports(module)}
     ours = {(module, name) for module, name in imported if name.split(".")[0] in PACKAGES}
-    assert sorted(f"{module} imports {name}" for module, name in ours if name not in SOURCE.trees) == []
+    assert sorted(f"{module} imports {name}" for module, name in ours if name not in source.trees) == []
 
 
-def test_imports_point_one_way():
-    assert wrong_ways(SOURCE) == []
+def test_imports_point_one_way(source: Source):
+    assert wrong_ways(source) == []
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    assert circle(SOURCE) == []
+def test_no_modules_import_each_other_in_a_circle(source: Source):
+    assert circle(source) == []
 
 
-def test_private_names_stay_in_their_module():
-    assert [use for module in SOURCE.trees for use in SOURCE.private_uses(module)] == []
+def test_private_names_stay_in_their_module(source: Source):
+    assert [use for module in source.trees for use in source.private_uses(module)] == []
 
 
-def test_core_knows_neither_ignite_nor_matplotlib_and_monai_only_for_losses_and_metrics_of_segmentation():
-    known = {module: frameworks_in(SOURCE, module) for module in MODULES if room_of(module) in CORE}
+def test_core_knows_neither_ignite_nor_matplotlib_and_monai_only_for_losses_and_metrics_of_segmentation(
+    source: Source, modules: list[str]
+):
+    known = {module: frameworks_in(source, module) for module in modules if room_of(module) in CORE}
     assert {module: found for module, found in known.items() if found} == {module: {"monai"} for module in WITH_MONAI}
     assert len(known) > 20
 
 
-def test_importing_the_core_does_not_import_monai():
+def test_importing_the_core_does_not_import_monai(source: Source):
     for module in WITH_MONAI:
-        at_import = [node for node in ast.walk(SOURCE.trees[module]) if isinstance(node, (ast.Import, ast.ImportFrom))]
-        inside = [node for function in functions_in(SOURCE.trees[module]) for node in ast.walk(function)]
+        at_import = [node for node in ast.walk(source.trees[module]) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        inside = [node for function in functions_in(source.trees[module]) for node in ast.walk(function)]
         of_monai = [node for node in at_import if (getattr(node, "module", None) or "").split(".")[0] == "monai"]
         assert of_monai
         assert all(node in inside for node in of_monai)
@@ -227,8 +237,8 @@ def test_the_picture_of_the_architecture_has_every_room_in_its_row():
     assert rows == sorted(rows, reverse=True)
 
 
-def test_results_draw_nothing():
-    assert not any("matplotlib" in frameworks_in(SOURCE, module) for module in MODULES if room_of(module) == "results")
+def test_results_draw_nothing(source: Source, modules: list[str]):
+    assert not any("matplotlib" in frameworks_in(source, module) for module in modules if room_of(module) == "results")
 
 
 def test_every_file_has_the_two_lines_of_the_licence():

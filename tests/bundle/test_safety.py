@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import itertools
 import os
 import re
 import stat
@@ -141,14 +142,16 @@ def test_a_terminal_with_few_letters_gets_commands_that_work_there_too(
 # Names and options that reach the command
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("train$(touch CANARY)", "train`touch CANARY`", "train'x", 'train"x', "train x", "train;touch CANARY", "-x"),
-        *("a\nb", "train\\", "train#1", "a,b", "train!", "*", "train::x", "import", "日本", "a\x1bb", "['a']", "%x"),
-    ],
+NAMES = (
+    *("train$(touch CANARY)", "train`touch CANARY`", "train'x", 'train"x', "train x", "train;touch CANARY", "-x"),
+    *("a\nb", "train\\", "train#1", "a,b", "train!", "*", "train::x", "import", "日本", "a\x1bb", "['a']", "%x"),
 )
-@pytest.mark.parametrize("run", ["run", "$(touch CANARY)", "evaluating; touch CANARY; true", "run it", "--a", "True"])
+RUNS = ("run", "$(touch CANARY)", "evaluating; touch CANARY; true", "run it", "--a", "True")
+
+
+@pytest.mark.parametrize(
+    ("name", "run"), [*((name, "run") for name in NAMES), *itertools.product(("train", "train'x", "a\nb"), RUNS[1:])]
+)
 def test_the_printed_command_loads_the_very_files_and_runs_the_very_section(
     name: str, run: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ):

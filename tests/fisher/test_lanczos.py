@@ -100,9 +100,9 @@ def test_float32_vectors_give_the_pairs_to_float32_accuracy(name, count):
     assert orthonormality_error(pairs) < 1e-6
 
 
-@pytest.mark.parametrize("dtype", [F64, F32])
-@pytest.mark.parametrize("more", [2, 5])
-@pytest.mark.parametrize("count", [1, 4, 9])
+@pytest.mark.parametrize(
+    ("count", "more", "dtype"), [(1, 2, F64), (4, 5, F64), (9, 2, F64), (1, 5, F32), (4, 2, F32), (9, 5, F32)]
+)
 def test_restarts_in_bounded_memory_give_the_same_pairs(count, more, dtype):
     matrix, tolerance = matrices(40, 40, decay=-1.0), {F64: 1e-11, F32: 1e-5}[dtype]
     restarted = pairs_of(matrix, count, dtype, tolerance, most_vectors=count + more)

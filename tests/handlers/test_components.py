@@ -269,9 +269,9 @@ def test_networks_and_images_of_few_bits_are_measured_drawn_and_written(dtype, e
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 6 * 6, 2)).to(dtype)
     data = [{"image": MetaTensor(torch.randn(1, 8, 8).to(dtype)), "label": number % 2} for number in range(4)]
-    result = measure("handler", network, data, **LIGHT | {"shown": 4})
+    result = measure("handler", network, data, **LIGHT)
     folder = IFIMSaver(IFIMHandler(), tmp_path, components=extension).write(result)
-    assert len(list((folder / "figures").glob("case_*.png"))) == 4
+    assert len(list((folder / "figures").glob("case_*.png"))) == len(result.cases) > 0
     for case in result.cases:
         parts = {}
         for part in PARTS:

@@ -15,7 +15,6 @@ from ignite.engine import Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from torch import nn
-from torch._dynamo.utils import counters
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
@@ -165,17 +164,19 @@ COMPILED = {
 
 
 @pytest.fixture
-def dynamo() -> Iterator[None]:
+def counters() -> Iterator[dict]:
+    """What Dynamo counts, from zero; it is imported here, as it takes long."""
+    from torch._dynamo.utils import counters
+
     torch._dynamo.reset()
     counters.clear()
-    yield
+    yield counters
     torch._dynamo.reset()
     counters.clear()
 
 
-@pytest.mark.usefixtures("dynamo")
 @pytest.mark.parametrize("compiled", COMPILED.values(), ids=COMPILED)
-def test_torch_compile(compiled):
+def test_torch_compile(compiled, counters):
     network, images = compiled(Compilable()), pictures(4)
     data = [{"image": image} for image in images]  # Dynamo refuses MetaTensors: MONAI itself takes them off first
     network.train()
@@ -194,8 +195,7 @@ def test_torch_compile(compiled):
     assert counters["stats"]["unique_graphs"] == before[1]
 
 
-@pytest.mark.usefixtures("dynamo")
-def test_an_evaluator_that_compiles_its_network_itself():
+def test_an_evaluator_that_compiles_its_network_itself(counters):
     counts = []
     for handlers in ([], [IFIMHandler(**NUMBERS)]):
         torch._dynamo.reset()

@@ -154,19 +154,21 @@ def test_what_folder_and_tensorboard_share_is_drawn_and_encoded_once(tmp_path, m
 
 
 def global_steps(engine, ifim, *neighbours, **options):
-    """The steps that the figures and curves of three evaluations by hand, of epoch 1 each, are written at."""
+    """The steps that the figures and curves of two evaluations by hand, of epoch 1 each, are written at."""
     writer = Tags()
     for handler in (*neighbours[:1], IFIMFigureHandler(ifim, summary_writer=writer, **options), *neighbours[1:]):
         handler.attach(engine)
-    for _ in range(3):
+    for _ in range(2):
         engine.run()
     assert {step for _, step in writer.figures} == {step for _, step in writer.scalars}
     return [step for tag, step in writer.figures if tag == "ifim/spectrum"]
 
 
 @pytest.mark.usefixtures("drawn")
-@both_routes
-@pytest.mark.parametrize("kind", ["TensorBoard", "filtered event", "StatsHandler", "both", "own", "none"])
+@pytest.mark.parametrize(
+    ("route", "kind"),
+    zip(ROUTES * 3, ["TensorBoard", "filtered event", "StatsHandler", "both", "own", "none"]),
+)
 def test_evaluations_by_hand_are_drawn_at_the_steps_of_their_neighbours(kind, route, caplog):
     ifim, trainer = on_route(route, **LIGHT), iter(range(100, 200))
     engine = attached(ifim, CNN(), items(pictures(4)))
@@ -190,7 +192,7 @@ def test_evaluations_by_hand_are_drawn_at_the_steps_of_their_neighbours(kind, ro
     }[kind]
     options = {"global_epoch_transform": lambda _: epoch[-1]} if kind == "own" else {}
     found = global_steps(engine, ifim, *neighbours, **options)
-    assert found == ([1, 1, 1] if kind == "none" else [100, 101, 102])
+    assert found == ([1, 1] if kind == "none" else [100, 101])
     told = [record for record in caplog.records if "over what stands there" in record.getMessage()]
     assert len(told) == (kind == "none")
 
@@ -297,7 +299,7 @@ def test_a_writer_that_fails_is_reported_once_and_the_run_goes_on_with_its_metri
     handlers = IFIMFigureHandler(ifim, log_dir=tmp_path), IFIMFigureHandler(ifim, summary_writer=(behind := Tags()))
     engine = attached(ifim, CNN(), data, *handlers, other)
     truth = logged(run(CNN(), data, route, **LIGHT))
-    for epoch in (1, 2, 3):
+    for epoch in (1, 2):
         engine.run(epoch)
         same(logged(engine), truth)
         assert "other_kl_high" in engine.state.metrics
@@ -307,7 +309,7 @@ def test_a_writer_that_fails_is_reported_once_and_the_run_goes_on_with_its_metri
         "written; this is said once."
     )
     assert events_in(tmp_path).Tags()["scalars"]
-    assert [step for tag, step in behind.figures if tag == "ifim/curves"] == [1, 2, 3]  # it got its turn
+    assert [step for tag, step in behind.figures if tag == "ifim/curves"] == [1, 2]  # it got its turn
 
 
 @pytest.mark.usefixtures("drawn")

@@ -124,8 +124,9 @@ AGES_ARE = {
 }
 
 
-@pytest.mark.parametrize("kind", AGES_ARE)
-@pytest.mark.parametrize("batch_size", [1, None])
+@pytest.mark.parametrize(
+    ("kind", "batch_size"), [*((kind, None) for kind in AGES_ARE), ("by name", 1), ("computed, declared", 1)]
+)
 def test_each_image_keeps_its_own_input_in_spectra_and_perturbations(kind, batch_size):
     prepare, options = AGES_ARE[kind]
     network, images, positions = Grown(), pictures(), chosen(7, 5)

@@ -61,8 +61,7 @@ def evaluated(inputs_of, *handlers, per_batch=4, image_key="image", **options):
     return handler, engine
 
 
-@pytest.mark.parametrize("per_batch", [3, 7])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "per_batch"), list(zip(KINDS, [3, 7] * len(KINDS), strict=False)))
 def test_the_numbers_are_those_of_the_network_of_one_image_with_all_channels(kind, per_batch):
     handler, _ = evaluated(KINDS[kind], per_batch=per_batch)
     channels = [CT, MRI] if kind == "in another order" else [MRI, CT]

@@ -48,8 +48,13 @@ def evaluated(route, folder, *others, epochs=2, behind=False, **options):
     return engine
 
 
-@both_routes
-@pytest.mark.parametrize("beside", ["same folder", "behind", "other folder", "none", "no epochs", "own writer"])
+@pytest.mark.parametrize(
+    ("route", "beside"),
+    [
+        *zip(ROUTES * 3, ["same folder", "behind", "other folder", "none", "no epochs", "own writer"]),
+        ("handler", "same folder"),
+    ],
+)
 def test_the_layout_is_written_once_and_each_chart_has_a_point_an_evaluation(route, beside, tmp_path):
     folder, other = tmp_path / "events", tmp_path / "other"
     options = {"epoch_log": beside != "no epochs"}

@@ -147,7 +147,7 @@ NEVER = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_any_wrong_value_of_any_option_is_refused_with_a_sentence_when_it_is_given(name):
-    @settings(derandomize=True, deadline=None, max_examples=60, database=None)
+    @settings(derandomize=True, deadline=None, max_examples=30, database=None)
     @given(NEVER[name])
     def check(value):
         if name == "network" and callable(value):

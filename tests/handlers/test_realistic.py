@@ -124,8 +124,7 @@ def test_transforms_of_a_config_are_directions_and_changes_and_the_folder_is_rea
     assert (tmp_path / "ifim" / "figures" / "realistic.png").is_file()
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-@pytest.mark.parametrize("kind", [IFIMHandler, IFIMMetric])
+@pytest.mark.parametrize(("kind", "batch_size"), [(IFIMHandler, 1), (IFIMMetric, 4)])
 def test_both_routes_give_the_same_numbers_whatever_the_batch(kind: type, batch_size: int):
     network = classifier()
     ifim = kind(realistic="default", **LIGHT)
@@ -146,12 +145,12 @@ def test_both_routes_give_the_same_numbers_whatever_the_batch(kind: type, batch_
 def test_segmentations_and_their_windows_are_measured_without_moving_the_anatomy(tmp_path, window):
     network = segmenter()
     ifim = IFIMHandler(
-        realistic="default", likelihood="voxelwise_softmax", max_images=3, rank=2, window=window, **LIGHT
+        realistic="default", likelihood="voxelwise_softmax", max_images=2, rank=2, window=window, **LIGHT
     )
     metrics = run(network, [ifim, IFIMSaver(ifim, tmp_path)], "dense").state.metrics
     found = ifim.result.realistic
     assert set(found.change) == set(default_changes(2, affine=False))
-    assert found.image.nunique() == 3
+    assert found.image.nunique() == 2
     assert {"dice_drop", "overlap", "changed", "volume_change_1", "kl_quadratic"} <= set(found)
     names = {name for name in metrics if "realistic" in name}
     assert names == {f"ifim_realistic_{name}_{change}" for name in ("kl", "overlap") for change in set(found.change)}

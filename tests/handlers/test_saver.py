@@ -366,7 +366,7 @@ def test_a_writer_stopped_at_any_step_leaves_the_old_or_the_new_folder_whole_and
 ):
     if moves == "two steps":
         monkeypatch.setattr(whole, "_exchange", cannot_exchange)
-    if (how, moves) != (signal.SIGKILL, "exchange"):  # once with all files is enough
+    if how is not signal.SIGTERM:  # with all files at some of the steps: a step of one file is that of another
         monkeypatch.setattr(saver_module, "write_tables", few_files)
     saver = IFIMSaver(IFIMHandler(), tmp_path, components=False)
     values = [result.metrics["lambda_max"] for result in results]
@@ -411,7 +411,7 @@ def test_a_reader_finds_a_whole_folder_at_every_moment_while_writers_are_killed_
             for result in results[::-1]:
                 saver.write(result)
 
-    looks, found, end = 0, set(), time.monotonic() + 5
+    looks, found, end = 0, set(), time.monotonic() + 2.5
     while time.monotonic() < end:
         writer, until = child(write_for_ever), time.monotonic() + random.uniform(0.02, 0.6)
         while time.monotonic() < until:
@@ -420,7 +420,7 @@ def test_a_reader_finds_a_whole_folder_at_every_moment_while_writers_are_killed_
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
     assert found == values
-    assert looks > 100
+    assert looks > 50
     saver.write(results[0])
     assert [path.name for path in tmp_path.iterdir()] == ["ifim"]
 

@@ -106,8 +106,7 @@ def same(found, truth, tolerance=1e-4):
         np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("route", [IFIMHandler, IFIMMetric])
-@pytest.mark.parametrize("window", [None, (8, 8)])
+@pytest.mark.parametrize(("route", "window"), [(IFIMHandler, (8, 8)), (IFIMMetric, None)])
 def test_the_metrics_are_those_of_direct_calls_beside_mean_dice(route, window):
     network, data = Segmenter(), items()
     engine = evaluator(network, data, route(likelihood="voxelwise_softmax", max_images=5, window=window, **LIGHT))
@@ -122,7 +121,7 @@ def test_the_metrics_are_those_of_direct_calls_beside_mean_dice(route, window):
 
 
 def test_without_a_window_it_goes_through_the_sliding_window_of_the_evaluator_window_by_window():
-    network, data = Segmenter(), items()
+    network, data = Segmenter(), items(3)
     inferer = SlidingWindowInferer((8, 8), sw_batch_size=3, overlap=0.5, mode="gaussian")
     engine = evaluator(network, data, IFIMHandler(likelihood="voxelwise_softmax", **LIGHT, max_images=5), inferer)
     engine.run()
@@ -155,7 +154,7 @@ def test_four_cases_are_measured_by_default_the_same_ones_at_each_evaluation_and
 
 
 def test_regions_and_sigmoids_are_measured_with_their_own_labels():
-    network, data = Segmenter(2), items(classes=2)
+    network, data = Segmenter(2), items(3, classes=2)
     data = [
         {"image": item["image"], "label": torch.cat([item["label"] > 0, item["label"] > 9]).float()} for item in data
     ]
@@ -182,7 +181,7 @@ def test_without_labels_dice_is_absent_and_the_window_follows_the_evaluators_pre
 
 
 def test_another_network_than_the_evaluators_is_not_compared_with_it_in_a_window_of_the_whole_image():
-    other, data = Segmenter(), items()
+    other, data = Segmenter(), items(3)
     with torch.no_grad():
         other[-1].weight *= 2
     handler = IFIMHandler(network=other, likelihood="voxelwise_softmax", window=GRID, max_images=5, **LIGHT)
@@ -209,8 +208,7 @@ def training(ifim=None, epochs=2):
     return network.state_dict(), others, torch.rand(3), validation.state.metrics
 
 
-@pytest.mark.parametrize("route", [IFIMHandler, IFIMMetric])
-@pytest.mark.parametrize("window", [None, (8, 8)])
+@pytest.mark.parametrize(("route", "window"), [(IFIMHandler, None), (IFIMMetric, (8, 8))])
 def test_a_training_ends_bit_by_bit_as_without_it(route, window):
     weights, others, drawn, _ = training()
     ours = training(route(likelihood="voxelwise_softmax", window=window, max_images=2, **LIGHT))

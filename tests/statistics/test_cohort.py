@@ -236,9 +236,9 @@ def test_the_order_of_images_changes_no_cluster():
 @pytest.mark.parametrize("dimension", [2, 5, 500])
 def test_random_directions_are_one_cluster(dimension: int):
     found = [
-        find_clusters(cosines(random_directions(16, dimension, seed)), draws=19, seed=seed).count for seed in range(60)
+        find_clusters(cosines(random_directions(16, dimension, seed)), draws=19, seed=seed).count for seed in range(40)
     ]
-    assert binomtest(sum(count > 1 for count in found), 60, 0.05, alternative="greater").pvalue > 0.01
+    assert binomtest(sum(count > 1 for count in found), 40, 0.05, alternative="greater").pvalue > 0.01
 
 
 def test_identical_and_few_images_are_one_cluster_and_those_without_direction_in_none():

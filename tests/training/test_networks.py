@@ -22,9 +22,10 @@ from monai_ifim.training import fisher_penalty
 CLASSES = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3}
 SWIN = {"img_size": (64, 64)} if "img_size" in inspect.signature(nets.SwinUNETR).parameters else {}
 CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "DenseNet121": (lambda: nets.DenseNet121(**CLASSES), 32),
-    "ResNet18": (lambda: nets.resnet18(spatial_dims=2, n_input_channels=1, num_classes=3), 32),
-    "SEResNet50": (lambda: nets.SEResNet50(spatial_dims=2, in_channels=1, num_classes=3), 32),
+    # thinner or with fewer blocks of each kind than they are by default
+    "DenseNet121": (lambda: nets.DenseNet121(**CLASSES, init_features=8, growth_rate=8, block_config=(2, 2, 2, 2)), 32),
+    "ResNet18": (lambda: nets.resnet18(spatial_dims=2, n_input_channels=1, num_classes=3, widen_factor=0.125), 32),
+    "SEResNet50": (lambda: nets.SEResNet50((1, 1, 1, 1), spatial_dims=2, in_channels=1, num_classes=3), 32),
     "EfficientNet-B0": (
         lambda: nets.EfficientNetBN("efficientnet-b0", pretrained=False, spatial_dims=2, in_channels=1, num_classes=3),
         32,
