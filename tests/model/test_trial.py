@@ -230,6 +230,7 @@ class First(nn.Module):
         (lambda: resnet10(spatial_dims=3, n_input_channels=1, num_classes=3), (1, 8, 8, 8), torch.bfloat16),
         *((vision_transformer, (1, 16, 16), dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16)),
     ],
+    ids=["DenseNet121", "EfficientNet", "SEResNet50", "ResNet10 3D", "ViT", "ViT in float64", "ViT in bfloat16"],
 )
 def test_monais_networks_raise_no_false_alarm_in_any_precision(build, shape, dtype):
     torch.manual_seed(0)
