@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
@@ -39,6 +41,8 @@ from monai_ifim.visualize.wording import as_number
 
 _COLUMNS = ("image", "high component", "low component", "leading eigenvector")
 _SEGMENTED = ("image", "leading eigenvector\non the image", "changed by {} along it", "changed by {} against it")
+# By name each picture would make its own.
+_SIGNED, _UNSIGNED = colormaps["RdBu_r"], colormaps["gray"]
 _MASK_ON_IMAGE, _MASK_ON_EIGENVECTOR = "#F0E442", "#000000"
 # Inches: of the figure, of the room for a panel, and around the panels. The numbers of a colour bar stand between them.
 _WIDTH, _SIDE, _LEFT, _BETWEEN, _BETWEEN_ROWS = 9.0, 1.53, 0.55, 0.57, 0.1
@@ -117,6 +121,10 @@ def plot_components(
     figure = Figure(figsize=(_WIDTH, max(sum(inches), 1.0)))
     if batch == 0:
         return figure
+    # one for all images
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(0, sum(inches)))
+    axes.set_axis_off()
+    floors = sum(inches) - np.cumsum(inches)
     subfigures = figure.subfigures(batch, 1, squeeze=False, height_ratios=inches)[:, 0]
     for row, subfigure in enumerate(subfigures):
         leading = fisher.eigenvectors[row, 0]
@@ -127,7 +135,8 @@ def plot_components(
         # a name is no formula
         title: dict[str, Any] = {"fontsize": 10.5, "ha": "left", "va": "top", "parse_math": False}
         subfigure.suptitle(f"{name}   ({spectrum})", x=0.01, y=1 - 0.08 / inches[row], **title)
-        panels = _Panels(subfigure, _drawable(leading), fisher.channel_mask, mask, distances[row], heights[row], below)
+        floor = floors[row] + below
+        panels = _Panels(axes, floor, _drawable(leading), fisher.channel_mask, mask, distances[row], heights[row])
         if segmented is None:
             panels.draw_components([_drawable(part) for part in (images[row], high[row], low[row])])
         else:
@@ -142,35 +151,33 @@ def _drawable(values: Tensor) -> Tensor:
 
 
 class _Panels:
-    """The panels of one image, all in the same axes, in inches: of volumes one row a plane."""
+    """The panels of one image above a floor, all in the same axes, in inches: of volumes one row a plane."""
 
     def __init__(
         self,
-        figure: SubFigure,
+        axes: Axes,
+        floor: float,
         leading: Tensor,
         channel_mask: Tensor | None,
         mask: np.ndarray | None,
         spacing: np.ndarray,
         heights: Sequence[float],
-        below: float,
     ) -> None:
         energy = leading.double().flatten(1).square().sum(dim=1).nan_to_num()
         self.leading, self.channel_mask, self.mask = leading, channel_mask, mask
         self.channel, self.channels = int(energy.argmax()), len(energy)
         self.places = places_of(leading[self.channel].numpy(), spacing)
-        self.axes = figure.add_axes((0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(0, figure.bbox.height / figure.dpi))
-        self.axes.set_axis_off()
         shapes = [place.of(leading[self.channel].numpy()).shape for place in self.places]
-        tops = below + np.cumsum([height * _SIDE + _BETWEEN_ROWS for height in reversed(heights)])[::-1] - _BETWEEN_ROWS
+        tops = floor + np.cumsum([height * _SIDE + _BETWEEN_ROWS for height in reversed(heights)])[::-1] - _BETWEEN_ROWS
         lefts = _LEFT + (_SIDE + _BETWEEN) * np.arange(4)
         self.panels = np.empty((len(self.places), 4), dtype=object)
         for (row, column), _ in np.ndenumerate(self.panels):
             height = heights[row] * _SIDE
             room = (lefts[column], tops[row] - height, _SIDE, height)
-            self.panels[row, column] = Panel.within(self.axes, room, shapes[row], self.places[row])
+            self.panels[row, column] = Panel.within(axes, room, shapes[row], self.places[row])
         corners = [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]
-        frames = [(panel.frame - self.axes.transData).transform(corners) for panel in self.panels.flat]
-        self.axes.add_collection(LineCollection(frames, colors="black", linewidths=0.8, zorder=3), autolim=False)
+        frames = [(panel.frame - axes.transData).transform(corners) for panel in self.panels.flat]
+        axes.add_collection(LineCollection(frames, colors="black", linewidths=0.8, zorder=3), autolim=False)
         for panel, place in zip(self.panels[:, 0], self.places):
             self._write(panel, place.name, (0, 0.5), (-0.05, 0), 8, rotation=90, ha="right", va="center")
 
@@ -259,7 +266,7 @@ class _Panels:
         limits = colour_limits(slices, signed)
         for panel, shown, place in zip(self.panels[:, column], slices, self.places):
             shown = shown if colours is None else colours
-            picture = draw_slice(panel, shown, limits, "RdBu_r" if signed else "gray", place)
+            picture = draw_slice(panel, shown, limits, _SIGNED if signed else _UNSIGNED, place)
         return picture
 
     def _draw_colour_bar(self, column: int, picture: AxesImage, behind: str = "white") -> None:
