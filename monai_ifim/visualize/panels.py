@@ -121,9 +121,9 @@ def plot_components(
     figure = Figure(figsize=(_WIDTH, max(sum(inches), 1.0)))
     if batch == 0:
         return figure
-    # one for all images
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(0, sum(inches)))
-    axes.set_axis_off()
+    # one for all images: axes take longer to make than what is in them
+    shared = figure.add_axes((0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(0, sum(inches)))
+    shared.set_axis_off()
     floors = sum(inches) - np.cumsum(inches)
     subfigures = figure.subfigures(batch, 1, squeeze=False, height_ratios=inches)[:, 0]
     for row, subfigure in enumerate(subfigures):
@@ -136,7 +136,7 @@ def plot_components(
         title: dict[str, Any] = {"fontsize": 10.5, "ha": "left", "va": "top", "parse_math": False}
         subfigure.suptitle(f"{name}   ({spectrum})", x=0.01, y=1 - 0.08 / inches[row], **title)
         floor = floors[row] + below
-        panels = _Panels(axes, floor, _drawable(leading), fisher.channel_mask, mask, distances[row], heights[row])
+        panels = _Panels(shared, floor, _drawable(leading), fisher.channel_mask, mask, distances[row], heights[row])
         if segmented is None:
             panels.draw_components([_drawable(part) for part in (images[row], high[row], low[row])])
         else:

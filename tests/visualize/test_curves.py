@@ -40,7 +40,7 @@ def rows(table: pd.DataFrame, endpoint: str, direction: str) -> pd.DataFrame:
 
 
 def legend_texts(figure: Figure) -> list[str]:
-    (legend,) = [axis.get_legend() for axis in figure.axes if axis.get_legend() is not None]
+    (legend,) = figure.legends
     return [text.get_text() for text in legend.get_texts()]
 
 
@@ -64,12 +64,13 @@ def test_a_panel_an_endpoint_and_a_line_a_direction_with_values_and_intervals_of
     assert figure.get_suptitle() == "epoch 3"
     assert figure.get_figwidth() * 100 == pytest.approx(900)  # at the 100 dots an inch that TensorBoard gets
     for endpoint, axis in panels(figure).items():
-        for direction, band in zip(direction_styles(DIRECTIONS), axis.collections):
+        bands = iter(axis.collections[0].get_paths())
+        for direction in direction_styles(DIRECTIONS):
             truth = rows(table, endpoint, direction)
             np.testing.assert_array_equal(lines(axis)[direction].get_xdata(), truth.strength)
             np.testing.assert_array_equal(lines(axis)[direction].get_ydata(), truth.value)
             if truth.low.notna().all():
-                corners = band.get_paths()[0].vertices
+                corners = next(bands).vertices
                 for strength, low, high in zip(truth.strength, truth.low, truth.high):
                     found = corners[np.isclose(corners[:, 0], strength), 1]
                     assert (found.min(), found.max()) == (pytest.approx(low), pytest.approx(high))
@@ -128,6 +129,16 @@ def test_an_interval_shows_where_there_is_one_strength():
     axis = panels(plot_curves(small()[::2]))["kl"]
     segments = [path.vertices for collection in axis.collections for path in collection.get_paths()]
     assert any(np.allclose(np.sort(segment[:2, 1]), [0.5, 2.0]) for segment in segments)
+
+
+def test_a_band_does_not_span_a_strength_without_an_interval():
+    row = {"direction": "high", "endpoint": "kl", "count": 9, "value": 1.0, "high": 2.0}
+    lows = zip((0.1, 0.2, 0.3, 0.4, 0.5), (0.5, 0.5, np.nan, 0.5, 0.5))
+    axis = panels(plot_curves(pd.DataFrame([{**row, "strength": strength, "low": low} for strength, low in lows])))[
+        "kl"
+    ]
+    spans = [(path.vertices[:, 0].min(), path.vertices[:, 0].max()) for path in axis.collections[0].get_paths()]
+    assert spans == [(0.1, 0.2), (0.4, 0.5)]
 
 
 def test_different_numbers_of_images_are_told():
