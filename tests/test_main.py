@@ -12,6 +12,7 @@ import pytest
 import monai_ifim
 from monai_ifim.__main__ import main
 from monai_ifim.likelihoods import LIKELIHOODS
+from tests.integration.runs import command, run_all
 from tests.visualize.folders import write_folder
 
 
@@ -57,12 +58,8 @@ def test_a_command_that_is_not_understood_has_status_2(arguments: list[str], cap
 
 
 def test_the_module_runs_from_the_command_line_and_gives_the_status(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "monai_ifim", "report", str(tmp_path / "nowhere")], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.endswith("nowhere. Give the folder that IFIMSaver wrote.\n")
+    outputs = run_all([command("report", "python -m monai_ifim report nowhere", tmp_path)], failing=["report"])
+    assert outputs["report"].endswith("no folder nowhere. Give the folder that IFIMSaver wrote.\nSTATUS 2\n")
 
 
 def test_help_names_every_command_and_imports_neither_torch_nor_monai():

@@ -3,11 +3,7 @@
 """The commands run, and what they write can be read. No test looks at a time: those are measured on a quiet machine."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -16,18 +12,15 @@ from benchmarks.handler import handler_table
 from benchmarks.methods import METHODS
 from benchmarks.record import Settings, chosen_methods, measure_cell
 from benchmarks.table import speed_tables
+from tests.integration.runs import ROOT, command, run_all
 
-ROOT = Path(__file__).parents[2]
 CELL = "cnn-2d-16-c3-b4"
 FEW = "ours,.backward(),captum Occlusion"
 
 
 def test_the_module_runs_from_the_command_line():
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "benchmarks.speed", "--quick", "--list"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(CELL)
+    printed = run_all([command("list", "python -m benchmarks.speed --quick --list", ROOT)])["list"]
+    assert printed.startswith(CELL)
 
 
 def test_speed_writes_json_chart_and_the_table_that_it_prints(tmp_path, capsys):

@@ -5,8 +5,8 @@
 import csv
 import json
 import logging
-import multiprocessing
 import os
+import sys
 import time
 import traceback
 import warnings
@@ -53,6 +53,7 @@ from tests.handlers import (
     streams,
 )
 from tests.handlers import test_segmentation as segmentation
+from tests.integration.runs import ROOT, command, run_all
 
 RANKS, TIMEOUT = 2, 240
 SMALL = {"directions": ["high", "transfer"], "strengths": [0.03], "rank": 1}
@@ -293,23 +294,25 @@ def rank_main(rank, folder):
         torch.save(results, f"{folder}/rank{rank}.pt")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where the two processes wrote; they are ended when they take too long."""
-    folder = tmp_path_factory.mktemp("dist")
-    multiprocessing.set_forkserver_preload([__name__])  # imported once for both
-    context = torch.multiprocessing.start_processes(
-        rank_main, (str(folder),), nprocs=RANKS, join=False, start_method="forkserver"
-    )
+def both_ranks(folder):
+    """Both processes, copies of this one; they are ended when they take too long."""
+    context = torch.multiprocessing.start_processes(rank_main, (folder,), nprocs=RANKS, join=False, start_method="fork")
     end = time.monotonic() + TIMEOUT
     try:
         while not context.join(timeout=max(0.1, end - time.monotonic())):
             if time.monotonic() > end:
-                pytest.fail(f"two processes hung for {TIMEOUT} seconds")
+                sys.exit(f"two processes hung for {TIMEOUT} seconds")
     finally:
         for process in context.processes:
             if process.is_alive():
                 process.kill()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the two processes wrote."""
+    folder = tmp_path_factory.mktemp("dist")
+    run_all([command("ranks", f"python -m {__name__} {folder}", ROOT)])
     return folder
 
 
@@ -492,3 +495,7 @@ def test_a_rank_that_does_not_come_by_brings_the_other_down_inside_the_timeout_e
     assert fate != "stuck" or seconds >= PATIENCE
     if fate == "empty":  # which is refused there
         assert ranks[1]["empty"][0].startswith("ValueError: The loader of rank 1 is empty. MONAI skips the evaluation")
+
+
+if __name__ == "__main__":
+    both_ranks(sys.argv[1])
