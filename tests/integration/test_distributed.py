@@ -19,6 +19,8 @@ from monai.data import DataLoader, DistributedSampler
 from monai.engines import SupervisedEvaluator
 
 from monai_ifim.bundle import attach_to_bundle
+from monai_ifim.results import read_tables
+from tests.archive import contents
 from tests.bundle.bundles import in_sections, write
 from tests.handlers import same
 from tests.integration.runs import (
@@ -80,6 +82,11 @@ CASES: dict[str, dict[str, Any]] = {
 USED = dict(zip(CASES, (7, 5, 1, 1, 7)))
 
 
+# Of the archive, which both processes share, and one process makes alone.
+ARCHIVED: dict[str, Any] = {"spatial_size": [12, 12], "archive_samples": 11, "archive#piece_size": 4}
+ARCHIVED |= {"archive#strengths": [0.03], "archive#directions": ["high", "transfer"]}
+
+
 class Runs(NamedTuple):
     folder: Path
     outputs: dict[str, str]
@@ -99,6 +106,15 @@ def documented(bundle: str, overlays: list[str | Path], folder: Path, **options:
     return line + flags({"output_dir": folder / "eval", "ckpt_dir": folder / "models", **options})
 
 
+def archiving() -> list[str]:
+    """The command lines at the head of the config of the archive, the plain one first."""
+    config = (BUNDLES / SIGNAL / "configs" / "ifim_archive.yaml").read_text().replace("\\\n#", "")
+    plain, shared = [line.strip("# ") for line in config.splitlines() if "monai.bundle run archiving" in line]
+    assert plain.startswith("python -m ")
+    assert shared.startswith("torchrun --standalone --nnodes=1 --nproc_per_node=2 -m ")
+    return [plain, shared]
+
+
 def checkpoint(bundle: str, folder: Path, **options: Any) -> Path:
     """A folder with a checkpoint of the bundle's network, as made, with statistics of batch normalisation."""
     parser = ConfigParser(ConfigParser.load_config_file(BUNDLES / bundle / "configs" / "train.yaml"))
@@ -109,7 +125,7 @@ def checkpoint(bundle: str, folder: Path, **options: Any) -> Path:
     for name, buffer in network.named_buffers():
         if "running" in name:
             buffer.uniform_(0.5, 1.5)
-    (folder / bundle).mkdir()
+    (folder / bundle).mkdir(parents=True)
     torch.save({"model": network.state_dict()}, folder / bundle / "model.pt")
     return folder / bundle
 
@@ -164,7 +180,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         port = server.getsockname()[1]  # of the second process group: the first one's addresses are known at its own
     again = {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     no_end = " --final_id none"
+    small = checkpoint(SIGNAL, folder / "small", spatial_size=ARCHIVED["spatial_size"])
+    shared = archiving()[1] + flags({**ARCHIVED, "output_dir": folder / "shared", "ckpt_dir": small})
     commands = [
+        command("shared", shared, BUNDLES / SIGNAL),
         *evaluations(folder, folder / "odd.npz"),
         command("attached", printed + flags({"num_epochs": 1, "ifim#shown": 0}) + no_end, root),
         command("medmnist", documented(MEDMNIST, ["ifim"], folder / "medmnist", **odd) + no_end, BUNDLES / MEDMNIST),
@@ -237,6 +256,16 @@ def test_both_processes_have_the_metrics_of_one_process_to_the_last_digits(case:
         same(metrics, truth, 1e-10)
     files = {file.name for file in (runs.folder / "2" / case).iterdir()}
     assert files == {file.name for file in (runs.folder / "1" / case).iterdir()} | {"rank1.json"}
+
+
+def test_two_processes_and_one_write_the_same_archive_and_no_process_waits(runs: Runs):
+    """Process 1 may still have been measuring when process 0 went on to the next command."""
+    places = {"output_dir": runs.folder / "plain", "ckpt_dir": runs.folder / "small" / SIGNAL}
+    run_all([command("plain", archiving()[0] + flags({**ARCHIVED, **places}), BUNDLES / SIGNAL)])
+    assert contents(runs.folder / "shared" / "archive") == contents(runs.folder / "plain" / "archive")
+    tables = read_tables(runs.folder / "plain" / "archive" / "ifim")
+    assert len(tables.images) == 11
+    assert tables.images.reference_cosine.between(0, 1).all()
 
 
 def test_monai_leaves_no_process_without_images_and_warns_that_one_would_hang():
