@@ -72,11 +72,9 @@ def bundle_run(
     return command(name, line + flags({**places, **options}), BUNDLES / bundle, draw=draw)
 
 
-def run_all(
-    commands: Sequence[dict[str, Any]], launcher: Sequence[str] = (), failing: Sequence[str] = ()
-) -> dict[str, str]:
+def run_all(commands: Sequence[dict[str, Any]], processes: int = 1, failing: Sequence[str] = ()) -> dict[str, str]:
     """The output of each command, in their order; all have status 0 but the failing ones."""
-    printed = _launched(commands, launcher) if launcher else _forked(commands)
+    printed = _forked(commands, processes)
     outputs: dict[str, str] = {}
     for part in re.split(r"^RUN ", printed, flags=re.MULTILINE)[1:]:
         name, _, output = part.partition("\n")
@@ -85,20 +83,6 @@ def run_all(
     for name, output in outputs.items():
         assert (set(re.findall(r"^STATUS (\d+)", output, re.MULTILINE)) == {"0"}) == (name not in failing), output
     return outputs
-
-
-def _launched(commands: Sequence[dict[str, Any]], launcher: Sequence[str]) -> str:
-    """What commands print in new processes."""
-    words = [sys.executable, *launcher, str(SESSION), json.dumps(commands)]
-    process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
-    )
-    try:
-        return process.communicate(timeout=PATIENCE)[0]
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun then ends its processes, which it would leave behind when killed
-        printed, _ = process.communicate(timeout=60)
-        raise AssertionError(f"hung:\n{printed[-6000:]}") from None
 
 
 @functools.cache
@@ -110,13 +94,13 @@ def _server() -> subprocess.Popen[str]:
     return process
 
 
-def _forked(commands: Sequence[dict[str, Any]]) -> str:
+def _forked(commands: Sequence[dict[str, Any]], processes: int) -> str:
     """What commands print in a process that imported nothing itself."""
     server = _server()
     assert server.stdin is not None
     assert server.stdout is not None
     with tempfile.NamedTemporaryFile("r") as output:
-        request = {"commands": commands, "output": output.name, "seconds": PATIENCE}
+        request = {"commands": commands, "processes": processes, "output": output.name, "seconds": PATIENCE}
         server.stdin.write(f"{json.dumps(request)}\n")
         status = server.stdout.readline()
         printed = output.read()

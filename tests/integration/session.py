@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run several ``python -m MODULE ...`` lines in one process, as ``python -m`` itself does, so that it imports once.
 
-The argument is a JSON list of commands: ``name``, ``line``, ``folder``, and optionally ``draw`` (default true),
-``environment``, and ``rank``, the only process that runs it. The output of each stands behind a line ``RUN name``, with
-its exit status in a line ``STATUS number``; one of several processes ends at the first error.
+A command has a ``name``, ``line``, ``folder``, and optionally ``draw`` (default true), ``environment``, and ``rank``,
+the only process that runs it. The output of each stands behind a line ``RUN name``, with its exit status in a line
+``STATUS number``; one of several processes ends at the first error.
 
-Without an argument it waits for such lists, each a line of standard input with the file for what the commands print,
-and runs each in a copy of itself (a fork), which has imported everything and computed nothing. When the copy has ended,
-its own exit status is printed.
+It waits for lists of commands, each a line of standard input with the file for what the commands print and the number
+of processes, and runs each in a copy of itself (a fork), which has imported everything and computed nothing; several
+processes are copies of that one, which starts and watches them as torchrun does. When the copy has ended, its own exit
+status is printed.
 """
 
 import gc
@@ -22,6 +23,8 @@ import traceback
 
 import monai.bundle  # noqa: F401
 import torch._dynamo  # noqa: F401  # as the first optimiser of a process does
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from monai_ifim.handlers import IFIMFigureHandler, IFIMSaver
 
@@ -62,6 +65,26 @@ def main(commands: list[dict]) -> None:
             print(f"STATUS {status}", flush=True)
 
 
+def one_of_several(commands: list[dict], seconds: int) -> None:
+    """Run the commands as one of the processes that torchrun starts."""
+    signal.alarm(seconds)
+    try:
+        main(commands)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # as at the end of a process that torchrun starts
+        os._exit(1)
+
+
+def launch(commands: list[dict], seconds: int, processes: int) -> None:
+    """Run the commands in several processes, with what ``torchrun --standalone`` itself calls."""
+    standalone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
+    config = LaunchConfig(1, 1, processes, start_method="fork", **standalone)
+    try:
+        elastic_launch(config, one_of_several)(commands, seconds)
+    except ChildFailedError as error:
+        print(error)
+
+
 def serve() -> None:
     """Run each list of commands that is asked for in a copy of this process."""
     for line in sys.stdin:
@@ -72,14 +95,14 @@ def serve() -> None:
             files = os.open(os.devnull, os.O_RDONLY), os.open(request["output"], os.O_WRONLY)
             for descriptor, file in ((0, files[0]), (1, files[1]), (2, files[1])):
                 os.dup2(file, descriptor)
-            main(request["commands"])
+            if request["processes"] == 1:
+                main(request["commands"])
+            else:
+                launch(request["commands"], request["seconds"], request["processes"])
             return
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
     gc.freeze()  # what is imported stays: no copy of the process looks through it, nor a process at its end
-    if sys.argv[1:]:
-        main(json.loads(sys.argv[1]))
-    else:
-        serve()
+    serve()

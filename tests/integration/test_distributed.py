@@ -195,8 +195,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             environment=again,
         ),
     ]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]
-    return Runs(folder, run_all(commands, launcher, failing=["failing"]))
+    return Runs(folder, run_all(commands, RANKS, failing=["failing"]))
 
 
 def test_process_0_alone_logs_and_writes(runs: Runs):
