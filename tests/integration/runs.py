@@ -36,6 +36,8 @@ SESSION = Path(__file__).with_name("session.py")
 PATIENCE = 400  # seconds
 # Fewer lines and pictures to draw, where the test looks at something else.
 LIGHT = {"ifim#directions": ["high", "low_matched", "transfer"], "ifim#strengths": [0.03], "ifim#shown": 1}
+# Of the segmentation bundle, where the test does not look at its own network.
+SMALL_UNET = {"network_def#channels": [4, 8, 16], "network_def#strides": [2, 2], "spatial_size": [8, 8, 8]}
 FIGURES = {f"ifim/{name}" for name in ("curves", "spectrum", "histogram", "components")}
 TABLES = ("summary.json", "images.csv", "perturbations.csv", "curves.csv", "comparisons.csv")
 

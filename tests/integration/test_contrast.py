@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.integration.runs import bundle_run, logged_metrics, read_table, run_all
+from tests.integration.runs import SMALL_UNET, bundle_run, logged_metrics, read_table, run_all
 
 NAMES = {"images", "skipped", "log10_ratio", "log10_ratio_reverse"}
 NAMES |= {f"kl_{direction}_{model}" for direction in ("a_over_b", "b_over_a") for model in "ab"}
-BUNDLES = {
+BUNDLES: dict[str, dict[str, Any]] = {
     "signal_detection": {"train_samples": 64, "num_epochs": 1, "val_samples": 8, "spatial_size": [16, 16]},
-    "hippocampus_segmentation": {"num_epochs": 1, "val_interval": 1},
+    "hippocampus_segmentation": {"num_epochs": 1, "val_interval": 1, **SMALL_UNET},
 }
 
 
@@ -25,12 +26,10 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     for bundle, options in BUNDLES.items():
         for seed in (0, 1):
             commands.append(bundle_run(f"{bundle}_{seed}", bundle, ["train"], folder, False, seed=seed, **options))
-        own = {name: value for name, value in options.items() if name == "spatial_size"}
-        own |= (
-            {"test_samples": 6, "ifim#max_images": 2, "ifim#directions": ["high"]}
-            if own
-            else {"ifim#max_images": 1, "ifim_contrast#max_images": 1}
-        )
+        if bundle == "signal_detection":
+            own = {"spatial_size": [16, 16], "test_samples": 6, "ifim#max_images": 2, "ifim#directions": ["high"]}
+        else:
+            own = {**SMALL_UNET, "ifim#max_images": 1, "ifim_contrast#max_images": 1}
         evaluated = {"ckpt_dir": folder / f"{bundle}_0" / "models", "seed": 0, **own}
         configs, other = ["train", "evaluate", "ifim", "ifim_contrast"], folder / f"{bundle}_1" / "models" / "model.pt"
         commands.append(bundle_run(bundle, bundle, configs, folder, False, other_checkpoint=other, **evaluated))

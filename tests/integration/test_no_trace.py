@@ -15,7 +15,16 @@ import pytest
 import torch
 
 from tests.handlers import assert_identical
-from tests.integration.runs import BUNDLES, FIGURES, bundle_run, event_figures, event_scalars, logged_metrics, run_all
+from tests.integration.runs import (
+    BUNDLES,
+    FIGURES,
+    SMALL_UNET,
+    bundle_run,
+    event_figures,
+    event_scalars,
+    logged_metrics,
+    run_all,
+)
 
 NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs" / "train.yaml").is_file())
 ROUTES = ("handler", "metric")
@@ -60,7 +69,7 @@ class Trained:
 def noise_file(folder: Path) -> Path:
     """A MedMNIST-format file of noise, in which the class sets the brightness."""
     generator, arrays = np.random.default_rng(0), {}
-    for split, count in (("train", 64), ("val", 24)):
+    for split, count in (("train", 24), ("val", 8)):
         labels = np.arange(count) % 2
         noise = generator.integers(0, 128, (count, 28, 28)) + 20 * labels.reshape(-1, 1, 1)
         arrays |= {f"{split}_images": noise.astype(np.uint8), f"{split}_labels": labels.astype(np.uint8)[:, None]}
@@ -76,13 +85,13 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, T
     overlays = {"alone": [], "handler": ["ifim"], "metric": ["ifim_multi_gpu"]}
     data: dict[str, dict[str, Any]] = {
         "medmnist_classification": {"dataset_file": noise_file(folder)},
-        "signal_detection": {"train_samples": 96, "val_samples": 24},
-        "hippocampus_segmentation": {"val_interval": 1},
+        "signal_detection": {"train_samples": 24, "val_samples": 8},
+        "hippocampus_segmentation": {"val_interval": 1, **SMALL_UNET},
     }
     commands = [
         bundle_run(
             *(f"{bundle}_{name}", bundle, ["train", *overlay, folder / "end.yaml"], folder, (bundle, name) in DRAWN),
-            **{"num_epochs": EPOCHS, "batch_size": 32, **(LIGHT if overlay else {}), **data[bundle]},
+            **{"num_epochs": EPOCHS, "batch_size": 8, **(LIGHT if overlay else {}), **data[bundle]},
         )
         for bundle in NAMES
         for name, overlay in overlays.items()

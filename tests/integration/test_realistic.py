@@ -13,14 +13,14 @@ import pytest
 
 from monai_ifim.__main__ import main
 from monai_ifim.transforms import DEFAULT_CHANGES
-from tests.integration.runs import bundle_run, logged_metrics, run_all
+from tests.integration.runs import SMALL_UNET, bundle_run, logged_metrics, run_all
 
 CLASSES, VOLUMES = "signal_detection", "hippocampus_segmentation"
 IMAGES = 2
 LIGHT = {"ifim#strengths": [0.03], "ifim#shown": 0, "ifim#max_images": IMAGES}
 SHORT = {
-    CLASSES: {"train_samples": 128, "val_samples": 12, "test_samples": 12, "num_epochs": 1},
-    VOLUMES: {"num_epochs": 1, "val_interval": 1},
+    CLASSES: {"train_samples": 64, "val_samples": 8, "test_samples": 8, "num_epochs": 1},
+    VOLUMES: {"num_epochs": 1, "val_interval": 1, **SMALL_UNET},
 }
 CHANGES = {CLASSES: set(DEFAULT_CHANGES), VOLUMES: set(DEFAULT_CHANGES) - {"affine"}}
 
