@@ -283,8 +283,10 @@ def test_the_noise_of_a_regression_is_that_of_the_object(tmp_path: Path):
     assert largest[1] == pytest.approx(100 * largest[0], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["train.json", "inference.json"])
-@pytest.mark.parametrize(("figures", "save"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("name", "figures", "save"),
+    [("train.json", True, False), ("inference.json", False, True), ("inference.json", False, False)],
+)
 def test_figures_and_tables_are_written_where_they_are_wanted(
     name: str, figures: bool, save: bool, tmp_path: Path, written: Written
 ):
@@ -323,8 +325,7 @@ def test_the_user_chooses_the_evaluator(tmp_path: Path):
     assert not ifim_of(metrics_of(workflow, EVALUATOR))
 
 
-@pytest.mark.parametrize("by_overlay", [True, False])
-@pytest.mark.parametrize("made", [[], ["validate#key_metric"]])
+@pytest.mark.parametrize(("by_overlay", "made"), [(True, []), (False, ["validate#key_metric"]), (False, [])])
 def test_a_trainer_that_shares_the_metrics_is_not_attached_to(by_overlay: bool, made: list[str], tmp_path: Path):
     files = in_sections()
     files["train.json"]["train"]["trainer"]["key_train_metric"] = "@validate#key_metric"

@@ -11,13 +11,20 @@ import pandas as pd
 import pytest
 
 from monai_ifim.__main__ import main
-from monai_ifim.comparison import compare_runs, write_comparison
+from monai_ifim.comparison import compare_runs, page, write_comparison
 from tests.comparison.runs import result_of, write_run
 
 
 def harder(table: pd.DataFrame) -> pd.DataFrame:
     """Every KL divergence is 2 to 4 times as great."""
     return table.assign(kl=table.kl * (2 + table.image % 3))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pictures, where the test looks at words and files."""
+    for name in ("plot_verdicts", "plot_differences", "_picture"):
+        monkeypatch.setattr(page, name, lambda shown: "")
 
 
 @pytest.mark.parametrize("likelihood", ["softmax", "gaussian", "segmentation"])
@@ -54,10 +61,10 @@ def test_the_command_prints_writes_and_has_status_1_when_a_criterion_fails(
     assert re.search(r"KL divergence +worse +log10_kl +high 0.03", printed)
     assert printed.endswith(f"{output / 'comparison.html'}\n")
     assert sorted(file.name for file in output.iterdir()) == ["comparison.csv", "comparison.html", "comparison.json"]
-    page = (output / "comparison.html").read_text(encoding="utf-8")
-    assert "The new model fails: KL divergence is worse." in page
-    assert "src=" in page
-    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    source = (output / "comparison.html").read_text(encoding="utf-8")
+    assert "The new model fails: KL divergence is worse." in source
+    assert "src=" in source
+    assert not re.search(r"(src|href)=\"(?!data:|#)", source)
     content = json.loads((output / "comparison.json").read_text())
     assert content["failed"] is True
     assert content["cases"] == 24
@@ -69,6 +76,7 @@ def test_the_command_prints_writes_and_has_status_1_when_a_criterion_fails(
     assert table.verdict.isna().sum() == len(content["differences"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_has_status_0_when_the_criteria_of_the_user_pass(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -102,6 +110,7 @@ def test_bad_input_has_status_2_and_writes_nothing(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_criteria_of_the_package_that_do_not_apply_are_named(tmp_path: Path):
     folder = write_run(tmp_path / "a", "segmentation")
     comparison = compare_runs(folder, folder)
@@ -112,18 +121,20 @@ def test_criteria_of_the_package_that_do_not_apply_are_named(tmp_path: Path):
     ).read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_not_matched_stands_on_the_page_and_names_are_escaped(tmp_path: Path):
     reference = write_run(tmp_path / "a")
     new = write_run(
         tmp_path / "b", images=lambda table: table.assign(name=table.name.replace({"scan_003.png": "<b>.png"}))
     )
-    page = write_comparison(compare_runs(reference, new), tmp_path / "out").read_text(encoding="utf-8")
-    assert "in the reference only" in page
-    assert "scan_003.png" in page
-    assert "&lt;b&gt;.png" in page
-    assert "<b>.png" not in page
+    source = write_comparison(compare_runs(reference, new), tmp_path / "out").read_text(encoding="utf-8")
+    assert "in the reference only" in source
+    assert "scan_003.png" in source
+    assert "&lt;b&gt;.png" in source
+    assert "<b>.png" not in source
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_page_that_cannot_be_written_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write_run(tmp_path / "a")
     comparison = compare_runs(folder, folder)

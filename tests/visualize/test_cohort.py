@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,15 @@ def folder_of(result: IFIMResult, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of(lower_right(), tmp_path_factory.mktemp("cohort") / "ifim")
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return folder_of(lower_right(), tmp_path / "ifim")
+def folder(written: Path, tmp_path: Path) -> Path:
+    """A folder that a test may change."""
+    return Path(shutil.copytree(written, tmp_path / "ifim"))
 
 
 @pytest.fixture
@@ -192,6 +199,7 @@ def test_segmentations_have_maps_of_their_window(shape: tuple[int, ...], tmp_pat
     assert ("means along each axis" in text) == (len(shape) == 3)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_prints_the_finding_and_where_the_page_is(folder: Path, capsys: pytest.CaptureFixture[str]):
     page = folder.parent / "elsewhere.html"
     assert main(["cohort", str(folder), "--output", str(page), "--by", "label", "predicted"]) == 0
