@@ -166,26 +166,26 @@ def auc_interval(
     ]
 
     def areas_of(times: np.ndarray) -> np.ndarray:
-        """The area of samples in which each image is so often (samples, n)."""
-        areas, below = [], np.zeros((len(times), count + 1))
+        """The area of samples in which each image is so often (n, samples)."""
+        areas, below = [], np.zeros((count + 1, times.shape[1]))
         for positive, repeats in outputs:
-            ours, wins = times.take(positive, axis=1), 0.0
+            ours, wins = times[positive], 0.0
             for negative, bounds in repeats:
                 # all numbers are halves of whole ones, so that every sum is exact
-                times.take(negative, axis=1).cumsum(axis=1, out=below[:, 1 : len(negative) + 1])
+                for rank, image in enumerate(negative):  # np.cumsum, but along rows in memory
+                    np.add(below[rank], times[image], out=below[rank + 1])
                 for bound in bounds:
-                    wins = wins + np.einsum("bn,bn->b", ours, below.take(bound, axis=1)) / len(bounds)
-            areas.append(wins / (ours.sum(axis=1) * below[:, len(negative)] * len(repeats)))
+                    wins = wins + (ours * below[bound]).sum(axis=0) / len(bounds)
+            areas.append(wins / (ours.sum(axis=0) * below[len(negative)] * len(repeats)))
         return np.mean(areas, axis=0)
 
     size = max(1, _MOST_ELEMENTS // count)
     drawn = (_kept_times if resamples * count <= _MOST_ELEMENTS else _times)(tuple(sizes.tolist()), resamples, seed)
-    found = [areas_of(times[start : start + size]) for times in drawn for start in range(0, len(times), size)]
+    found = [areas_of(times[:, start : start + size]) for times in drawn for start in range(0, times.shape[1], size)]
     several = np.flatnonzero(sizes.repeat(sizes) > 1)
-    kept = (several[start : start + size, None] != np.arange(count) for start in range(0, len(several), size))
-    without = np.concatenate([areas_of(times.astype(float)) for times in kept])
+    without = np.mean([_areas_without_each(several, *output) for output in outputs], axis=0)
     of_classes = np.split(without, sizes[sizes > 1].cumsum()[:-1])
-    low, high, method = _ends(np.concatenate(found), float(areas_of(np.ones((1, count)))[0]), of_classes, level)
+    low, high, method = _ends(np.concatenate(found), float(areas_of(np.ones((count, 1)))[0]), of_classes, level)
     return Interval(value, low, high, count, low == high, method)
 
 
@@ -218,6 +218,23 @@ def _beaten(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, list[
     negative = negative[np.argsort(scores[negative], kind="stable")]
     least, most = (np.searchsorted(scores[negative], scores[positive], side) for side in ("left", "right"))
     return negative, [least] if (least == most).all() else [least, most]
+
+
+def _areas_without_each(
+    images: np.ndarray, positive: np.ndarray, repeats: Sequence[tuple[np.ndarray, list[np.ndarray]]]
+) -> np.ndarray:
+    """The area of one output without each of these images in turn; the repeats are of :func:`_beaten`."""
+    negatives = len(repeats[0][0])
+    pairs = np.zeros(len(positive) + negatives)  # that each image has a part in, of those that the positive ones win
+    for negative, bounds in repeats:
+        for bound in bounds:
+            pairs[positive] += bound / len(bounds)
+            pairs[negative] += (len(positive) - np.bincount(bound, minlength=negatives).cumsum()[:negatives]) / len(
+                bounds
+            )
+    ours = len(positive) - np.isin(images, positive)
+    theirs = negatives - ~np.isin(images, positive)
+    return (pairs[positive].sum() - pairs[images]) / (ours * theirs * len(repeats))
 
 
 def _resampled(sample: np.ndarray, statistic: Statistic, resamples: int, seed: int) -> np.ndarray:
@@ -254,14 +271,19 @@ def _middles(count: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def _times(sizes: Sequence[int], resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each resample within classes of these sizes draws each image (batch, n), as scipy does."""
+    """How often each resample within classes of these sizes draws each image (n, batch), as scipy does."""
     generator, batch = np.random.default_rng(seed), max(1, _MOST_DRAWN // sum(sizes))
     for start in range(0, resamples, batch):
         rows = min(batch, resamples - start)
-        drawn = [generator.integers(0, size, (rows, size)) if size > 1 else np.zeros((rows, 1), int) for size in sizes]
-        places = [part + size * np.arange(rows)[:, None] for part, size in zip(drawn, sizes)]
-        counts = [np.bincount(part.ravel(), minlength=part.size).reshape(part.shape) for part in places]
-        yield np.concatenate(counts, axis=1).astype(float)
+        yield np.concatenate([_times_of_a_class(generator, size, rows) for size in sizes])
+
+
+def _times_of_a_class(generator: np.random.Generator, size: int, resamples: int) -> np.ndarray:
+    if size == 1:
+        return np.ones((1, resamples))
+    places = generator.integers(0, size, (resamples, size)) + size * np.arange(resamples)[:, None]
+    times = np.bincount(places.ravel(), minlength=places.size)
+    return times.reshape(resamples, size).T.astype(float, order="C")
 
 
 @lru_cache(maxsize=4)
