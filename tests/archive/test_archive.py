@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +19,9 @@ from monai_ifim.archive.pieces import piece_folder
 from monai_ifim.archive.settings import fingerprint
 from monai_ifim.results import read_images, read_tables
 from tests.archive import archive, contents, labelled_images, small_network
+from tests.integration.runs import ROOT, command, run_all
 
 IMAGES = labelled_images(12)
-# The process is killed when it loads the image at a place: in the middle of the second piece.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests.archive import archive, labelled_images
-
-class Killing(list):
-    def __getitem__(self, place):
-        if place == 6:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(place)
-
-archive(Path(sys.argv[1]), Killing(labelled_images(12)), piece_size=4, batch_size=2).run()
-"""
 
 
 def pieces_of(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -53,10 +37,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(uninterrupted: dict[str, bytes], tmp_path: Path):
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    root = Path(__file__).parents[2]
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed = run_all([command("killed", f"python -m tests.archive.killed {tmp_path}", ROOT)])["killed"]
+    assert killed.startswith(f"{-signal.SIGKILL}\n")
     again = archive(tmp_path, IMAGES, piece_size=4, batch_size=2)
     assert again.missing == [1, 2]
     assert again.run() == tmp_path / "ifim"

@@ -419,8 +419,8 @@ def test_energy_inside_the_mask_tells_a_network_that_relies_on_the_mark_where_th
     honest, cheating = trained_cnn(task, 0.0), trained_cnn(task, 3.0)
     accuracy = {}
     for agreement in (1.0, 0.5):
-        images, labels = draw(task, 400, seed=1, mark_amplitude=3.0, mark_agreement=agreement)
-        masks = task.mask.expand(400, 1, 24, 24)
+        images, labels = draw(task, 200, seed=1, mark_amplitude=3.0, mark_agreement=agreement)
+        masks = task.mask.expand(200, 1, 24, 24)
         for name, network in (("honest", honest), ("cheating", cheating)):
             accuracy[name, agreement] = float((network(images).argmax(1) == labels).float().mean())
             inside = input_fisher(network, images).energy_inside(masks).median()

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,14 +13,20 @@ import pytest
 from monai_ifim import demo
 from monai_ifim.__main__ import main
 from monai_ifim.results import read_tables
+from tests.integration.runs import command, run_all
 
 SHORT = ["--num_epochs", "1", "--train_samples", "64", "--val_samples", "16", "--spatial_size", "[8,8]"]
 SHORT += ["--ifim#max_images", "4", "--ifim#directions", "['high','transfer']", "--ifim#strengths", "[0.03]"]
 
 
 def test_the_demo_trains_in_a_folder_of_its_own_and_ends_with_a_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    def in_a_copy(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Of a process that has imported."""
+        return subprocess.CompletedProcess(words, 0, run_all([command("demo", shlex.join(words), cwd)])["demo"])
+
+    monkeypatch.setattr(demo.subprocess, "run", in_a_copy)
     assert main(["demo", str(tmp_path / "demo"), *SHORT]) == 0
     page = tmp_path / "demo" / "eval" / "ifim" / "report.html"
     assert str(page) in capsys.readouterr().out

@@ -21,9 +21,14 @@ CELL = Cell(TASK.name, "cnn")
 EFFORT = Effort(iterations=10, batch_size=8, measured=3, resamples=20, strengths=(0.1,))
 
 
-@pytest.fixture
-def first(tmp_path):
-    return measured_cell(CELL, TASK, EFFORT, tmp_path)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.fixture(scope="module")
+def first(place):
+    return measured_cell(CELL, TASK, EFFORT, place)
 
 
 def test_a_summary_names_weights_code_versions_and_machine_and_the_times_are_both_there(first):
@@ -37,23 +42,21 @@ def test_a_summary_names_weights_code_versions_and_machine_and_the_times_are_bot
     assert times["measuring_seconds"] > 0
 
 
-def test_the_same_is_taken_from_file_and_other_weights_code_and_versions_are_measured_anew(
-    first, tmp_path, monkeypatch
-):
+def test_the_same_is_taken_from_file_and_other_weights_code_and_versions_are_measured_anew(first, place, monkeypatch):
     stamp = (first / "summary.json").stat().st_mtime_ns
     known = measure.describe_environment("cpu", 1)
-    found = [measured_cell(CELL, TASK, EFFORT, tmp_path)]
+    found = [measured_cell(CELL, TASK, EFFORT, place)]
     assert (first / "summary.json").stat().st_mtime_ns == stamp
     monkeypatch.setattr(measure, "source_digest", lambda: "other")
-    found.append(measured_cell(CELL, TASK, EFFORT, tmp_path))
+    found.append(measured_cell(CELL, TASK, EFFORT, place))
     known["versions"]["monai"] = "0"
     monkeypatch.setattr(measure, "describe_environment", lambda *_: known)
-    found.append(measured_cell(CELL, TASK, EFFORT, tmp_path))
-    (file,) = (tmp_path / "trained").iterdir()
+    found.append(measured_cell(CELL, TASK, EFFORT, place))
+    (file,) = (place / "trained").iterdir()
     kept = torch.load(file, weights_only=True)
     next(iter(kept["best"].values())).flatten()[0] += 1
     torch.save(kept, file)
-    found.append(measured_cell(CELL, TASK, EFFORT, tmp_path))
+    found.append(measured_cell(CELL, TASK, EFFORT, place))
     assert found[0] == first
     assert len(set(found)) == 4
 
