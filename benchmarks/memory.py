@@ -24,8 +24,8 @@ def peak_memory(cell: str, method: str, device: str, threads: int) -> tuple[int 
     """Bytes that one run of a method needs at its peak, beyond what is there after set-up.
 
     On the CPU that is the greatest resident set since set-up; on a GPU what the allocator of torch gave out at most.
-    Set-up is network, images, the preparation of the method, and a run of the method on one tiny image, so that the
-    code that it needs is loaded.
+    Set-up is network, images, the preparation of the method, and a run of the method on one tiny image with several
+    classes, so that the code that it needs is loaded.
 
     Args:
         cell: name of the size.
@@ -88,7 +88,7 @@ def _set_up(cell_name: str, method: str, device: str) -> Callable[[], Any]:
     from benchmarks.methods import METHODS
     from benchmarks.problems import build_problem
 
-    tiny = build_problem(Cell("cnn-2d", 16, 2, 1), device)
+    tiny = build_problem(Cell("cnn-2d", 16, 6, 1), device)
     METHODS[method].prepare(tiny)(tiny.images)
     problem = build_problem(Cell.parse(cell_name), device)
     run = METHODS[method].prepare(problem)

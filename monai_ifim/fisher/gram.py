@@ -16,7 +16,7 @@ from monai_ifim.fisher.spectrum import InputFisher, choose_rank, left_out
 from monai_ifim.likelihoods import FisherFactor
 from monai_ifim.model import FewerImages, Linearisation, Model, restricted
 
-# Cotangents that are made at a time; each is as long as the network has outputs.
+# Cotangents that are made at a time, in float64; each is as long as the network has outputs.
 _COTANGENTS = 64
 
 
@@ -37,7 +37,7 @@ def solve_with_gram(
         FewerImages: When the columns of G of so many images have more than ``most_elements`` elements.
         ManyColumns: When G has more than ``most_columns`` columns.
     """
-    with model.linearised(images) as point:
+    with model.linearised(images, many=True) as point:
         likelihood = model.likelihood.at(point.outputs)
         columns = GramColumns(point, likelihood.factor(point.outputs), images, channel_mask)
         if columns.count > most_columns:
@@ -118,17 +118,35 @@ class GramColumns:
             last: whether no further columns are asked for, so that the graph can be freed.
         """
         images, shape = self._images, (len(self._images), stop - start)
-        factor = torch.empty(*shape, images[0].numel(), dtype=images.dtype, device=images.device)
+        factor: Tensor | None = None
         scale = torch.empty(shape, dtype=torch.float64, device=images.device)
         # a graph is not looked through for the few columns that fit anyway
         step = max(_COTANGENTS, self._point.chunk_size) if stop - start > _COTANGENTS else _COTANGENTS
         for first in range(start, stop, step):
             end = min(first + step, stop)
-            cotangents, sizes = unit(self._factor.columns(first, end, len(images), images.device))
-            scale[:, first - start : end - start] = sizes.T
-            for place, gradient in enumerate(self._gradients(cotangents, last and end == stop), start=first - start):
-                factor[:, place] = gradient.flatten(1)
+            cotangents, scale[:, first - start : end - start] = self._cotangents(first, end)
+            place = first - start
+            for gradients in self._gradients(cotangents, last and end == stop):
+                rows = gradients.flatten(2).transpose(0, 1).to(images.dtype)
+                if rows.shape[:2] == shape and rows.is_contiguous():  # of one image, all at once
+                    factor = rows
+                    continue
+                if factor is None:
+                    factor = torch.empty(*shape, images[0].numel(), dtype=images.dtype, device=images.device)
+                factor[:, place : place + len(gradients)] = rows
+                place += len(gradients)
+        assert factor is not None
         return factor, scale
+
+    def _cotangents(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Some columns of S, of unit size (n, B, ...) in the dtype of the outputs, and their sizes (B, n) float64."""
+        cotangents, sizes = [], []
+        for first in range(start, stop, _COTANGENTS):
+            end = min(first + _COTANGENTS, stop)
+            some, of_some = unit(self._factor.columns(first, end, len(self._images), self._images.device))
+            cotangents.append(some.to(self._point.outputs.dtype))
+            sizes.append(of_some)
+        return torch.cat(cotangents), torch.cat(sizes).T
 
     def gram(self, most_elements: int) -> tuple[Tensor, Tensor]:
         """Products (B, R, R) of the columns without their scales, and the scales (B, R), float64.
@@ -166,13 +184,16 @@ class GramColumns:
         cotangents = self._factor.times(basis[:, :, :most].permute(2, 0, 1))
         shape = (len(self._images), most, self._images[0].numel())
         found = torch.empty(shape, dtype=self._images.dtype, device=self._images.device)
-        for place, gradient in enumerate(self._gradients(unit(cotangents)[0], last=True)):
-            found[:, place] = gradient.flatten(1)
+        place = 0
+        for gradients in self._gradients(unit(cotangents)[0], last=True):
+            found[:, place : place + len(gradients)] = gradients.flatten(2).transpose(0, 1)
+            place += len(gradients)
         for index, rank in enumerate(ranks.tolist()):
             found[index, :rank] = orthonormal(found[index, :rank].double()).to(found.dtype) if rank else 0
             found[index, rank:] = 0
         return found
 
     def _gradients(self, cotangents: Tensor, last: bool) -> Iterator[Tensor]:
-        for gradient in self._point.vjp(cotangents, last):
-            yield restricted(gradient, self._channel_mask)
+        """Columns (n, B, C_in, *spatial), as many at a time as are computed together."""
+        for gradients in self._point.vjp_pieces(cotangents, last):
+            yield restricted(gradients.flatten(0, 1), self._channel_mask).view_as(gradients)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -32,30 +33,61 @@ CUDNN_RECURRENCE = (
 _WORTH_TRYING_PASSES, _WORTH_TRYING_SECONDS = 3.0, 0.3
 _TRIALS = 2  # of forward mode, the first of which may import
 # Together with others a cotangent is faster where a layer's gradient is so small that calling the layer takes longer
-# than computing it (measured on CPU: DenseNet121, ResNet18, ViT, 3D ResNet10 and a linear layer, 1 to 32 images). So
-# many elements (2 MiB in float32) may the gradients of a layer have, of all cotangents that go together.
-_ELEMENTS_TOGETHER, _MOST_TOGETHER = 2**19, 64
-# Name of what is tried out before cotangents go together without having been asked to.
-_TOGETHER = "cotangents_together"
+# than computing it (measured on CPU: DenseNet121, ResNet18, ViT and a linear layer, 1 to 8 images). So many elements
+# (4 MiB in float32) may the gradients of a layer have, of all cotangents that go together, and so many those of the
+# images, which are kept anyway; fewer than so many cotangents go alone, as they would not be faster.
+_ELEMENTS_TOGETHER, _IMAGE_ELEMENTS_TOGETHER, FEWEST_TOGETHER = 2**20, 2**24, 4
+# Of the graph, what passes a gradient on and computes none.
+_PASSED_ON = ("torch::autograd::AccumulateGrad", "CloneBackward0", "ViewBackward0")
+# Names of what is tried out before cotangents go together without having been asked to: whether, and by torch.vmap.
+TOGETHER, VMAPPED = "cotangents_together", "cotangents_vmapped"
 
 
-def input_gradient(outputs: Tensor, inputs: Tensor, cotangents: Tensor, **options: bool) -> Tensor:
+def input_gradient(
+    outputs: Tensor, inputs: Tensor, cotangents: Tensor, vmapped: bool = False, **options: bool
+) -> Tensor:
     """``J^T u`` of outputs that hang on the inputs, by one backward pass with the options of torch.autograd.grad.
+
+    Args:
+        outputs: (B, ...).
+        inputs: (B, C_in, *spatial).
+        cotangents: shaped like the outputs, or (n, B, ...) where they go together.
+        vmapped: whether they go together by torch.vmap, which makes one larger batch of them for a convolution; with
+            the option ``is_grads_batched`` a convolution is called once for each.
+        options: of torch.autograd.grad.
 
     Raises:
         ValueError: When the outputs do not depend differentiably on the inputs, or a part of the network runs under
             re-entrant checkpointing, or is recurrent and computed by cuDNN.
+        RuntimeError: When torch.vmap knows a part of the backward pass only one by one.
     """
-    try:
+
+    def product(cotangents: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, **options)
+        if gradient is None:
+            raise ValueError(NO_GRADIENT)
+        return gradient
+
+    try:
+        with _no_fallback() if vmapped else nullcontext():
+            return torch.vmap(product)(cotangents) if vmapped else product(cotangents)
     except RuntimeError as error:
         for words, told in (("use_reentrant", REENTRANT), ("cudnn RNN backward", CUDNN_RECURRENCE)):
             if words in str(error):
                 raise ValueError(told) from error
         raise
-    if gradient is None:
-        raise ValueError(NO_GRADIENT)
-    return gradient
+
+
+@contextmanager
+def _no_fallback() -> Iterator[None]:
+    """Inside, torch.vmap raises where it would warn that it goes one by one."""
+    functorch = torch._C._functorch
+    enabled = functorch._is_vmap_fallback_enabled()  # type: ignore[attr-defined]
+    functorch._set_vmap_fallback_enabled(False)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_enabled(enabled)  # type: ignore[attr-defined]
 
 
 class Linearisation:
@@ -118,8 +150,8 @@ class Linearisation:
     def chunk_size(self) -> int:
         """How many vector-Jacobian products are computed together, at most."""
         if self._chunk_size is None:
-            by_itself = self._low_memory or self.images.device.type != "cpu" or not self._sound.get(_TOGETHER, True)
-            self._chunk_size = 1 if by_itself else _fitting_together(self._built()[1])
+            by_itself = self._low_memory or self.images.device.type != "cpu" or not self._sound.get(TOGETHER, True)
+            self._chunk_size = 1 if by_itself else _fitting_together(self._built()[1], self.images.numel())
         return self._chunk_size
 
     def vjp(self, cotangents: Tensor, last: bool = False) -> Iterator[Tensor]:
@@ -133,48 +165,57 @@ class Linearisation:
             ValueError: When the outputs do not depend differentiably on the images, or a part of the network runs under
                 re-entrant checkpointing.
         """
+        for gradients in self.vjp_pieces(cotangents, last):
+            yield from gradients.unbind()
+
+    def vjp_pieces(self, cotangents: Tensor, last: bool = False) -> Iterator[Tensor]:
+        """The same products, those (n, B, C_in, *spatial) at a time that are computed together."""
         cotangents = cotangents.to(self._built()[1].dtype)
-        pieces = _like_sizes(cotangents, self.chunk_size) if len(cotangents) > 1 else (cotangents,)
+        most = self.chunk_size if self._asked or len(cotangents) >= FEWEST_TOGETHER else 1
+        pieces = _like_sizes(cotangents, most) if len(cotangents) else ()
         for number, piece in enumerate(pieces, start=1):
-            if len(piece) > 1 and not self._sound.get(_TOGETHER, False) and not self._asked:
+            together = len(piece) > 1
+            if together and not self._sound.get(TOGETHER, False) and not self._asked:
                 tried = self._tried(piece)
                 if tried is None:
-                    yield from self.vjp(cotangents, last)
+                    yield from self.vjp_pieces(cotangents, last)
                     return
-                yield from tried
+                yield tried
                 continue
-            together = len(piece) > 1
             inputs, outputs = self._built()
-            gradient = input_gradient(
-                outputs,
-                inputs,
-                piece if together else piece[0],
-                retain_graph=not (last or self._low_memory) or number < len(pieces),
-                is_grads_batched=together,
+            keep = not (last or self._low_memory) or number < len(pieces)
+            way = self._sound.get(VMAPPED, False)
+            gradient = (
+                input_gradient(outputs, inputs, piece, **_together(way), retain_graph=keep)
+                if together
+                else input_gradient(outputs, inputs, piece[0], retain_graph=keep)
             )
             if self._low_memory and number == len(pieces):
                 self._graph = None
                 del inputs, outputs
-            yield from gradient.unbind() if together else (gradient,)
+            yield gradient if together else gradient.unsqueeze(0)
 
-    def _tried(self, cotangents: Tensor) -> tuple[Tensor, ...] | None:
+    def _tried(self, cotangents: Tensor) -> Tensor | None:
         """The first products that are computed together; None where the last of them is not the one that it has alone.
 
         Then, and where the network refuses, each cotangent goes alone from now on.
         """
         inputs, outputs = self._built()
         alone = input_gradient(outputs, inputs, cotangents[-1], retain_graph=True)
-        try:
-            together = input_gradient(outputs, inputs, cotangents, retain_graph=True, is_grads_batched=True)
-            difference = torch.linalg.vector_norm((together[-1] - alone).nan_to_num())
-            rounding = torch.finfo(alone.dtype).eps ** 0.5 * torch.linalg.vector_norm(alone.nan_to_num())
-            self._sound[_TOGETHER] = not bool(difference > rounding)
-        except Exception:  # whatever a part of the network says to what it does not expect
-            self._sound[_TOGETHER] = False
-            self._graph = None  # the failed pass may have used parts of it up
-        if self._sound[_TOGETHER]:
-            return together.unbind()
-        self._chunk_size = 1
+        for vmapped in (True, False):
+            inputs, outputs = self._built()
+            try:
+                products = input_gradient(outputs, inputs, cotangents, **_together(vmapped), retain_graph=True)
+                difference = torch.linalg.vector_norm((products[-1] - alone).nan_to_num())
+                rounding = torch.finfo(alone.dtype).eps ** 0.5 * torch.linalg.vector_norm(alone.nan_to_num())
+                self._sound[TOGETHER] = not bool(difference > rounding)
+            except Exception:  # whatever a part of the network says to what it does not expect
+                self._sound[TOGETHER] = False
+                self._graph = None  # the failed pass may have used parts of it up
+            if self._sound[TOGETHER]:
+                self._sound[VMAPPED] = vmapped
+                return products
+        self._sound[VMAPPED], self._chunk_size = False, 1
         return None
 
     def jvp(self, directions: Tensor) -> Tensor:
@@ -300,12 +341,17 @@ class Linearisation:
         return tangent
 
 
+def _together(vmapped: bool) -> dict[str, bool]:
+    """The option of :func:`input_gradient` for cotangents that go together."""
+    return {"vmapped": True} if vmapped else {"is_grads_batched": True}
+
+
 def _like_sizes(cotangents: Tensor, most: int) -> tuple[Tensor, ...]:
     """The cotangents (n, B, ...) in as few pieces as can be, of like sizes: 7 and 6, not 8 and 5."""
     return cotangents.split(math.ceil(len(cotangents) / math.ceil(len(cotangents) / most)))
 
 
-def _fitting_together(outputs: Tensor) -> int:
+def _fitting_together(outputs: Tensor, image_elements: int) -> int:
     """How many cotangents go through one backward pass, from the greatest gradient in the graph of the outputs.
 
     One, where a part of the graph is written in Python: what such a part, or a hook, makes of several is not known.
@@ -316,12 +362,14 @@ def _fitting_together(outputs: Tensor) -> int:
         if node is None or node in seen:
             continue
         seen.add(node)
-        sizes = [math.prod(gradient.shape) for gradient in getattr(node, "_input_metadata", ())]
-        greatest = max(greatest, *sizes) if sizes else _ELEMENTS_TOGETHER
-        if greatest > _ELEMENTS_TOGETHER // 2 or isinstance(node, torch.autograd.function.BackwardCFunction):
+        if node.name() not in _PASSED_ON:
+            sizes = [math.prod(gradient.shape) for gradient in getattr(node, "_input_metadata", ())]
+            greatest = max(greatest, *sizes) if sizes else _ELEMENTS_TOGETHER
+        together = min(_ELEMENTS_TOGETHER // greatest, _IMAGE_ELEMENTS_TOGETHER // image_elements)
+        if together < FEWEST_TOGETHER or isinstance(node, torch.autograd.function.BackwardCFunction):
             return 1
         waiting.extend(following for following, _ in node.next_functions)
-    return min(_MOST_TOGETHER, _ELEMENTS_TOGETHER // greatest)
+    return together
 
 
 def _weights(outputs: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from monai_ifim.model.inputs import (
     plain_tensor,
     usable_inputs,
 )
-from monai_ifim.model.linearisation import Linearisation
+from monai_ifim.model.linearisation import FEWEST_TOGETHER, VMAPPED, Linearisation
 from monai_ifim.model.replacements import Replacements
 from monai_ifim.model.state import (
     check_modules,
@@ -195,7 +195,9 @@ class Model:
         return changed
 
     @contextmanager
-    def linearised(self, images: Tensor, both: bool = False, low_memory: bool = False) -> Iterator[Linearisation]:
+    def linearised(
+        self, images: Tensor, both: bool = False, low_memory: bool = False, many: bool = False
+    ) -> Iterator[Linearisation]:
         """One gradient-enabled forward pass, and products with the Jacobian behind it; the graph is freed at the end.
 
         The parameters require no gradient inside, so that no graph is kept for them, and gradient checkpointing, which
@@ -205,6 +207,7 @@ class Model:
             images: (B, C_in, *spatial), plain.
             both: whether Jacobian-vector products are asked for, too; fused attention, which has none, is left out.
             low_memory: keep no graph between products: more passes, less memory.
+            many: whether a product for each output, or nearly, is asked for, all of which may go together.
 
         Raises:
             TypeError: When the network returns something else than a tensor.
@@ -220,17 +223,31 @@ class Model:
                 held.enter_context(sdpa_kernel(SDPBackend.MATH))
             held.enter_context(self._tried(images))
             held.enter_context(self._normalised(images))  # around the backward passes, too
-            verdict = self._verdict(images)
-            options = (self._outputs, images, self.chunk_size, low_memory, verdict.ways)
-            point = (
-                Linearisation(*options, sound=verdict.sound)
-                if self.windows is None
-                else WindowedLinearisation(*options, windows=self.windows, network=self._of_window)
-            )
+            point = self._linearisation(images, low_memory, many)
             try:
                 yield point
             finally:
                 point.close()
+
+    def _linearisation(self, images: Tensor, low_memory: bool, many: bool) -> Linearisation:
+        verdict = self._verdict(images)
+        options = (images, self.chunk_size, low_memory, verdict.ways)
+        if self.windows is not None:
+            return WindowedLinearisation(self._outputs, *options, windows=self.windows, network=self._of_window)
+        slow = self.chunk_size is not None or low_memory or not verdict.sound.get(VMAPPED, True)
+        if slow or not many or not self._replacements.suit_channels_last(images):
+            return Linearisation(self._outputs, *options, sound=verdict.sound)
+        # where many products go together, the layout of the network itself is faster
+        if not verdict.together.get(len(images), False):
+            point = Linearisation(self._outputs, *options, sound=verdict.sound)
+            if len(images) in verdict.together:
+                return point
+            few = point.outputs[0].numel() <= FEWEST_TOGETHER  # and there may be a column less
+            verdict.together[len(images)] = together = not few and point.chunk_size > 1
+            if not together:
+                return point
+            point.close()
+        return Linearisation(self._contiguous_outputs, *options, sound=verdict.sound)
 
     @deferred
     def jvp(self, images: Tensor, directions: Tensor) -> Tensor:
@@ -310,10 +327,14 @@ class Model:
         sound = self._verdict(images).sound.get(_NORMALISATION, False)
         return self._replacements.plain_normalisation(images.device) if sound else nullcontext()
 
-    def _outputs(self, images: Tensor) -> Tensor:
+    def _contiguous_outputs(self, images: Tensor) -> Tensor:
+        """In which layout products that go together are faster."""
+        return self._outputs(images, channels_last=False)
+
+    def _outputs(self, images: Tensor, channels_last: bool = True) -> Tensor:
         self._check(images)
         with one_at_a_time, self._normalised(images):
-            outputs = self.arranged(self._called(images), images)
+            outputs = self.arranged((self._called if channels_last else self._plain)(images), images)
         if outputs.ndim > max(images.ndim, 3):
             raise ValueError(
                 f"The network gives outputs of shape {tuple(outputs.shape)} for images of shape {tuple(images.shape)}, "

@@ -35,12 +35,14 @@ class Verdict:
         sound: for each replacement that was tried, whether it gives the outputs and gradients of the network itself;
             and whether vector-Jacobian products together are those that each has alone.
         ways: the faster way of Jacobian-vector products, once that is known.
+        together: for each number of images, whether many vector-Jacobian products go together, once that is known.
     """
 
     changing: tuple[str, ...] | None = None
     alone: bool = False
     sound: dict[str, bool] = field(default_factory=dict)
     ways: list[str] = field(default_factory=list)
+    together: dict[int, bool] = field(default_factory=dict)
 
 
 def verdict_of(network: Callable, kind: Any) -> Verdict:

@@ -70,7 +70,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     gradient = linearisation.input_gradient
 
     def counted(outputs, inputs, cotangents, **options):
-        seen.append(len(cotangents) if options.get("is_grads_batched") else 1)
+        seen.append(len(cotangents) if options.get("vmapped") or options.get("is_grads_batched") else 1)
         return gradient(outputs, inputs, cotangents, **options)
 
     monkeypatch.setattr(linearisation, "input_gradient", counted)
@@ -116,7 +116,7 @@ def test_cotangents_go_together_where_the_gradients_of_a_layer_are_small_after_o
 
 
 def test_pieces_have_like_sizes_that_keep_the_gradients_of_a_layer_small(passes):
-    network, images = case(convolutions, size=(128, 128), count=1)  # 4 x 128 x 128: eight make 2^19
+    network, images = case(convolutions, size=(184, 184), count=1)  # 4 x 184 x 184: seven make 2^20
     products(Model(network, "gaussian"), images)
     assert passes == [1, 7, 6]
 
@@ -136,7 +136,7 @@ def test_each_goes_alone_where_the_trial_fails_and_nothing_is_said(failure, monk
 
     def failing(outputs, inputs, cotangents, **options):
         found = gradient(outputs, inputs, cotangents, **options)
-        if not options.get("is_grads_batched"):
+        if not (options.get("vmapped") or options.get("is_grads_batched")):
             return found
         together.append(len(cotangents))
         if failure == "refused":
@@ -147,7 +147,7 @@ def test_each_goes_alone_where_the_trial_fails_and_nothing_is_said(failure, monk
     model = Model(network, "gaussian")
     for _ in range(2):
         torch.testing.assert_close(products(model, images), truth, rtol=1e-10, atol=1e-12)
-    assert together == [OUTPUTS]  # tried once
+    assert together == [OUTPUTS, OUTPUTS]  # each way tried once
     assert not recwarn
 
 
@@ -167,3 +167,49 @@ def test_the_graph_of_two_classes_is_not_looked_through(monkeypatch):
     monkeypatch.setattr(linearisation, "_fitting_together", None)  # calling it would raise
     network, images = case(lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 2)))
     assert input_fisher(network, images).products == 1
+
+
+def test_what_vmap_knows_only_one_by_one_goes_together_the_other_way_and_nothing_is_said(recwarn):
+    network, images = case(attention)
+    truth = products(Model(network, "gaussian", chunk_size=1), images)
+    ways, gradient = [], linearisation.input_gradient
+    with pytest.MonkeyPatch.context() as patch:
+
+        def noted(*inputs, **options):
+            ways.append(sorted(set(options) - {"retain_graph"}))
+            return gradient(*inputs, **options)
+
+        patch.setattr(linearisation, "input_gradient", noted)
+        torch.testing.assert_close(products(Model(network, "gaussian"), images), truth, rtol=1e-10, atol=1e-12)
+    assert ways == [[], ["vmapped"], ["is_grads_batched"]]
+    assert torch._C._functorch._is_vmap_fallback_enabled()
+    assert not [warning for warning in recwarn if "batching rule" in str(warning.message)]
+
+
+NOTED: list[bool] = []  # not in the network, whose state is restored
+
+
+class Noting(nn.Module):
+    """Notes the layout of the features that pass."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        layers = (nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, outputs))
+        self.first, self.flat, self.last = layers
+
+    def forward(self, images):
+        features = self.first(images)
+        NOTED.append(features.is_contiguous())
+        return self.last(self.flat(features))
+
+
+@pytest.mark.parametrize(("outputs", "contiguous"), [(OUTPUTS, True), (2, False)])
+def test_many_products_that_go_together_leave_the_layout_as_it_is_and_repeat_to_the_bit(outputs, contiguous):
+    network, images = case(lambda: Noting(outputs), dtype=torch.float32)
+    truth = input_fisher(Model(network, chunk_size=1), images)
+    assert NOTED[-1] is False
+    found = [input_fisher(network, images) for _ in range(2)]
+    assert NOTED[-1] is contiguous
+    torch.testing.assert_close(found[0].eigenvalues, truth.eigenvalues, rtol=1e-4, atol=1e-8)
+    assert torch.equal(found[0].eigenvalues, found[1].eigenvalues)
+    assert torch.equal(found[0].eigenvectors, found[1].eigenvectors)
