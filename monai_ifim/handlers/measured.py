@@ -24,7 +24,7 @@ from monai_ifim.likelihoods import Dense, Likelihood
 from monai_ifim.model import Batches, Model, plain_tensor, restricted, varied
 from monai_ifim.perturbation import realistic_changes, removal_curves, sensitivity_curves
 from monai_ifim.perturbation.endpoints import endpoints_of
-from monai_ifim.statistics import per_image
+from monai_ifim.statistics import values_at
 from monai_ifim.transforms import default_changes
 
 # Values of each image that MetricsSaver can write, beside the KL along each direction.
@@ -225,8 +225,9 @@ def details(measured: Measured, directions: Sequence[str], strength: float) -> d
     """Values of each image (images seen, 1), NaN for those not chosen, in the order that they were seen."""
     table = measured.images.set_index("image")
     table["log10_lambda_max"] = np.log10(table.lambda_max.where(table.lambda_max > 0))
+    changed = values_at(measured.curves, strength, ["kl"])
     for name in directions:
-        table[f"kl_{name}"] = per_image(measured.curves, name, strength)
+        table[f"kl_{name}"] = changed.loc[name].kl if name in changed.index else np.nan
     found = {}
     for name in (*_DETAILS, *(f"kl_{direction}" for direction in directions)):
         if name in table:
@@ -272,7 +273,7 @@ def _empty_tables(likelihood: Likelihood) -> tuple[pd.DataFrame, pd.DataFrame, p
 
 def _empty(*columns: str) -> pd.DataFrame:
     text = {"name", "skipped", "eigenvalues", "predicted", "label", "direction", "component", "change"}
-    return pd.DataFrame({name: pd.Series(dtype=object if name in text else float) for name in columns})
+    return pd.DataFrame({name: np.empty(0, dtype=object if name in text else float) for name in columns})
 
 
 def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

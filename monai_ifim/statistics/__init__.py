@@ -37,7 +37,7 @@ from monai_ifim.statistics.summaries import (
     summary_names,
     thresholds,
 )
-from monai_ifim.statistics.tables import cells, curve_table, per_group, per_image, removal_table
+from monai_ifim.statistics.tables import cells, curve_table, per_group, per_image, removal_table, values_at
 
 __all__ = [
     "COMPARED",
@@ -75,4 +75,5 @@ __all__ = [
     "summarise",
     "summary_names",
     "thresholds",
+    "values_at",
 ]

@@ -14,7 +14,7 @@ import pandas as pd
 from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.statistics.comparisons import censored, coupling
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, auc_interval, bootstrap_interval
-from monai_ifim.statistics.tables import cell_values, per_group, per_image, truth_and_scores, used_images
+from monai_ifim.statistics.tables import cell_values, per_group, truth_and_scores, used_images, values_at
 
 _COUPLING_TRANSFER = ("coupling_transfer", "coupling_transfer_ci95_lower", "coupling_transfer_ci95_upper")
 # The numbers to read first, of those that :func:`summarise` gives for the likelihood and the directions.
@@ -71,13 +71,15 @@ def summarise(
     if {"high", "transfer"} <= set(directions):
         interval = bootstrap_interval(per_group(coupling(frame, floor, strength, "transfer"), used), "median")
         summary |= dict(zip(_COUPLING_TRANSFER, (interval.value, interval.low, interval.high)))
-    for point in (point for point in _LOGGED if point.column in frame):
+    logged = [point for point in _LOGGED if point.column in frame]
+    changed = values_at(frame, strength, [point.column for point in logged])
+    for point in logged:
         if point.unperturbed:  # where there are labels; these count images
             if point.column not in used or used[point.column].isna().all():
                 continue
             summary[point.name] = float(used[point.column].mean())
         for direction in directions:
-            values = per_image(frame, direction, strength, point.column)
+            values = changed[point.column].loc[direction] if direction in changed.index else pd.Series(dtype=float)
             values = values if point.unperturbed else per_group(values, used)
             summary[f"{point.name}_{direction}"] = float(values.mean())
     if {"high", "low_matched"} <= set(directions):  # true by construction where the change is small

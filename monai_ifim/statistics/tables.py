@@ -10,7 +10,7 @@ intervals of 95 % (:mod:`monai_ifim.statistics.intervals`). What no image gives 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -140,15 +140,20 @@ def _groups(index: pd.Index, images: pd.DataFrame) -> pd.Series:
     return group.where(group.notna() & (group != ""), index.to_series())
 
 
-def values_at(frame: pd.DataFrame, strength: float, endpoint: str = "kl") -> pd.DataFrame:
-    """:func:`per_image` of all directions: one row an image, one column a direction."""
+def values_at(frame: pd.DataFrame, strength: float, endpoints: Sequence[str]) -> pd.DataFrame:
+    """:func:`per_image` of all directions and some endpoints: one row a direction and image, one column an endpoint."""
     rows = frame[np.isclose(frame.strength.astype(float), strength, atol=0)]
-    return rows.groupby(["direction", "image"])[endpoint].mean().astype(float).unstack("direction")
+    return rows.groupby(["direction", "image"])[list(endpoints)].mean().astype(float)
 
 
-def pairs(values: pd.DataFrame, direction: str, control: str) -> pd.DataFrame:
-    """Values of two directions, of :func:`values_at`, of the images that both have."""
-    return values.reindex(columns=[direction, control]).set_axis(["direction", "control"], axis=1).dropna()
+def pairs(values: pd.Series, direction: str, control: str) -> pd.DataFrame:
+    """Values of two directions, one column of :func:`values_at`, of the images that both have."""
+    return (
+        values.unstack("direction")
+        .reindex(columns=[direction, control])
+        .set_axis(["direction", "control"], axis=1)
+        .dropna()
+    )
 
 
 def cells(curves: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:
