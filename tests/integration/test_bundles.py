@@ -44,7 +44,6 @@ MEDMNIST = "medmnist_classification"
 NETWORKS: dict[str, dict[str, Any]] = {
     "DenseNet121": {"out_channels": "@num_classes"},
     "EfficientNetBN": {"model_name": "efficientnet-b0", "pretrained": False, "num_classes": "@num_classes"},
-    "SEResNet50": {"num_classes": "@num_classes"},
     "ViT": {
         **{"img_size": "@spatial_size", "patch_size": 7, "hidden_size": 48, "mlp_dim": 96, "num_layers": 2},
         **{"num_heads": 4, "classification": True, "num_classes": "@num_classes", "post_activation": "none"},

@@ -170,12 +170,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     odd = {"dataset_file": folder / "odd.npz", "num_epochs": 1, "batch_size": 16, **LIGHT}
     odd["validate#dataloader#batch_size"] = 1
     # uneven shares, on the metric route: the documented command, with its finalize
-    signal = {"train_samples": 256, "val_samples": 33, "num_epochs": 2, "batch_size": 32, **LIGHT}
+    signal = {"train_samples": 64, "val_samples": 33, "num_epochs": 2, "batch_size": 32, **LIGHT}
     root = write(folder / "attached", in_sections())
     attach_to_bundle(root)
     head = (root / "configs" / "ifim.yaml").read_text().splitlines()
     (printed,) = [line.strip("# ") for line in head if line.startswith("#   torchrun ")]
-    failing = {"train_samples": 64, "val_samples": 9, "num_epochs": 1, "batch_size": 32, **LIGHT}
+    failing = {"train_samples": 32, "val_samples": 9, "num_epochs": 1, "batch_size": 32, **LIGHT}
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]  # of the second process group: the first one's addresses are known at its own
     again = {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
