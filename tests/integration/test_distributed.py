@@ -170,7 +170,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     odd = {"dataset_file": folder / "odd.npz", "num_epochs": 1, "batch_size": 16, **LIGHT}
     odd["validate#dataloader#batch_size"] = 1
     # uneven shares, on the metric route: the documented command, with its finalize
-    signal = {"train_samples": 64, "val_samples": 33, "num_epochs": 2, "batch_size": 32, **LIGHT}
+    signal = {"train_samples": 64, "val_samples": 33, "num_epochs": 2, "batch_size": 16, **LIGHT}
     root = write(folder / "attached", in_sections())
     attach_to_bundle(root)
     head = (root / "configs" / "ifim.yaml").read_text().splitlines()
@@ -216,7 +216,7 @@ def test_process_0_alone_logs_and_writes(runs: Runs):
 
 def test_each_process_trains_on_its_share_of_the_samples(runs: Runs):
     steps = list(event_scalars(runs.folder / "signal" / "eval")["train_loss"])
-    assert steps == list(range(1, 256 // 32 // RANKS + 1))
+    assert steps == list(range(1, 64 // 16 // RANKS + 1))
 
 
 def test_the_command_that_attach_prints_logs_the_numbers_of_all_images_once(runs: Runs):
