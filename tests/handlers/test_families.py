@@ -129,6 +129,8 @@ def test_distributed_data_parallel(tmp_path):
         check_works(network)
         network(pictures()).sum().backward()  # its hooks still find the gradients
         assert all(parameter.grad is not None for parameter in network.parameters())
+        # the network, which holds Python's lock as it goes, must not be the last to hold gloo's threads, which need it
+        del network
     finally:
         idist.finalize()
 
