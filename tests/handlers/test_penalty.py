@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import logging
 import multiprocessing
@@ -369,6 +370,8 @@ def in_two_processes(rank: int, folder: str) -> None:
     trainer(network, FisherPenaltyHandler(20.0), data=halves, batch=2).run()
     if rank == 0:
         torch.save(network.module.state_dict(), f"{folder}/weights.pt")
+    del network  # before the group: as the last to hold gloo's threads it could wait for ever
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 
