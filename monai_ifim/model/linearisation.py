@@ -184,7 +184,7 @@ class Linearisation:
                 continue
             inputs, outputs = self._built()
             keep = not (last or self._low_memory) or number < len(pieces)
-            way = self._sound.get(VMAPPED, False)
+            way = self._sound.get(VMAPPED, False) and not self._asked  # what was asked for depends on no run before
             gradient = (
                 input_gradient(outputs, inputs, piece, **_together(way), retain_graph=keep)
                 if together

@@ -163,6 +163,13 @@ def test_what_goes_together_was_asked_for_without_a_trial(passes):
     assert passes == [5, 5, 3]
 
 
+def test_what_was_asked_for_is_the_same_to_the_bit_whatever_ran_before():
+    network, images = case(convolutions, dtype=torch.float32)
+    before = products(Model(network, "gaussian", chunk_size=5), images)
+    products(Model(network, "gaussian"), images)  # which tries out vmap
+    assert torch.equal(products(Model(network, "gaussian", chunk_size=5), images), before)
+
+
 def test_the_graph_of_two_classes_is_not_looked_through(monkeypatch):
     monkeypatch.setattr(linearisation, "_fitting_together", None)  # calling it would raise
     network, images = case(lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 2)))
