@@ -33,7 +33,7 @@ def coupling(
         >>> coupling(frame, pd.Series({0: 0.0}), 0.03, "transfer").round(6).to_list()
         [2.0]
     """
-    return _log_ratio(pairs(values_at(frame, strength, ["kl"]).kl, direction, control), noise_floor)
+    return _log_ratio(pairs(_by_direction(frame, strength, "kl"), direction, control), noise_floor)
 
 
 def censored(frame: pd.DataFrame, noise_floor: pd.Series, strength: float, control: str = "low_matched") -> float:
@@ -45,7 +45,7 @@ def censored(frame: pd.DataFrame, noise_floor: pd.Series, strength: float, contr
         >>> censored(frame, pd.Series({0: 1e-13}), 0.03)
         1.0
     """
-    both = pairs(values_at(frame, strength, ["kl"]).kl, "high", control).join(noise_floor.rename("floor"), how="inner")
+    both = pairs(_by_direction(frame, strength, "kl"), "high", control).join(noise_floor.rename("floor"), how="inner")
     return float((both[["direction", "control"]].min(axis=1) <= both.floor).mean()) if len(both) else float("nan")
 
 
@@ -91,8 +91,7 @@ def compare_directions(
     if len(tested) and not np.isclose(tested, strength, atol=0).any():
         raise ValueError(f"strength must be one of those tested, {', '.join(map(str, tested))}, got {strength}.")
     floor = images.set_index("image").noise_floor
-    column = ENDPOINTS[endpoint].column
-    values, rows = values_at(curves, strength, [column])[column], []
+    values, rows = _by_direction(curves, strength, ENDPOINTS[endpoint].column), []
     for control in [name for name in curves.direction.unique() if name != direction] if controls is None else controls:
         both = pairs(values, direction, control)
         changes = per_group(both.direction - both.control, images)
@@ -107,6 +106,11 @@ def compare_directions(
         rows.append([*row, ratio.value, ratio.low, ratio.high, difference.degenerate, p_value])
     table = pd.DataFrame(rows, columns=_COMPARISON)
     return table.assign(holm_p=holm(table.wilcoxon_p))
+
+
+def _by_direction(frame: pd.DataFrame, strength: float, column: str) -> pd.DataFrame:
+    """A column of :func:`values_at`: one row an image, one column a direction."""
+    return values_at(frame, strength, [column])[column].unstack("direction")
 
 
 def _log_ratio(both: pd.DataFrame, noise_floor: pd.Series) -> pd.Series:

@@ -146,14 +146,9 @@ def values_at(frame: pd.DataFrame, strength: float, endpoints: Sequence[str]) ->
     return rows.groupby(["direction", "image"])[list(endpoints)].mean().astype(float)
 
 
-def pairs(values: pd.Series, direction: str, control: str) -> pd.DataFrame:
-    """Values of two directions, one column of :func:`values_at`, of the images that both have."""
-    return (
-        values.unstack("direction")
-        .reindex(columns=[direction, control])
-        .set_axis(["direction", "control"], axis=1)
-        .dropna()
-    )
+def pairs(values: pd.DataFrame, direction: str, control: str) -> pd.DataFrame:
+    """Of values (a row an image, a column a direction) those of two directions, of the images that both have."""
+    return values.reindex(columns=[direction, control]).set_axis(["direction", "control"], axis=1).dropna()
 
 
 def cells(curves: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:

@@ -120,10 +120,8 @@ def _plot(table: pd.DataFrame, columns: tuple[str, str], x_label: str, title: st
         empty_axes(figure.subplots(), "no image was perturbed, so there is no curve")
         return figure
     styles = direction_styles(table.direction)
-    numbers, places = (
-        table[["x", "value", "low", "high"]].to_numpy(float),
-        table.groupby(["endpoint", "direction"]).indices,
-    )
+    numbers = table[["x", "value", "low", "high"]].to_numpy(float)
+    places = table.groupby(["endpoint", "direction"]).indices
     curves = {place: numbers[rows].T for place, rows in places.items()}
     # the legend stands in the cells that no panel needs, or in a low row of its own
     rows, free = -(-len(endpoints) // _PANELS_A_ROW), -len(endpoints) % _PANELS_A_ROW
