@@ -7,17 +7,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from monai.engines import Evaluator
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from monai_ifim.handlers.figure_times import FigureTimes
 from monai_ifim.handlers.layout import metrics_beside, own_metrics, scalar_layout
 from monai_ifim.handlers.listening import listen
 from monai_ifim.handlers.optional import InRun, LeftOut, kept_apart
-from monai_ifim.handlers.options import FIGURE_OPTIONS, check_figure_interval, documented
+from monai_ifim.handlers.options import FIGURE_OPTIONS, documented
 from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
 from monai_ifim.handlers.steps import step_of
 from monai_ifim.results import IFIMResult
@@ -40,7 +41,7 @@ class IFIMFigureHandler:
 
     Raises:
         TypeError: When ``summary_writer`` cannot take images and scalars.
-        ValueError: When ``figure_interval`` is no whole number, 1 or more.
+        ValueError: When ``figure_interval`` is neither a whole number, 1 or more, nor ``"best"``.
 
     Example::
 
@@ -59,7 +60,7 @@ class IFIMFigureHandler:
         summary_writer: Any = None,
         log_dir: str | Path = "./runs",
         global_epoch_transform: Callable[[int], int] | None = None,
-        figure_interval: int = 1,
+        figure_interval: int | Literal["best"] = 1,
     ) -> None:
         missing = [name for name in ("add_image", "add_scalar", "flush") if not hasattr(summary_writer, name)]
         if summary_writer is not None and missing:
@@ -70,9 +71,8 @@ class IFIMFigureHandler:
         self.ifim = ifim
         self.log_dir = log_dir
         self.global_epoch_transform = global_epoch_transform
-        self.figure_interval = check_figure_interval(figure_interval)
+        self.figure_times = FigureTimes(figure_interval)
         self._writer = summary_writer
-        self._evaluations = 0  # that were handed over
         self._prefix = "ifim_"
         self._last: int | None = None
         self._warned = self._laid_out = False
@@ -89,7 +89,7 @@ class IFIMFigureHandler:
         # TensorBoard also writes to addresses (s3://)
         folder = Path(self.log_dir) if self._writer is None and "://" not in str(self.log_dir) else None
         use = InRun(self._draw, engine, "IFIMFigureHandler")
-        self._prefix = listen(self.ifim, engine, use, use.who, folder, "log_dir").prefix
+        self._prefix = listen(self.ifim, engine, use, use.who, folder, "log_dir", self.figure_times.late).prefix
 
     def draw(self, result: IFIMResult) -> None:
         """Write the scalars and the figures of one epoch.
@@ -120,8 +120,7 @@ class IFIMFigureHandler:
         table = table[(table.direction != "unperturbed") & table.value.notna()]
         for endpoint, name, strength, value in zip(table.endpoint, table.direction, table.strength, table.value):
             self._writer.add_scalar(f"{self._prefix}curve_{endpoint}/{name}_{strength:g}", value, step)
-        number, self._evaluations = self._evaluations, self._evaluations + (engine is not None)
-        if engine is not None and number % self.figure_interval:
+        if not self.figure_times.due(engine):
             self._writer.flush()
             return {}
         pictures = draw_pictures(result)

@@ -323,15 +323,6 @@ class Options:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def check_figure_interval(value: Any) -> int:
-    """Every which evaluation has figures.
-
-    Raises:
-        ValueError: When it is no whole number, 1 or more.
-    """
-    return _whole(1)("figure_interval", value)
-
-
 # What each option is for, in the order of the signatures.
 OPTIONS: dict[str, str] = {field.name: field.metadata["words"] for field in dataclasses.fields(Options)}
 FIGURE_OPTIONS: dict[str, str] = {
@@ -341,7 +332,8 @@ FIGURE_OPTIONS: dict[str, str] = {
     "global_epoch_transform": "a function from the evaluator's epoch to the step; default that of the evaluator's "
     "TensorBoardStatsHandler (or StatsHandler), without one the epoch. Where the evaluator is run by hand, its epoch "
     "is always 1.",
-    "figure_interval": "draw at every n-th evaluation, the first included; scalars are written at each.",
+    "figure_interval": "draw at every n-th evaluation, the first included, or with 'best' at those whose key metric is "
+    "the best so far (at all where there is no key metric); scalars are written at each.",
 }
 SAVER_OPTIONS: dict[str, str] = {
     "ifim": FIGURE_OPTIONS["ifim"],
@@ -351,8 +343,9 @@ SAVER_OPTIONS: dict[str, str] = {
     "SimpleITK, which also reads a grid whose axes are not perpendicular (a tilted gantry) back from these two; "
     "'dicom' as Parametric Maps with the patient's identity, on the grid of the DICOM series from which the image was "
     "read (as NIfTI where there is none); false not at all.",
-    "figure_interval": "draw at every n-th evaluation, the first included. In between the folder keeps its figures, "
-    "and summary.json and the report say of which epoch they are; all else is written at each.",
+    "figure_interval": "draw at every n-th evaluation, the first included, or with 'best' at those whose key metric is "
+    "the best so far (at all where there is no key metric). In between the folder keeps its figures, and summary.json "
+    "and the report say of which epoch they are; all else is written at each.",
 }
 
 

@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from monai.engines import Evaluator
 from monai.utils import optional_import
 
 from monai_ifim.handlers.components import DICOM, FORMATS, Format, write_components
+from monai_ifim.handlers.figure_times import FigureTimes
 from monai_ifim.handlers.listening import listen
 from monai_ifim.handlers.mlflow_runs import log_files
 from monai_ifim.handlers.optional import InRun, LeftOut, kept_apart
-from monai_ifim.handlers.options import SAVER_OPTIONS, check_figure_interval, documented
+from monai_ifim.handlers.options import SAVER_OPTIONS, documented
 from monai_ifim.handlers.origin import origin_of
 from monai_ifim.handlers.recorder import MOST_DIRECTIONS
 from monai_ifim.handlers.routes import IFIMHandler, IFIMMetric
@@ -49,7 +51,7 @@ class IFIMSaver:
         FileExistsError: When the folder is there and holds something else.
         ImportError: When ``components`` is ``"dicom"``, and pydicom or highdicom is not there.
         ValueError: When ``folder`` is not a plain name, or too long, ``components`` is no format, or
-            ``figure_interval`` no whole number, 1 or more.
+            ``figure_interval`` neither a whole number, 1 or more, nor ``"best"``.
 
     Example::
 
@@ -66,7 +68,7 @@ class IFIMSaver:
         output_dir: str | Path,
         folder: str = "ifim",
         components: bool | Format = True,
-        figure_interval: int = 1,
+        figure_interval: int | Literal["best"] = 1,
     ) -> None:
         if Path(folder).name != folder or folder in ("", "..") or "\0" in folder:
             raise ValueError(f"folder must be a plain name, got {folder!r}.")
@@ -83,8 +85,8 @@ class IFIMSaver:
         self.ifim = ifim
         if isinstance(ifim, (IFIMHandler, IFIMMetric)):  # or attach says what is wrong
             ifim.recorder.most_directions = MOST_DIRECTIONS
-        self.figure_interval = check_figure_interval(figure_interval)
-        self._evaluations = self._drawn_at = 0  # how many were handed over, and the epoch that was drawn last
+        self.figure_times = FigureTimes(figure_interval)
+        self._drawn_at = 0  # the epoch that was drawn last
         self.folder = (Path(output_dir) / folder).resolve()  # the same place wherever the run goes, and behind a link
         _check_ours(self.folder)
 
@@ -98,7 +100,7 @@ class IFIMSaver:
             OSError: When ``output_dir`` cannot be made or written.
         """
         use = InRun(self._write, engine, "IFIMSaver")
-        listen(self.ifim, engine, use, use.who, self.folder.parent, "output_dir")
+        listen(self.ifim, engine, use, use.who, self.folder.parent, "output_dir", self.figure_times.late)
 
     def write(self, result: IFIMResult) -> Path:
         """Write the folder of one epoch.
@@ -118,9 +120,8 @@ class IFIMSaver:
     def _write(self, result: IFIMResult, engine: Evaluator | None = None) -> dict[str, Exception]:
         """What had to be left out, with the errors."""
         _check_ours(self.folder)
-        number, self._evaluations = self._evaluations, self._evaluations + (engine is not None)
         figures = self.folder / "figures"
-        kept = engine is not None and number % self.figure_interval != 0 and figures.is_dir()
+        kept = not self.figure_times.due(engine) and figures.is_dir()
         drawn_at = self._drawn_at if kept else result.epoch
         try:
             with replaced_as_a_whole(self.folder, last=SUMMARY) as new:
