@@ -26,6 +26,7 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from monai_ifim.handlers import IFIMFigureHandler, IFIMHandler, IFIMSaver
+from monai_ifim.visualize import draw_pictures
 
 __all__ = ["drawing_table", "main", "unequal_tables"]
 
@@ -39,10 +40,14 @@ _SETTINGS: dict[str, tuple[tuple[int, ...], int, int]] = {
 _DIFFERS = {"created", "versions", "figures_epoch", "options", "profile"}
 
 
-def measure_one(setting: str, folder: Path) -> float:
-    """Processor seconds of drawing and writing one evaluation, in a process that has done so once before."""
+def measure_one(setting: str, folder: Path) -> tuple[float, float]:
+    """Processor seconds of drawing and writing one evaluation, in a process that has done so once before.
+
+    Returns:
+        Of all, and of drawing alone, which an evaluation without figures does not need.
+    """
     sides, classes, count = _SETTINGS[setting]
-    seconds = 0.0
+    seconds = drawing = 0.0
     for seed, images in ((1, 4), (2, count)):  # the first loads matplotlib and the writers
         torch.manual_seed(seed)
         convolution = (nn.Conv2d if len(sides) == 2 else nn.Conv3d)(1, 4, 5, stride=4)
@@ -57,10 +62,14 @@ def measure_one(setting: str, folder: Path) -> float:
         place = folder / str(seed)
         figures, saver = IFIMFigureHandler(ifim, log_dir=place / "runs"), IFIMSaver(ifim, place)
         start = time.process_time()
+        result.curve_table  # noqa: B018  # which all need, computed when first asked for
+        tables = time.process_time()
+        draw_pictures(result)  # here, and kept for both
+        drawing = time.process_time() - tables
         figures.draw(result)
         saver.write(result)
         seconds = time.process_time() - start
-    return seconds
+    return seconds, drawing
 
 
 def unequal_tables(one: Path, other: Path) -> list[str]:
@@ -88,9 +97,10 @@ def drawing_table(records: Sequence[Mapping[str, Any]]) -> str:
     for record in records:
         before, after = record["before_s"], record["after_s"]
         ratios = [late / early for early, late in zip(before, after)]
-        times = [f"{statistics.median(values):.2f}" for values in (before, after, ratios)]
+        drawing = record["after_drawing_s"]
+        times = [f"{statistics.median(values):.2f}" for values in (before, after, ratios, drawing)]
         rows.append([record["setting"], *times, ", ".join(record["unequal"]) or "none"])
-    header = ["evaluation", "before, s", "after, s", "after / before", "tables that differ"]
+    header = ["evaluation", "before, s", "after, s", "after / before", "after: drawing alone, s", "tables that differ"]
     machine = describe_machine(records[0]["environment"])
     words = f"Processor time, medians over {len(records[0]['before_s'])} rounds; before: commit {records[0]['before']}."
     return f"{machine} {words}\n\n{markdown_table(header, rows)}"
@@ -106,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--one", nargs=2, metavar=("SETTING", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
-        print(measure_one(options.one[0], Path(options.one[1])))
+        print(*measure_one(options.one[0], Path(options.one[1])))
         return
     if options.before is None:
         parser.error("--before is needed, a checkout of the earlier package")
@@ -115,18 +125,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     commit = ["git", "-C", str(options.before), "rev-parse", "--short", "HEAD"]
     before = subprocess.run(commit, check=True, capture_output=True, text=True).stdout.strip()
-    versions = {"before_s": options.before.resolve(), "after_s": Path(__file__).resolve().parents[1]}
+    versions = {"before": options.before.resolve(), "after": Path(__file__).resolve().parents[1]}
     records = []
     for setting in _SETTINGS:
         record: dict[str, Any] = {"setting": setting, "before": before, "environment": describe_environment("cpu", 1)}
-        record |= {"before_s": [], "after_s": [], "unequal": []}
+        record |= {f"{name}{part}_s": [] for name in versions for part in ("", "_drawing")} | {"unequal": []}
         for _ in range(options.rounds):
             with tempfile.TemporaryDirectory() as folder:
                 for name, root in versions.items():
                     command = [sys.executable, __file__, "--one", setting, f"{folder}/{name}"]
                     known = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
                     output = subprocess.run(command, check=True, capture_output=True, text=True, env=known).stdout
-                    record[name].append(float(output.split()[-1]))
+                    seconds, drawing = map(float, output.split()[-2:])
+                    record[f"{name}_s"].append(seconds)
+                    record[f"{name}_drawing_s"].append(drawing)
                 tables = [Path(folder, name, "2", "ifim") for name in versions]
                 record["unequal"] = sorted({*record["unequal"], *unequal_tables(*tables)})
         print(setting, record["before_s"], record["after_s"], record["unequal"] or "all tables equal", flush=True)

@@ -32,8 +32,8 @@ def test_tables_are_equal_up_to_their_last_bit_and_summaries_up_to_when_they_wer
 
 def test_the_table_has_medians_the_ratio_of_each_round_and_the_tables_that_differ():
     record = {"setting": "small", "before": "abc123", "environment": describe_environment("cpu", 1), "unequal": []}
-    record |= {"before_s": [2.0, 4.0, 6.0], "after_s": [1.0, 3.0, 1.5]}
+    record |= {"before_s": [2.0, 4.0, 6.0], "after_s": [1.0, 3.0, 1.5], "after_drawing_s": [0.5, 0.75, 1.25]}
     table = drawing_table([record, record | {"setting": "other", "unequal": ["curves.csv"]}])
     assert "before: commit abc123" in table
-    assert "| small | 4.00 | 1.50 | 0.50 | none |" in table
-    assert "| other | 4.00 | 1.50 | 0.50 | curves.csv |" in table
+    assert "| small | 4.00 | 1.50 | 0.50 | 0.75 | none |" in table
+    assert "| other | 4.00 | 1.50 | 0.50 | 0.75 | curves.csv |" in table
