@@ -122,7 +122,8 @@ def as_array(figure: Figure) -> np.ndarray:
     figure.set_dpi(_DPI)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # file names may have letters that the font lacks
+        for words in ("Glyph", "Matplotlib currently does not support"):  # letters of file names that the font lacks
+            warnings.filterwarnings("ignore", words, UserWarning)
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

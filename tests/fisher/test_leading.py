@@ -694,7 +694,8 @@ def test_pairs_that_did_not_converge_are_told_by_a_warning_with_the_numbers():
     assert fisher.products == 3
 
 
-def test_progress_is_shown_on_stderr_if_asked_for_and_else_nothing_is(capsys):
+def test_progress_is_shown_on_stderr_if_asked_for_and_else_nothing_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # as wide as what is said
     input_fisher(segmenter(), grids(2), VoxelwiseSoftmax(), rank=1)
     assert capsys.readouterr() == ("", "")
     fisher = input_fisher(segmenter(), grids(2), VoxelwiseSoftmax(), rank=1, show_progress=True)

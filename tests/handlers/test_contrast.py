@@ -233,6 +233,6 @@ def test_options_out_of_range_are_refused_when_the_handler_is_made(tmp_path, opt
 def test_a_trainer_is_refused(tmp_path):
     network = CNN()
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    trainer = SupervisedTrainer(CPU, 1, [], network, optimizer, torch.nn.CrossEntropyLoss())
+    trainer = SupervisedTrainer(CPU, 1, [], network, optimizer, torch.nn.CrossEntropyLoss(), epoch_length=1)
     with pytest.raises(ValueError, match="SupervisedTrainer is a trainer"):
         ContrastHandler(network, tmp_path).attach(trainer)

@@ -343,6 +343,7 @@ def test_autocast_and_a_scaler_take_a_pass_of_their_own_in_full_precision(caplog
     monkeypatch.setattr(
         torch, "autocast", lambda *kind, **options: (to_16_bits if kind == ("cuda",) else autocast)(*kind, **options)
     )
+    monkeypatch.setattr(torch.cuda.amp, "autocast", to_16_bits)  # which MONAI called before 1.5
     engine.run()
     monkeypatch.undo()
     assert "under autocast" in caplog.text
@@ -542,7 +543,7 @@ def test_every_option_is_described():
 
 
 def test_engines_without_one_loss_are_refused():
-    evaluator = SupervisedEvaluator(torch.device("cpu"), [], smooth())
+    evaluator = SupervisedEvaluator(torch.device("cpu"), [], smooth(), epoch_length=1)
     with pytest.raises(TypeError, match=r"a SupervisedEvaluator has none. Put it among the train_handlers"):
         FisherPenaltyHandler().attach(evaluator)
     network = smooth()

@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy
 from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.special import expit, ndtr
@@ -15,6 +16,8 @@ from monai_ifim.statistics import Interval, auc_interval, bootstrap_interval, ho
 pytestmark = pytest.mark.filterwarnings("error")
 
 NAN = float("nan")
+# units in the last place; versions before that of constraints.txt divide and add up in another order
+AWAY_FROM_SCIPY = 0 if tuple(map(int, scipy.__version__.split(".")[:2])) >= (1, 17) else 3
 
 
 def ends(interval):
@@ -37,7 +40,7 @@ def test_the_interval_is_that_of_scipy(statistic, count):
     )
     for _ in range(2):  # the second takes its draws from the store
         found = bootstrap_interval(values, statistic, level=0.9, resamples=700, seed=5)
-        assert ends(found) == tuple(truth.confidence_interval)
+        np.testing.assert_array_max_ulp(np.array(ends(found)), np.array(truth.confidence_interval), AWAY_FROM_SCIPY)
     assert found.value == pytest.approx(getattr(np, statistic)(values), rel=1e-14)
     assert (found.count, found.degenerate, found.method) == (count, False, "BCa")
 

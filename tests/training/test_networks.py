@@ -20,7 +20,8 @@ from monai_ifim.likelihoods import VoxelwiseSoftmax
 from monai_ifim.training import fisher_penalty
 
 CLASSES = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3}
-SWIN = {"img_size": (64, 64)} if "img_size" in inspect.signature(nets.SwinUNETR).parameters else {}
+SWIN = {"window_size": 2, "img_size": (64, 64)}  # of which each version of MONAI has one
+SWIN = {name: value for name, value in SWIN.items() if name in inspect.signature(nets.SwinUNETR).parameters}
 CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     # thinner or with fewer blocks of each kind than they are by default
     "DenseNet121": (lambda: nets.DenseNet121(**CLASSES, init_features=8, growth_rate=8, block_config=(2, 2, 2, 2)), 32),
@@ -69,7 +70,7 @@ SEGMENTATIONS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "SwinUNETR": (
         lambda: nets.SwinUNETR(
             in_channels=1, out_channels=3, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1),
-            spatial_dims=2, window_size=2, **SWIN,
+            spatial_dims=2, **SWIN,
         ),
         64,
     ),

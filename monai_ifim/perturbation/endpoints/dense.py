@@ -99,7 +99,15 @@ class DenseMeasurement(Measurement):
         distances = torch.full(both.shape, torch.nan, dtype=torch.float64)
         for image, label in both.nonzero().tolist():  # MONAI warns of what is missing
             some = (slice(image, image + 1), slice(label, label + 1))
-            distance = compute_hausdorff_distance(found[some], truth[some], include_background=True, percentile=95)
+            try:
+                distance = compute_hausdorff_distance(found[some], truth[some], include_background=True, percentile=95)
+            except RuntimeError as error:
+                if found.ndim > 3:
+                    raise
+                raise ValueError(
+                    f"This version of MONAI has no Hausdorff distance along a single axis ({error}); MONAI 1.6 has. "
+                    "Install it, or leave 'hausdorff' out of the endpoints."
+                ) from error
             distances[image, label] = float(distance)
         absent = ~truth.flatten(2).any(dim=2).cpu()
         return torch.where(absent, 0.0, distances).sum(dim=1) / (~absent).sum(dim=1).double()
