@@ -8,6 +8,7 @@ import sys
 import matplotlib
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
+from matplotlib_inline.config import InlineBackend
 
 from tutorials.execute import SHORT
 
@@ -16,6 +17,7 @@ def main(path: str) -> None:
     """Print what the cells print; an error in a cell is raised."""
     os.environ[SHORT] = "1"
     shell = InteractiveShell.instance()
+    InlineBackend.instance(parent=shell).print_figure_kwargs = {"bbox_inches": None}  # tight, each is drawn twice
     matplotlib.use("module://matplotlib_inline.backend_inline")  # draws each figure, as a notebook does
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":

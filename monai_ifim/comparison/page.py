@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import io
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +20,7 @@ from monai_ifim.statistics import COMPARED, LEAST_COUNT, LEAST_EQUIVALENT, compa
 from monai_ifim.visualize import plot_differences, plot_verdicts
 from monai_ifim.visualize.alternatives import differences_text, verdicts_text
 from monai_ifim.visualize.page import render_page, write_together
+from monai_ifim.visualize.pictures import as_array, as_png
 from monai_ifim.visualize.wording import endpoint_words, is_segmented, subject
 
 _MOST_NAMES = 20
@@ -122,6 +122,4 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _picture(figure: Figure) -> str:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(as_png(as_array(figure, dpi=130))).decode()}"

@@ -117,9 +117,9 @@ def _draw_cases(cases: list[Case], drawn: Pictures) -> None:
         drawn.cases[case.position] = panel[top:bottom]
 
 
-def as_array(figure: Figure) -> np.ndarray:
+def as_array(figure: Figure, dpi: float = _DPI) -> np.ndarray:
     """A figure as an array (H, W, 3), uint8, of one size whatever resolution the user has set."""
-    figure.set_dpi(_DPI)
+    figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         for words in ("Glyph", "Matplotlib currently does not support"):  # letters of file names that the font lacks

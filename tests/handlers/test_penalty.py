@@ -8,7 +8,7 @@ import copy
 import gc
 import inspect
 import logging
-import multiprocessing
+import sys
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ from monai_ifim import Model
 from monai_ifim.handlers import FisherPenaltyHandler
 from monai_ifim.handlers.penalty import PENALTY_OPTIONS
 from monai_ifim.training import FisherPenalty, fisher_penalty
-from tests.integration.runs import event_scalars
+from tests.integration.runs import ROOT, command, event_scalars, run_all
 
 F64 = torch.float64
 RATE = 0.5
@@ -377,8 +377,7 @@ def in_two_processes(rank: int, folder: str) -> None:
 
 
 def test_two_processes_take_the_step_of_one_with_both_their_images(tmp_path):
-    multiprocessing.set_forkserver_preload([__name__])  # imported once for both
-    torch.multiprocessing.start_processes(in_two_processes, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    run_all([command("halves", f"python -m {__name__} {tmp_path}", ROOT)])
     network, other = smooth(), by_hand(smooth())
     network.load_state_dict(torch.load(tmp_path / "weights.pt"))
     assert_same_weights(network, other)
@@ -589,3 +588,7 @@ def test_a_weight_of_the_schedule_out_of_range_a_penalty_that_is_not_finite_and_
     engine.state.iteration, engine.state.epoch_length = 1, None
     with pytest.raises(ValueError, match="give the trainer epoch_length"):
         FisherPenaltyHandler(warmup_epochs=1)._prepare(engine)
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.start_processes(in_two_processes, (sys.argv[1],), nprocs=2, start_method="fork")

@@ -428,9 +428,9 @@ def test_a_reader_finds_a_whole_folder_at_every_moment_while_writers_are_killed_
             for result in results[::-1]:
                 saver.write(result)
 
-    looks, found, end = 0, set(), time.monotonic() + 2.5
+    looks, found, end = 0, set(), time.monotonic() + 1.5
     while time.monotonic() < end:
-        writer, until = child(write_for_ever), time.monotonic() + random.uniform(0.02, 0.6)
+        writer, until = child(write_for_ever), time.monotonic() + random.uniform(0.02, 0.35)
         while time.monotonic() < until:
             found.add(lambda_in(saver.folder))  # raises where there is none, or half of one
             looks += 1
