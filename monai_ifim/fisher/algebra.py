@@ -13,7 +13,7 @@ _TINY = torch.finfo(torch.float64).tiny
 
 # Elements that are turned into float64 at a time, so that a float32 factor is never copied whole.
 _CHUNK_ELEMENTS = 2**20
-# Columns of a symmetric product at a time; what stands above them is not computed twice.
+# A symmetric product of more columns is computed in parts; what stands above the diagonal is not computed twice.
 _SYMMETRIC_COLUMNS = 128
 # Ratio of eigenvalues of a Gram matrix in float64 down to which its float32 eigenvectors are orthonormal as they are.
 _WELL_CONDITIONED = 1e-6
@@ -136,16 +136,32 @@ def weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
 def products(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right^T`` summed in float64, (B, m, n), from (B, m, D) and (B, n, D) of any dtype."""
     total = torch.zeros(left.shape[0], left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
-    step = _SYMMETRIC_COLUMNS if left is right else right.shape[1]
-    for left_chunk, right_chunk in zip(_chunks(left), _chunks(right, len(left) * left.shape[1])):
-        doubled = left_chunk.double()
-        others = doubled if left is right else right_chunk.double()
-        for start in range(0, right.shape[1], step):
-            above = start if left is right else 0
-            total[:, above:, start : start + step] += doubled[:, above:] @ others[:, start : start + step].mT
-    for start in range(step, right.shape[1], step):
-        total[:, :start, start : start + step] = total[:, start : start + step, :start].mT
+    if left is right:
+        for chunk in _chunks(left):
+            _add_symmetric(total, chunk.double())
+        _mirror(total)
+    else:
+        for left_chunk, right_chunk in zip(_chunks(left), _chunks(right, len(left) * left.shape[1])):
+            total.baddbmm_(left_chunk.double(), right_chunk.double().mT)
     return total
+
+
+def _add_symmetric(total: Tensor, rows: Tensor) -> None:
+    """Add ``rows @ rows^T`` (B, m, m), without what :func:`_mirror` can fill in."""
+    if (half := rows.shape[1] // 2) < _SYMMETRIC_COLUMNS // 2:
+        total.baddbmm_(rows, rows.mT)
+        return
+    total[:, half:, :half].baddbmm_(rows[:, half:], rows[:, :half].mT)
+    _add_symmetric(total[:, :half, :half], rows[:, :half])
+    _add_symmetric(total[:, half:, half:], rows[:, half:])
+
+
+def _mirror(total: Tensor) -> None:
+    if (half := total.shape[1] // 2) < _SYMMETRIC_COLUMNS // 2:
+        return
+    total[:, :half, half:] = total[:, half:, :half].mT
+    _mirror(total[:, :half, :half])
+    _mirror(total[:, half:, half:])
 
 
 def _chunks(values: Tensor, rows: int | None = None) -> Iterator[Tensor]:
