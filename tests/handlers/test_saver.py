@@ -428,14 +428,17 @@ def test_a_reader_finds_a_whole_folder_at_every_moment_while_writers_are_killed_
             for result in results[::-1]:
                 saver.write(result)
 
-    looks, found, end = 0, set(), time.monotonic() + 1.5
-    while time.monotonic() < end:
-        writer, until = child(write_for_ever), time.monotonic() + random.uniform(0.02, 0.35)
-        while time.monotonic() < until:
-            found.add(lambda_in(saver.folder))  # raises where there is none, or half of one
-            looks += 1
-        os.kill(writer, signal.SIGKILL)
-        os.waitpid(writer, 0)
+    looks, found, killed, end = 0, set(), 0, time.monotonic() + 60
+    while (killed < 6 or found != values) and time.monotonic() < end:
+        writer, until = child(write_for_ever), time.monotonic() + random.uniform(0.02, 0.4)
+        try:
+            while time.monotonic() < until:
+                found.add(lambda_in(saver.folder))  # raises where there is none, or half of one
+                looks += 1
+        finally:
+            os.kill(writer, signal.SIGKILL)
+            os.waitpid(writer, 0)
+            killed += 1
     assert found == values
     assert looks > 50
     saver.write(results[0])

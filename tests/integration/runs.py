@@ -62,7 +62,7 @@ def command(name: str, line: str, folder: Path, **further: Any) -> dict[str, Any
 
 
 def bundle_run(
-    name: str, bundle: str, configs: Iterable[str | Path], folder: Path, draw: bool = True, **options: Any
+    name: str, bundle: str, configs: Iterable[str | Path], folder: Path, draw: bool | str = True, **options: Any
 ) -> dict[str, Any]:
     """``python -m monai.bundle run`` of a bundle of the repository; what it writes goes to ``folder / name``.
 

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run several ``python -m MODULE ...`` lines in one process, as ``python -m`` itself does, so that it imports once.
 
-A command has a ``name``, ``line``, ``folder``, and optionally ``draw`` (default true), ``environment``, and ``rank``,
-the only process that runs it. The output of each stands behind a line ``RUN name``, with its exit status in a line
-``STATUS number``; one of several processes ends at the first error.
+A command has a ``name``, ``line``, ``folder``, and optionally ``draw`` (default true; ``"blank"``: figures are made,
+their pictures are empty), ``environment``, and ``rank``, the only process that runs it. The output of each is behind
+a line ``RUN name``, with its exit status in a line ``STATUS number``; one of several processes ends at the first error.
 
 It waits for lists of commands, each a line of standard input with the file for what the commands print and the number
 of processes, and runs each in a copy of itself (a fork), which has imported everything and computed nothing; several
@@ -22,13 +22,21 @@ import sys
 import traceback
 
 import monai.bundle  # noqa: F401
+import numpy as np
 import torch._dynamo  # noqa: F401  # as the first optimiser of a process does
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from monai_ifim.handlers import IFIMFigureHandler, IFIMSaver
+from monai_ifim.visualize import pictures
 
 DRAWING = [(kind, name, getattr(kind, name)) for kind, name in ((IFIMFigureHandler, "_draw"), (IFIMSaver, "_write"))]
+AS_ARRAY = pictures.as_array
+
+
+def blank(figure, *_):
+    """In place of the picture of a figure."""
+    return np.zeros((int(figure.bbox.height), 1, 3), np.uint8)
 
 
 def run(line: str) -> int:
@@ -58,6 +66,7 @@ def main(commands: list[dict]) -> None:
         os.environ.update(command.get("environment", {}))
         for kind, name, method in DRAWING:  # takes most of the time, where nothing looks at it
             setattr(kind, name, method if command.get("draw", True) else lambda *_: {})
+        pictures.as_array = blank if command.get("draw") == "blank" else AS_ARRAY
         if rank == 0:
             print(f"RUN {command['name']}", flush=True)
         status = run(command["line"])

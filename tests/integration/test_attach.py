@@ -72,7 +72,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
                 "ifim#shown": 1 if full else 0,
                 **({} if (shape, workflow) == ("in_sections", "train") else LIGHT),
             }
-            commands.append(command(f"{shape}_{workflow}", line + flags(further), root, draw=full))
+            commands.append(
+                command(f"{shape}_{workflow}", line + flags(further), root, draw="blank" if full else False)
+            )
             if shape in TWICE:
                 again = re.sub(r"(, 'configs/ifim\w*\.yaml')\]", r"\1\1]", line)
                 assert again.count("ifim") == 2 * line.count("ifim")

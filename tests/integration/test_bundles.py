@@ -109,7 +109,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     commands = [
         command("quick", quick_start() + flags({**short, **ONE_SHOWN, **places}), BUNDLES / "signal_detection"),
         bundle_run(
-            *("evaluate", "signal_detection", ["train", "evaluate", overlay_by_hand(folder)], folder),
+            *("evaluate", "signal_detection", ["train", "evaluate", overlay_by_hand(folder)], folder, "blank"),
             **{**trained, **LIGHT, "test_samples": 24, "ifim#max_images": 8},
         ),
         bundle_run(
@@ -119,7 +119,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         ),
         *(
             bundle_run(
-                *(kind, MEDMNIST, ["train", "ifim"], folder, kind != "grey"),
+                *(kind, MEDMNIST, ["train", "ifim"], folder, "blank" if kind != "grey" else False),
                 **{
                     "dataset_file": file,
                     "num_epochs": 1,

@@ -185,9 +185,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     commands = [
         command("shared", shared, BUNDLES / SIGNAL),
         *evaluations(folder, folder / "odd.npz"),
-        command("attached", printed + flags({"num_epochs": 1, "ifim#shown": 0}) + no_end, root),
-        command("medmnist", documented(MEDMNIST, ["ifim"], folder / "medmnist", **odd) + no_end, BUNDLES / MEDMNIST),
-        command("signal", documented(SIGNAL, ["ifim_multi_gpu"], folder / "signal", **signal), BUNDLES / SIGNAL),
+        command("attached", printed + flags({"num_epochs": 1, "ifim#shown": 0}) + no_end, root, draw="blank"),
+        command(
+            "medmnist",
+            documented(MEDMNIST, ["ifim"], folder / "medmnist", **odd) + no_end,
+            BUNDLES / MEDMNIST,
+            draw="blank",
+        ),
+        command(
+            "signal",
+            documented(SIGNAL, ["ifim_multi_gpu"], folder / "signal", **signal),
+            BUNDLES / SIGNAL,
+            draw="blank",
+        ),
         command(
             "failing",
             documented(SIGNAL, ["ifim_multi_gpu", folder / "failing.yaml"], folder / "failing", **failing),

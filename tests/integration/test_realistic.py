@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
         configs = ["train", "evaluate", "ifim", "ifim_realistic"]
         commands += [
             bundle_run(f"{bundle}_train", bundle, ["train"], folder, False, **options),
-            bundle_run(bundle, bundle, configs, folder, **options, **trained, **LIGHT),
+            bundle_run(bundle, bundle, configs, folder, "blank", **options, **trained, **LIGHT),
         ]
     return folder, run_all(commands)
 

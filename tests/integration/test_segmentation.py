@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
     trained = {"ckpt_dir": folder / "train" / "models"}
     commands = [
         bundle_run("alone", BUNDLE, ["train"], folder, False, **SHORT),
-        bundle_run("train", BUNDLE, ["train", "ifim"], folder, **SHORT, **LIGHT),
+        bundle_run("train", BUNDLE, ["train", "ifim"], folder, "blank", **SHORT, **LIGHT),
         bundle_run("evaluate", BUNDLE, ["train", "evaluate", "ifim"], folder, False, **trained, **LIGHT),
         bundle_run("infer", BUNDLE, ["train", "inference", "ifim"], folder, False, **trained, **LIGHT),
     ]
