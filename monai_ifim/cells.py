@@ -11,6 +11,7 @@ text comes back as it was; all others stand there as they are.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # What a formula begins with, also in its full-width form, after anything that a spreadsheet may skip.
 _FORMULA = r"(?:[\t\r\n]|[\s\x00-\x1f\ufeff]*[-=+@\uff0d\uff1d\uff0b\uff20])"
@@ -21,6 +22,7 @@ _TO_ESCAPE = re.compile(rf"(\\*)([\ud800-\udfff\x00\r]|{_ESCAPED})")
 _ESCAPES = re.compile(rf"(\\+)({_ESCAPED})")
 
 
+@lru_cache  # the same names stand in many rows
 def to_cell(text: str) -> str:
     r"""A text as it stands in a cell.
 

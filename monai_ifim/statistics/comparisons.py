@@ -90,16 +90,21 @@ def compare_directions(
     tested = sorted(curves.strength.astype(float).unique())
     if len(tested) and not np.isclose(tested, strength, atol=0).any():
         raise ValueError(f"strength must be one of those tested, {', '.join(map(str, tested))}, got {strength}.")
-    floor = images.set_index("image").noise_floor
-    values, rows = _by_direction(curves, strength, ENDPOINTS[endpoint].column), []
-    for control in [name for name in curves.direction.unique() if name != direction] if controls is None else controls:
-        both = pairs(values, direction, control)
-        changes = per_group(both.direction - both.control, images)
-        ratios = _log_ratio(both, floor) if endpoint == "kl" else changes[:0]
+    controls = [name for name in curves.direction.unique() if name != direction] if controls is None else controls
+    values = _by_direction(curves, strength, ENDPOINTS[endpoint].column).reindex(columns=[direction, *controls])
+    floor = images.set_index("image").noise_floor.reindex(values.index).to_numpy(dtype=float)
+    ours, *others = values.to_numpy().T
+    rows = []
+    for control, theirs in zip(controls, others):
+        both = ~np.isnan(ours) & ~np.isnan(theirs)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            changes = ours - theirs
+            ratios = np.log10((ours + floor) / (theirs + floor)) if endpoint == "kl" else np.full(len(ours), np.nan)
+        changes, ratios = (per_group(pd.Series(of[both], values.index[both]), images) for of in (changes, ratios))
         difference = bootstrap_interval(changes, "median", resamples=resamples, seed=seed)
-        ratio = bootstrap_interval(per_group(ratios, images), "median", resamples=resamples, seed=seed)
+        ratio = bootstrap_interval(ratios, "median", resamples=resamples, seed=seed)
         # scipy knows the exact distribution, also with zeros, once these are gone
-        nonzero = changes[changes != 0]
+        nonzero = changes.to_numpy()[changes.to_numpy() != 0]
         p_value = wilcoxon(nonzero).pvalue if len(nonzero) else 1.0 if len(changes) else np.nan
         row = [direction, control, strength, endpoint, difference.count]
         row += [difference.value, difference.low, difference.high]

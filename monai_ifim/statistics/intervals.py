@@ -156,14 +156,15 @@ def auc_interval(
     ordered = np.sort(scores, axis=1).reshape(count, scores.shape[1] * scores.shape[2])
     order = np.lexsort([*ordered.T, kind.reshape(-1)])  # images of a class together
     truth, scores = truth[order], scores[order]
-    value = float(np.mean([one_vs_rest_auc(truth, scores[:, repeat]) for repeat in range(scores.shape[1])]))
-    if np.isnan(value) or sizes.max() == 1:
-        return Interval(value, np.nan, np.nan, count, False, "none")
     outputs = [
         (np.flatnonzero(column), [_beaten(column, repeat) for repeat in scores[..., index].T])
         for index, column in enumerate(truth.T == 1)
         if 0 < np.count_nonzero(column) < count
     ]
+    areas = [[_area(*repeat) for repeat in repeats] for _, repeats in outputs]
+    value = float(np.mean([np.mean(of_outputs) for of_outputs in zip(*areas)])) if areas else np.nan
+    if not areas or sizes.max() == 1:
+        return Interval(value, np.nan, np.nan, count, False, "none")
 
     def areas_of(times: np.ndarray) -> np.ndarray:
         """The area of samples in which each image is so often (n, samples)."""
@@ -220,6 +221,10 @@ def _beaten(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, list[
     return negative, [least] if (least == most).all() else [least, most]
 
 
+def _area(negative: np.ndarray, bounds: list[np.ndarray]) -> float:
+    return sum(int(bound.sum()) for bound in bounds) / len(bounds) / (len(bounds[0]) * len(negative))
+
+
 def _areas_without_each(
     images: np.ndarray, positive: np.ndarray, repeats: Sequence[tuple[np.ndarray, list[np.ndarray]]]
 ) -> np.ndarray:
@@ -232,8 +237,9 @@ def _areas_without_each(
             pairs[negative] += (len(positive) - np.bincount(bound, minlength=negatives).cumsum()[:negatives]) / len(
                 bounds
             )
-    ours = len(positive) - np.isin(images, positive)
-    theirs = negatives - ~np.isin(images, positive)
+    is_positive = np.zeros(len(pairs), dtype=bool)
+    is_positive[positive] = True
+    ours, theirs = len(positive) - is_positive[images], negatives - ~is_positive[images]
     return (pairs[positive].sum() - pairs[images]) / (ours * theirs * len(repeats))
 
 
@@ -246,7 +252,7 @@ def _resampled(sample: np.ndarray, statistic: Statistic, resamples: int, seed: i
         lower, upper = _middles(len(sample), resamples, seed)
         return (sample[lower] + sample[upper]) / 2
     draws = _kept_draws if resamples * len(sample) <= _MOST_ELEMENTS else _draws
-    return np.concatenate([sample[drawn].mean(axis=-1) for drawn in draws(len(sample), resamples, seed)])
+    return np.concatenate([sample.take(drawn).mean(axis=-1) for drawn in draws(len(sample), resamples, seed)])
 
 
 def _draws(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -126,17 +126,20 @@ def thresholds(images: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
           direction  half_flip_strength  quadratic_strength  greatest_strength
         0      high                0.15               0.133                0.2
     """
-    rows, place = [], ["direction", "strength", "image"]
+    rows, either_sign = [], {}
     if "flipped" in curves:
-        either_sign = curves.groupby([name for name in (*place, "draw") if name in curves]).flipped.max()
-        either_sign = either_sign.groupby(place).mean()
+        place = [name for name in ("direction", "strength", "image", "draw") if name in curves]
+        flipped = curves.groupby(place).flipped.max().reset_index()
+        either_sign = {
+            (direction, strength): values.flipped.mean() for direction, strength, values in cell_values(flipped, images)
+        }
     for direction, of_direction in groupby(cell_values(curves, images), key=itemgetter(0)):
         strengths, flips, ratios = [0.0], [0.0], [1.0]
         for _, strength, values in of_direction:
             strengths.append(strength)
-            if "flipped" in curves:
-                flips.append(per_group(either_sign.loc[direction, strength], images).mean())
-            ratios.append(per_group(values.kl_ratio, images).dropna().median())
+            if either_sign:
+                flips.append(either_sign[direction, strength])
+            ratios.append(values.kl_ratio.dropna().median())
         known = np.flatnonzero(~np.isnan(ratios))
         tested, ratio = np.take(strengths, known), np.take(ratios, known)
         half = _first_reaches(np.array(strengths), np.array(flips), 0.5) if flips[1:] else np.nan
@@ -203,7 +206,8 @@ def error_ranking(
     }
     rows = []
     for name, score in scores.items():
-        truth, values = truth_and_scores(wrong, score.to_frame(), images)
+        of_images = score.reindex(wrong.index).to_numpy(dtype=float)[:, None, None]
+        truth, values = truth_and_scores(wrong, of_images, images)
         interval = auc_interval(truth, values, resamples=resamples, seed=seed)
         rows.append({"score": name, "auroc": interval.value, "errors": int(truth.sum())} | vars(interval))
     return pd.DataFrame(rows, columns=columns)

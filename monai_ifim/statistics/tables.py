@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -83,25 +83,26 @@ def curve_table(
         0      high       0.1       kl      mean    3.0      3
     """
     used = used_images(images)
+    scores: dict[Any, np.ndarray] = {}
     truth = _outputs(used, "truth")
+    if truth.notna().to_numpy().any():
+        scores = _repeated_scores(curves, truth.index)
+        if len((before := _outputs(used, "probability")).columns):
+            scores["unperturbed", 0.0] = before.to_numpy(dtype=float)[:, None]
+    unperturbed = used.filter(["image", *_UNPERTURBED]).assign(direction="unperturbed", strength=0.0)
     rows = []
-
-    def add(direction: str, strength: float, values: pd.DataFrame, scores: pd.DataFrame) -> None:
+    for direction, strength, values in (*cell_values(unperturbed, used), *cell_values(curves, used)):
         place = {"direction": direction, "strength": strength}
         for name, column, point in measured_endpoints(values.columns):
-            of_groups = per_group(values[column], used)
-            interval = bootstrap_interval(of_groups, cast(Statistic, point.statistic), resamples=resamples, seed=seed)
-            rows.append(place | {"endpoint": name, "statistic": point.statistic} | vars(interval))
-        if truth.notna().to_numpy().any() and len(scores.columns):
-            interval = auc_interval(*truth_and_scores(truth, scores, used), resamples=resamples, seed=seed)
-            statistic = {"endpoint": "auc", "statistic": ENDPOINTS["auc"].statistic}
-            rows.append(place | statistic | vars(interval))
-
-    unperturbed = used.filter(["image", *_UNPERTURBED]).assign(direction="unperturbed", strength=0.0)
-    for direction, strength, values in cell_values(unperturbed, used):
-        add(direction, strength, values, _outputs(used, "probability"))
-    for (direction, strength, values), scores in zip(cell_values(curves, used), _repeated_scores(curves)):
-        add(direction, strength, values, scores)
+            if column in _LABELLED and values[column].isna().all():
+                continue
+            statistic = cast(Statistic, point.statistic)
+            interval = bootstrap_interval(values[column], statistic, resamples=resamples, seed=seed)
+            rows.append(place | {"endpoint": name, "statistic": statistic} | vars(interval))
+        if (direction, strength) in scores:
+            known = truth_and_scores(truth, scores[direction, strength], used)
+            interval = auc_interval(*known, resamples=resamples, seed=seed)
+            rows.append(place | {"endpoint": "auc", "statistic": ENDPOINTS["auc"].statistic} | vars(interval))
     return pd.DataFrame(rows, columns=_CURVE_TABLE)
 
 
@@ -159,7 +160,10 @@ def cells(curves: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:
 
 
 def cell_values(curves: pd.DataFrame, images: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:
-    """Of each of the :func:`cells` one row an image: means of endpoints over draws and signs, and ``kl_ratio``."""
+    """Of each of the :func:`cells`, a row an image or patient: means of endpoints over draws and signs, ``kl_ratio``.
+
+    Images are averaged cell by cell and column by column: of sorted rows without NaN pandas rounds sums differently.
+    """
     columns = [column for _, column, _ in measured_endpoints(curves.columns)]
     values = curves.groupby(_PLACE)[columns].mean().astype(float)
     if {"kl", "kl_quadratic"} <= set(columns):
@@ -169,10 +173,14 @@ def cell_values(curves: pd.DataFrame, images: pd.DataFrame) -> Iterator[tuple[st
         if "clipped" in values:  # the prediction is that of the whole change
             above &= values.clipped == 0
         values["kl_ratio"] = values.kl / values.kl_quadratic.where(above)
-    for direction in curves.direction.unique():
-        for strength, found in values.loc[direction].groupby(level="strength"):
-            unknown = [name for name in _LABELLED if name in found and found[name].isna().all()]
-            yield direction, float(strength), found.droplevel("strength").drop(columns=unknown)
+    order = {direction: place for place, direction in enumerate(curves.direction.unique())}
+    found_in = dict(iter(values.groupby(_PLACE[:2])))
+    for direction, strength in sorted(found_in, key=lambda cell: (order[cell[0]], cell[1])):
+        found = found_in[direction, strength]
+        if "group" in images:
+            of_patients = found.groupby(_groups(found.index.get_level_values("image"), images).to_numpy(), sort=False)
+            found = pd.DataFrame({name: of_patients[name].mean() for name in found})
+        yield direction, float(strength), found
 
 
 def _outputs(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
@@ -181,30 +189,40 @@ def _outputs(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
     return table.set_index("image")[[f"{prefix}_{output}" for output in range(count)]]
 
 
-def _repeated_scores(curves: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Of each of the :func:`cells`, by image, the probability of each output in each draw, after either sign.
+def _repeated_scores(curves: pd.DataFrame, images: pd.Index) -> dict[Any, np.ndarray]:
+    """Of each of the :func:`cells`, by direction and strength, probabilities (images, repeats, outputs); NaN: none.
 
-    Outputs are in their order, and of signs the milder is the first: which sign of a direction is +1 is arbitrary for
-    each image, and must not decide with what it is compared.
+    A repeat is a draw with one of its signs, of which the milder is the first: which sign of a direction is +1 is
+    arbitrary for each image, and must not decide with what it is compared.
     """
-    probabilities = _outputs(curves, "probability").columns.to_list()
-    if "confidence_drop" in curves and probabilities:
-        curves = curves.reset_index(drop=True)
-        milder_first = curves.sort_values(["confidence_drop", "sign"])
-        curves = curves.assign(sign=milder_first.groupby([*_PLACE, "draw"]).cumcount())
-    for _, _, part in cells(curves.filter([*_PLACE, "draw", "sign", *probabilities])):
-        if probabilities:
-            yield part.pivot(index="image", columns=["draw", "sign"], values=probabilities)
-        else:
-            yield pd.DataFrame(index=part.image.unique())
+    probabilities = _outputs(curves, "probability")
+    if not len(probabilities.columns):
+        return {}
+    curves = curves.reset_index(drop=True)
+    sign = curves.sign
+    if "confidence_drop" in curves:
+        sign = curves.sort_values(["confidence_drop", "sign"]).groupby([*_PLACE, "draw"]).cumcount()
+    repeat = curves.groupby([curves.draw, sign]).ngroup().to_numpy()
+    image, numbers, scores = images.get_indexer(pd.Index(curves.image)), probabilities.to_numpy(dtype=float), {}
+    for cell, rows in curves.groupby(_PLACE[:2]).indices.items():
+        column, repeats = pd.factorize(repeat[rows])
+        found = np.full((len(images) + 1, len(repeats), numbers.shape[1]), np.nan)
+        found[image[rows], column] = numbers[rows]  # images that do not count share the last row, which goes
+        scores[cell] = found[:-1]
+    return scores
 
 
-def truth_and_scores(truth: pd.DataFrame, scores: pd.DataFrame, images: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays (n, outputs) and (n, repeats, outputs), averaged over the images of a patient with the same truth."""
-    outputs, repeats = truth.shape[1], scores.shape[1] // truth.shape[1]
-    table = pd.concat([truth, scores.set_axis(range(scores.shape[1]), axis=1)], axis=1, join="inner").dropna()
+def truth_and_scores(truth: pd.DataFrame, scores: np.ndarray, images: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays (n, outputs) and (n, repeats, outputs) without NaN, averaged over images of a patient with equal truth.
+
+    Before, of each image in the index of the truth, which is a column an output.
+    """
+    labels = truth.to_numpy(dtype=float)
+    known = ~np.isnan(labels).any(axis=1) & ~np.isnan(scores).any(axis=(1, 2))
+    labels, scores = labels[known], scores[known]
     if "group" in images:
-        labels = table[truth.columns].to_numpy().T
-        table = table.groupby([_groups(table.index, images).to_numpy(), *labels], sort=False).mean()
-    numbers = table.to_numpy(dtype=float)
-    return numbers[:, :outputs], numbers[:, outputs:].reshape(-1, outputs, repeats).swapaxes(1, 2)
+        patient = _groups(truth.index[known], images).to_numpy()
+        numbers = pd.DataFrame(np.column_stack([labels, scores.reshape(len(labels), scores[:1].size)]))
+        numbers = numbers.groupby([patient, *labels.T], sort=False).mean().to_numpy()
+        labels, scores = numbers[:, : labels.shape[1]], numbers[:, labels.shape[1] :].reshape(-1, *scores.shape[1:])
+    return labels, scores
