@@ -12,11 +12,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
-import torch
-
-from monai_ifim.model import Model
 
 
 def pytest_configure(config):
@@ -39,6 +35,9 @@ def pytest_collection():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """A test that draws without a seed of its own draws the same in each run, whatever ran before it."""
+    import numpy as np  # here, as what only hands tests to workers needs no torch
+    import torch
+
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  # the state that others draw from
     # torch.manual_seed notes for each kind of device that is not there who called: a third of what a small test takes
@@ -50,6 +49,7 @@ def pytest_runtest_setup():
 @pytest.fixture
 def tried_already(monkeypatch):
     """No trial passes, for tests that count the passes of a network: it is as if a trial had found nothing wrong."""
+    from monai_ifim.model import Model
 
     def found_nothing(model, images, verdict, replacements):
         verdict.changing, verdict.alone = (), True

@@ -45,7 +45,7 @@ def study(tmp_path_factory):
 
 
 def run(output):
-    main(["--short", "--processes", "1", "--output", str(output)])
+    main(["--short", "--processes", "1", "--output", str(output), "--data", str(output)])  # which has none
 
 
 def read(folder):

@@ -218,7 +218,7 @@ def striped(count, seed):
 def test_training_learns_and_adversarial_training_leaves_decisions_farther_from_the_boundary():
     test, median = striped(60, seed=1), {}
     for kind in KINDS:
-        network = train(small_network(1, 8, 2), striped(400, seed=0), kind=kind, steps=120)
+        network = train(small_network(1, 8, 2), striped(400, seed=0), kind=kind, steps=60)
         assert not network.training
         assert not any(weight.requires_grad for weight in network.parameters())
         assert (network(test.images).argmax(dim=1) == test.labels).double().mean() > 0.8
@@ -321,6 +321,7 @@ def folder(tmp_path_factory):
     options = ["--images", "8", "--steps", "5", "--seeds", "1", "--resamples", "20"]
     places = ["--output", str(folder / "out"), "--document", str(folder / "rivals.md")]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("study.rivals.predictors.rayleigh_quotients", partial(rayleigh_quotients, draws=5))
         patch.setattr("study.rivals.measure.LONGER", {"steps": 3, "restarts": 1})
         patch.setattr("study.rivals.predictors.clever_distance", partial(clever_distance, batches=1))  # no fit
         main(["--data", str(folder / "data"), *options, *places])
