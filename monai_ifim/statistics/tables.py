@@ -75,6 +75,9 @@ def curve_table(
         of each image more and the one that harms it less (of a patient's images with the same label, the probabilities
         are averaged). The direction ``unperturbed`` at strength 0 holds accuracy and area of all images that were used.
 
+    Raises:
+        ValueError: When the area is asked for and a change stands in the long table twice.
+
     Example:
         >>> curves = pd.DataFrame({"image": [0, 1, 2], "direction": "high", "strength": 0.1, "kl": [1.0, 2.0, 6.0]})
         >>> table = curve_table(pd.DataFrame({"image": [0, 1, 2]}), curves)
@@ -199,6 +202,8 @@ def _repeated_scores(curves: pd.DataFrame, images: pd.Index) -> dict[Any, np.nda
     if not len(probabilities.columns):
         return {}
     curves = curves.reset_index(drop=True)
+    if curves.duplicated([*_PLACE, "draw", "sign"]).any():
+        raise ValueError("The long table has several rows of the same image, direction, strength, draw and sign.")
     sign = curves.sign
     if "confidence_drop" in curves:
         sign = curves.sort_values(["confidence_drop", "sign"]).groupby([*_PLACE, "draw"]).cumcount()

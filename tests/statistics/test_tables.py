@@ -122,6 +122,11 @@ def test_each_number_of_the_curves_is_a_plain_mean_or_median(patients):
     assert row["count"] == (12 if patients else 23)
 
 
+def test_a_change_that_stands_in_the_long_table_twice_is_an_error():
+    with pytest.raises(ValueError, match="several rows of the same image, direction, strength, draw and sign"):
+        curve_table(IMAGES, pd.concat([CURVES, CURVES[:1]]))
+
+
 def test_the_curves_have_one_row_a_direction_strength_and_endpoint_with_the_interval_of_values_an_image():
     table = curve_table(IMAGES, CURVES, resamples=300, seed=4)
     assert list(table) == [*PLACE, "statistic", "value", "low", "high", "count", "degenerate"]
