@@ -34,7 +34,7 @@ DRAWING = [(kind, name, getattr(kind, name)) for kind, name in ((IFIMFigureHandl
 AS_ARRAY = pictures.as_array
 
 
-def blank(figure, *_):
+def blank(figure, dpi=100):
     """In place of the picture of a figure."""
     return np.zeros((int(figure.bbox.height), 1, 3), np.uint8)
 
