@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,7 @@ def _evaluate(network: nn.Module, images: int, classes: int, saver: bool, folder
     handlers = [ifim, IFIMSaver(ifim, output_dir=folder)] if saver else [ifim]
     loader = DataLoader(_Drawn(images, classes), batch_size=_BATCH)
     evaluator = SupervisedEvaluator(torch.device("cpu"), loader, network=network, val_handlers=handlers)
+    evaluator.logger = logging.getLogger(__name__)  # of its own, as ignite shares one among all evaluators
     evaluator.logger.setLevel("ERROR")
     start = time.perf_counter()
     evaluator.run()
