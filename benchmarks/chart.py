@@ -30,7 +30,7 @@ _STYLES = [
 
 
 def draw_speed(measured: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Ratios to the floor, a row for each method and a mark for each size: time at the left, memory at the right.
+    """Ratios to the floor, a row for each method and a mark for each size: time, and at the right memory if measured.
 
     Args:
         measured: records of sizes.
@@ -39,11 +39,13 @@ def draw_speed(measured: Sequence[Mapping[str, Any]], file: Path) -> None:
     known = {name for record in measured for name in record["methods"]} - {FLOOR}
     names = [name for name in METHODS if name in known][::-1]
     networks = list(dict.fromkeys(Cell.parse(record["cell"]).network for record in measured))
-    figure = Figure(figsize=(13, 1.8 + 0.42 * len(names)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for record in measured:
+    summaries = [summary(record) for record in measured]
+    memory = any(entry.get("memory_to_floor") is not None for numbers in summaries for entry in numbers.values())
+    figure = Figure(figsize=(13 if memory else 8, 1.8 + 0.42 * len(names)), layout="constrained")
+    axes = figure.subplots(1, 1 + memory, sharey=True, squeeze=False)[0]
+    for record, numbers in zip(measured, summaries):
         network = networks.index(Cell.parse(record["cell"]).network)
-        numbers, clock = summary(record), clock_of(record)
+        clock = clock_of(record)
         # marks of one network lie at one height, so that they do not hide those of another
         shift = 0.6 * ((network + 0.5) / len(networks) - 0.5)
         colour, marker = _STYLES[network % len(_STYLES)]
@@ -54,7 +56,7 @@ def draw_speed(measured: Sequence[Mapping[str, Any]], file: Path) -> None:
             time = entry[f"{clock}_to_floor"]
             axes[0].plot([time["least"], time["greatest"]], [row + shift] * 2, color=colour, linewidth=1)
             axes[0].plot(time["median"], row + shift, marker, color=colour, markersize=5)
-            if entry["memory_to_floor"] is not None:
+            if memory and entry["memory_to_floor"] is not None:
                 axes[1].plot(entry["memory_to_floor"], row + shift, marker, color=colour, markersize=5)
     for network, name in enumerate(networks):
         colour, marker = _STYLES[network % len(_STYLES)]
@@ -65,7 +67,7 @@ def draw_speed(measured: Sequence[Mapping[str, Any]], file: Path) -> None:
         axis.set(xscale="log", xlabel=title, ylim=(-0.6, len(names) - 0.4))
         axis.set_yticks(range(len(names)), [f"{name}\n({METHODS[name].yields})" for name in names], fontsize=8)
         axis.grid(alpha=0.25, which="both")
-    figure.legend(loc="outside upper center", ncols=max(1, len(networks)), frameon=False)
+    figure.legend(loc="outside upper center", ncols=min(len(networks) or 1, 7 if memory else 4), frameon=False)
     figure.savefig(file, dpi=110)
 
 
