@@ -18,7 +18,6 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from tests.integration.runs import command, run_all
-from tutorials import execute
 from tutorials.execute import NOTEBOOKS, SHORT, executed, machine_paths, main
 from tutorials.model_card import HEADING, TUTORIAL, fill, with_section
 
@@ -110,24 +109,24 @@ def test_a_run_has_a_folder_of_its_own_and_the_full_setting(tmp_path: Path, monk
     assert given.cells[0].outputs == []
 
 
-def test_main_writes_outputs_and_leaves_a_notebook_alone_that_fails_or_names_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    place = tmp_path / "notebook.ipynb"
-    nbformat.write(notebook_of("raise ValueError('no such luck')"), place)
-    before = place.read_bytes()
-    with pytest.raises(CellExecutionError, match="no such luck"):
-        main([str(place)])
-    assert place.read_bytes() == before
-    printed = notebook_of("...")
-    monkeypatch.setattr(execute, "executed", lambda notebook: printed)
-    printed.cells[0].outputs = [nbformat.v4.new_output("stream", text="/home/me")]
-    with pytest.raises(ValueError, match="/home/me"):
-        main([str(place)])
-    assert place.read_bytes() == before
-    printed.cells[0].outputs = [nbformat.v4.new_output("stream", text="2")]
-    main([str(place)])
-    assert read(place) == printed
+def test_main_writes_outputs_and_leaves_a_notebook_alone_that_fails_or_names_the_machine(tmp_path: Path):
+    for name, source in {
+        "good": "1 + 1",
+        "failing": "raise ValueError('no such luck')",
+        "telling": "print('/home/' + 'me')",
+    }.items():
+        nbformat.write(notebook_of(source), tmp_path / f"{name}.ipynb")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    main([str(tmp_path / "good.ipynb")])
+    assert read(tmp_path / "good.ipynb").cells[0].outputs[0].data == {"text/plain": "2"}
+    for name, (error, words) in {
+        "failing": (CellExecutionError, "no such luck"),
+        "telling": (ValueError, "/home/me"),
+    }.items():
+        path = tmp_path / f"{name}.ipynb"
+        with pytest.raises(error, match=words):
+            main([str(path)])
+        assert path.read_bytes() == before[path]
 
 
 @pytest.mark.parametrize(

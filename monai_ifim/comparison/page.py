@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import json
 from pathlib import Path
@@ -19,7 +18,7 @@ from monai_ifim.results import as_json
 from monai_ifim.statistics import COMPARED, LEAST_COUNT, LEAST_EQUIVALENT, compared_endpoint
 from monai_ifim.visualize import plot_differences, plot_verdicts
 from monai_ifim.visualize.alternatives import differences_text, verdicts_text
-from monai_ifim.visualize.page import render_page, write_together
+from monai_ifim.visualize.page import png_uri, render_page, write_together
 from monai_ifim.visualize.pictures import as_array, as_png
 from monai_ifim.visualize.wording import endpoint_words, is_segmented, subject
 
@@ -122,4 +121,4 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _picture(figure: Figure) -> str:
-    return f"data:image/png;base64,{base64.b64encode(as_png(as_array(figure, dpi=130))).decode()}"
+    return png_uri(as_png(as_array(figure, dpi=130)))

@@ -139,29 +139,21 @@ def products(left: Tensor, right: Tensor) -> Tensor:
     if left is right:
         for chunk in _chunks(left):
             _add_symmetric(total, chunk.double())
-        _mirror(total)
-    else:
-        for left_chunk, right_chunk in zip(_chunks(left), _chunks(right, len(left) * left.shape[1])):
-            total.baddbmm_(left_chunk.double(), right_chunk.double().mT)
+        below = total.tril()
+        return below + below.tril(-1).mT
+    for left_chunk, right_chunk in zip(_chunks(left), _chunks(right, len(left) * left.shape[1])):
+        total.baddbmm_(left_chunk.double(), right_chunk.double().mT)
     return total
 
 
 def _add_symmetric(total: Tensor, rows: Tensor) -> None:
-    """Add ``rows @ rows^T`` (B, m, m), without what :func:`_mirror` can fill in."""
+    """Add ``rows @ rows^T`` (B, m, m), of many rows without most of what is above the diagonal."""
     if (half := rows.shape[1] // 2) < _SYMMETRIC_COLUMNS // 2:
         total.baddbmm_(rows, rows.mT)
         return
     total[:, half:, :half].baddbmm_(rows[:, half:], rows[:, :half].mT)
     _add_symmetric(total[:, :half, :half], rows[:, :half])
     _add_symmetric(total[:, half:, half:], rows[:, half:])
-
-
-def _mirror(total: Tensor) -> None:
-    if (half := total.shape[1] // 2) < _SYMMETRIC_COLUMNS // 2:
-        return
-    total[:, :half, half:] = total[:, half:, :half].mT
-    _mirror(total[:, :half, :half])
-    _mirror(total[:, half:, half:])
 
 
 def _chunks(values: Tensor, rows: int | None = None) -> Iterator[Tensor]:

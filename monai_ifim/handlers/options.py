@@ -333,7 +333,7 @@ FIGURE_OPTIONS: dict[str, str] = {
     "TensorBoardStatsHandler (or StatsHandler), without one the epoch. Where the evaluator is run by hand, its epoch "
     "is always 1.",
     "figure_interval": "draw at every n-th evaluation, the first included, or with 'best' at those whose key metric is "
-    "the best so far (at all where there is no key metric); scalars are written at each.",
+    "the best so far (at each where there is no key metric); scalars are written at each.",
 }
 SAVER_OPTIONS: dict[str, str] = {
     "ifim": FIGURE_OPTIONS["ifim"],
@@ -344,7 +344,7 @@ SAVER_OPTIONS: dict[str, str] = {
     "'dicom' as Parametric Maps with the patient's identity, on the grid of the DICOM series from which the image was "
     "read (as NIfTI where there is none); false not at all.",
     "figure_interval": "draw at every n-th evaluation, the first included, or with 'best' at those whose key metric is "
-    "the best so far (at all where there is no key metric). In between the folder keeps its figures, and summary.json "
+    "the best so far (at each where there is no key metric). In between the folder keeps its figures, and summary.json "
     "and the report say of which epoch they are; all else is written at each.",
 }
 

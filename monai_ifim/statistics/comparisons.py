@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from scipy.stats import wilcoxon
 from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.statistics.intervals import DEFAULT_RESAMPLES, bootstrap_interval, holm
 from monai_ifim.statistics.tables import pairs, per_group, values_at
+
+_Values = TypeVar("_Values", pd.Series, np.ndarray)
 
 _COMPARISON = ["direction", "control", "strength", "endpoint", "count"]
 _COMPARISON += ["median_difference", "difference_low", "difference_high"]
@@ -33,7 +36,10 @@ def coupling(
         >>> coupling(frame, pd.Series({0: 0.0}), 0.03, "transfer").round(6).to_list()
         [2.0]
     """
-    return _log_ratio(pairs(_by_direction(frame, strength, "kl"), direction, control), noise_floor)
+    both = pairs(_by_direction(frame, strength, "kl"), direction, control).join(
+        noise_floor.rename("floor"), how="inner"
+    )
+    return _log_ratio(both.direction, both.control, both.floor)
 
 
 def censored(frame: pd.DataFrame, noise_floor: pd.Series, strength: float, control: str = "low_matched") -> float:
@@ -99,7 +105,7 @@ def compare_directions(
         both = ~np.isnan(ours) & ~np.isnan(theirs)
         with np.errstate(invalid="ignore", divide="ignore"):
             changes = ours - theirs
-            ratios = np.log10((ours + floor) / (theirs + floor)) if endpoint == "kl" else np.full(len(ours), np.nan)
+            ratios = _log_ratio(ours, theirs, floor) if endpoint == "kl" else np.full(len(ours), np.nan)
         changes, ratios = (per_group(pd.Series(of[both], values.index[both]), images) for of in (changes, ratios))
         difference = bootstrap_interval(changes, "median", resamples=resamples, seed=seed)
         ratio = bootstrap_interval(ratios, "median", resamples=resamples, seed=seed)
@@ -118,6 +124,5 @@ def _by_direction(frame: pd.DataFrame, strength: float, column: str) -> pd.DataF
     return values_at(frame, strength, [column])[column].unstack("direction")
 
 
-def _log_ratio(both: pd.DataFrame, noise_floor: pd.Series) -> pd.Series:
-    both = both.join(noise_floor.rename("floor"), how="inner")
-    return np.log10((both.direction + both.floor) / (both.control + both.floor))
+def _log_ratio(ours: _Values, theirs: _Values, floor: _Values) -> _Values:
+    return np.log10((ours + floor) / (theirs + floor))

@@ -220,7 +220,7 @@ def _repeated_scores(curves: pd.DataFrame, images: pd.Index) -> dict[Any, np.nda
 def truth_and_scores(truth: pd.DataFrame, scores: np.ndarray, images: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Arrays (n, outputs) and (n, repeats, outputs) without NaN, averaged over images of a patient with equal truth.
 
-    Before, of each image in the index of the truth, which is a column an output.
+    The truth has a row an image and a column an output; the scores (images, repeats, outputs) are of the same rows.
     """
     labels = truth.to_numpy(dtype=float)
     known = ~np.isnan(labels).any(axis=1) & ~np.isnan(scores).any(axis=(1, 2))

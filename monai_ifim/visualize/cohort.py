@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from monai_ifim.statistics.cohort import (
 from monai_ifim.statistics.strata import level_table, levels_differ
 from monai_ifim.visualize import wording
 from monai_ifim.visualize.maps import plot_maps
-from monai_ifim.visualize.page import check_page, write_as_a_whole, write_page
+from monai_ifim.visualize.page import check_page, png_uri, write_as_a_whole, write_page
 from monai_ifim.visualize.pictures import as_array, as_png
 
 # Chance of a false alarm.
@@ -475,4 +474,4 @@ def _as_level(value: Any) -> str:
 
 
 def _as_uri(figure: Any) -> str:
-    return f"data:image/png;base64,{base64.b64encode(as_png(as_array(figure))).decode()}"
+    return png_uri(as_png(as_array(figure)))

@@ -21,6 +21,11 @@ from monai_ifim.perturbation import ENDPOINTS
 from monai_ifim.visualize import wording
 
 
+def png_uri(png: bytes) -> str:
+    """A PNG file as the address of a picture inside the page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
 def check_page(output: Path) -> None:
     """Refuse a place where no page can be written.
 

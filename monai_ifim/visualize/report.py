@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from monai_ifim.results import ResultTables, read_at_once, read_tables
 from monai_ifim.statistics import MARGINS, bootstrap_interval, breaking_points, per_group
 from monai_ifim.visualize import alternatives, wording
 from monai_ifim.visualize.finding import finding
-from monai_ifim.visualize.page import check_page, write_page
+from monai_ifim.visualize.page import check_page, png_uri, write_page
 from monai_ifim.visualize.style import direction_styles
 from monai_ifim.visualize.viewer import VIEWERS
 
@@ -331,4 +330,4 @@ def _picture(file: Path) -> str | None:
     data = file.read_bytes()
     if not data.startswith(_PNG):
         raise ValueError(f"{file} is not a PNG picture. Let IFIMSaver write the folder again.")
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return png_uri(data)

@@ -24,9 +24,10 @@ def along_one_axis():
     """Whether MONAI has a Hausdorff distance there; older versions have none."""
     ends = torch.eye(4).view(4, 1, 4)
     try:
-        return bool(compute_hausdorff_distance(ends[:1], ends[3:], include_background=True) == 3)
+        compute_hausdorff_distance(ends[:1], ends[3:], include_background=True)
     except RuntimeError:
         return False
+    return True
 
 
 ONE_AXIS = pytest.mark.skipif(not along_one_axis(), reason="this MONAI has no Hausdorff distance along one axis")
